@@ -1,0 +1,1 @@
+"""Flax NNX modules: each holds parameters and calls kernels."""
