@@ -1,1 +1,30 @@
 """Flax NNX modules: each holds parameters and calls kernels."""
+
+from jaxattn.nn.attention import Attention
+from jaxattn.nn.cross_correlation import CrossCorrelation
+from jaxattn.nn.energy_gated import EnergyGated
+from jaxattn.nn.mechanism import AttentionFn, Mechanism, MechanismModule
+from jaxattn.nn.parameters import logical_axes
+from jaxattn.nn.positions import LearnedPositions, MorletPositionalEncoding, SinusoidalPositions
+from jaxattn.nn.softmax import Softmax
+from jaxattn.nn.spelling import parse_mechanism
+from jaxattn.nn.transformer import MLP, Decoder, Encoder, TransformerBlock
+
+__all__ = [
+    "MLP",
+    "Attention",
+    "AttentionFn",
+    "CrossCorrelation",
+    "Decoder",
+    "Encoder",
+    "EnergyGated",
+    "LearnedPositions",
+    "Mechanism",
+    "MechanismModule",
+    "MorletPositionalEncoding",
+    "SinusoidalPositions",
+    "Softmax",
+    "TransformerBlock",
+    "logical_axes",
+    "parse_mechanism",
+]

@@ -1,0 +1,161 @@
+"""Multi-head attention with any mechanism inside."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxattn.nn.mechanism import Mechanism
+from jaxattn.nn.parameters import Initializer
+from jaxattn.nn.softmax import Softmax
+from jaxattn.positions import rotary
+
+DEFAULT_INIT = nnx.initializers.lecun_normal()
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention: project, rotate if asked, attend by `mechanism`, project back.
+
+    Args:
+        num_heads: query heads N.
+        in_features: width D of the input.
+        mechanism: what happens between the projections, e.g. `Softmax()` or `EnergyGated()`.
+        num_kv_heads: key/value heads K, a divisor of N; None for N.
+        head_dim: width H of a head; None for D / N.
+        out_features: width of the output; None for D.
+        rotary_base: rotate queries and keys with this base (10000 is usual); None for no rotation.
+        use_bias: whether the projections have offsets.
+        kernel_init: initial values of the query, key and value projections.
+        out_init: initial values of the output projection.
+        dtype: dtype of the computation; None follows the inputs and parameters.
+        param_dtype: dtype of the parameters.
+        rngs: random streams for the initial values.
+
+    Raises:
+        ValueError: N is no multiple of K, or D of N when head_dim is None.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxattn.nn import Attention, EnergyGated
+        >>> attention = Attention(4, 32, mechanism=EnergyGated(), num_kv_heads=2, rngs=nnx.Rngs(0))
+        >>> attention(jnp.ones((2, 10, 32)), is_causal=True).shape
+        (2, 10, 32)
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        in_features: int,
+        *,
+        mechanism: Mechanism | None = None,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        out_features: int | None = None,
+        rotary_base: float | None = None,
+        use_bias: bool = True,
+        kernel_init: Initializer = DEFAULT_INIT,
+        out_init: Initializer = DEFAULT_INIT,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        if num_kv_heads < 1 or num_heads % num_kv_heads:
+            raise ValueError(f"num_kv_heads must divide num_heads = {num_heads}; got {num_kv_heads}.")
+        if head_dim is None:
+            if in_features % num_heads:
+                raise ValueError(
+                    f"in_features must be a multiple of num_heads = {num_heads} unless head_dim is given; "
+                    f"got {in_features}."
+                )
+            head_dim = in_features // num_heads
+        self.num_kv_heads = num_kv_heads
+        self.rotary_base = rotary_base
+
+        def project(heads: int, name: str) -> nnx.LinearGeneral:
+            return nnx.LinearGeneral(
+                in_features,
+                (heads, head_dim),
+                use_bias=use_bias,
+                kernel_init=kernel_init,
+                kernel_metadata={"axes": ("embed", name, "head_dim")},
+                bias_metadata={"axes": (name, "head_dim")},
+                dtype=dtype,
+                param_dtype=param_dtype,
+                rngs=rngs,
+            )
+
+        self.query = project(num_heads, "heads")
+        self.key = project(num_kv_heads, "kv_heads")
+        self.value = project(num_kv_heads, "kv_heads")
+        self.out = nnx.LinearGeneral(
+            (num_heads, head_dim),
+            out_features or in_features,
+            axis=(-2, -1),
+            use_bias=use_bias,
+            kernel_init=out_init,
+            kernel_metadata={"axes": ("heads", "head_dim", "embed")},
+            bias_metadata={"axes": ("embed",)},
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        self.mechanism = (mechanism or Softmax()).build(num_heads, head_dim, in_features, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        *,
+        mask: Bool[Array, "B T"] | None = None,
+        attention_mask: Bool[Array, "#B #N #T #T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        positions: Int[Array, "*#B T"] | None = None,
+        is_causal: bool = False,
+    ) -> Float[Array, "B T _"]:
+        """Attends over the whole sequence.
+
+        Args:
+            x: the layer input.
+            mask: True at real tokens; padding is neither attended nor counted in any statistic.
+            attention_mask: which (query, key) pairs may meet.
+            segment_ids: tokens meet only within their segment (packing).
+            positions: positions in tokens for the rotation; None for 0 to T − 1.
+            is_causal: a token meets only itself and earlier tokens.
+        """
+        query, key, value = self._project(x, positions)
+        out = self.mechanism(
+            query,
+            key,
+            value,
+            inputs=x,
+            mask=mask,
+            attention_mask=attention_mask,
+            segment_ids=segment_ids,
+            is_causal=is_causal,
+        )
+        return self.out(out)
+
+    def init_state(self, batch: int, max_length: int, dtype: Any = jnp.float32) -> dict[str, Any]:
+        """The decoding state for `batch` sequences of at most `max_length` tokens."""
+        return {
+            "mechanism": self.mechanism.init_state(batch, max_length, self.num_kv_heads, dtype),
+            "position": jnp.zeros((), jnp.int32),
+        }
+
+    def step(
+        self, state: dict[str, Any], x: Float[Array, "B T D"]
+    ) -> tuple[dict[str, Any], Float[Array, "B T _"]]:
+        """Attends causally from T new tokens to all so far: the same result as the whole pass with is_causal."""
+        positions = state["position"] + jnp.arange(x.shape[1])
+        query, key, value = self._project(x, positions)
+        mechanism, out = self.mechanism.step(state["mechanism"], query, key, value, inputs=x)
+        return {"mechanism": mechanism, "position": state["position"] + x.shape[1]}, self.out(out)
+
+    def _project(self, x: Array, positions: Array | None) -> tuple[Array, Array, Array]:
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        if self.rotary_base is not None:
+            query = rotary(query, positions, base=self.rotary_base)
+            key = rotary(key, positions, base=self.rotary_base)
+        return query, key, value

@@ -1,0 +1,133 @@
+"""Absolute position encodings as modules that are added to the token embedding."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxattn._checks import check_choice
+from jaxattn.nn.parameters import parameter
+from jaxattn.positions import morlet_encoding, morlet_init, sinusoidal_encoding
+
+
+class _Table(nnx.Module):
+    """Adds row p of a table to the embedding at position p."""
+
+    length: int
+
+    def table(self) -> Float[Array, "L D"]:
+        """The encodings of positions 0 to length − 1."""
+        raise NotImplementedError("a subclass computes the table")
+
+    def __call__(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "*#B T"] | None = None
+    ) -> Float[Array, "B T D"]:
+        """x plus the encoding of its positions.
+
+        Args:
+            x: token embeddings.
+            positions: positions in tokens, each below `length`; None for 0 to T − 1. A traced position beyond
+                `length` gives NaN, since no error can be raised then.
+
+        Raises:
+            ValueError: `positions` is None and x is longer than `length`.
+        """
+        table = self.table().astype(x.dtype)
+        if positions is not None:
+            return x + table.at[positions].get(mode="fill", fill_value=jnp.nan)
+        if x.shape[1] > self.length:
+            raise ValueError(f"x must have at most {self.length} positions; got {x.shape[1]}.")
+        return x + table[: x.shape[1]]
+
+
+class LearnedPositions(_Table):
+    """One learned vector a position.
+
+    Args:
+        length: number of positions.
+        features: width D.
+        std: standard deviation of the initial values.
+        param_dtype: dtype of the parameters.
+        rngs: random streams for the initial values.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxattn.nn import LearnedPositions
+        >>> LearnedPositions(16, 8, rngs=nnx.Rngs(0))(jnp.zeros((1, 5, 8))).shape
+        (1, 5, 8)
+    """
+
+    def __init__(
+        self, length: int, features: int, *, std: float = 0.02, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
+    ):
+        self.length = length
+        init = nnx.initializers.normal(std)
+        self.embedding = parameter(init, rngs.params(), (length, features), ("length", "embed"), param_dtype)
+
+    def table(self) -> Float[Array, "L D"]:
+        """The learned table."""
+        return self.embedding[...]
+
+
+class SinusoidalPositions(_Table):
+    """The fixed sinusoidal encoding; see `jaxattn.sinusoidal_encoding`.
+
+    Args:
+        length: number of positions.
+        features: width D.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxattn.nn import SinusoidalPositions
+        >>> SinusoidalPositions(16, 8)(jnp.zeros((1, 5, 8))).shape
+        (1, 5, 8)
+    """
+
+    def __init__(self, length: int, features: int):
+        self.length = length
+        self.features = features
+
+    def table(self) -> Float[Array, "L D"]:
+        """The encodings, computed anew (a constant under jit)."""
+        return sinusoidal_encoding(self.length, self.features)
+
+
+class MorletPositionalEncoding(_Table):
+    """Waves under learned Gaussian windows; see `jaxattn.morlet_encoding`.
+
+    Args:
+        length: number of positions.
+        features: width D, even.
+        center: "origin" puts every window at position 0, as published, so that all but the first few positions
+            start with an encoding near 0; "learned" spreads learned centres over the positions.
+
+    Raises:
+        ValueError: an unknown `center`, or an odd width.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxattn.nn import MorletPositionalEncoding
+        >>> MorletPositionalEncoding(16, 8, center="learned")(jnp.zeros((1, 5, 8))).shape
+        (1, 5, 8)
+
+    Reference: arXiv 2606.01258, Morlet positional encoding.
+    """
+
+    def __init__(self, length: int, features: int, *, center: str = "origin"):
+        check_choice("center", center, ("origin", "learned"))
+        self.length = length
+        start = morlet_init(features, length, center=center)
+
+        def kept(value: Array) -> nnx.Param:
+            return nnx.Param(value, axes=(None,))
+
+        self.log_omega = kept(start.log_omega)
+        self.log_sigma = kept(start.log_sigma)
+        self.center = nnx.data(None if start.center is None else kept(start.center))
+
+    def table(self) -> Float[Array, "L D"]:
+        """The encodings of positions 0 to length − 1."""
+        center = None if self.center is None else self.center[...]
+        return morlet_encoding(self.length, self.log_omega[...], self.log_sigma[...], center=center)

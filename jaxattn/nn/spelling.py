@@ -1,0 +1,54 @@
+"""One spelling of every mechanism, for configs and the command line."""
+
+from jaxattn.nn.cross_correlation import CrossCorrelation
+from jaxattn.nn.energy_gated import EnergyGated
+from jaxattn.nn.mechanism import Mechanism
+from jaxattn.nn.softmax import Softmax
+
+# A new mechanism adds one line: its first word, and what makes it from the words after the colons.
+SPELLINGS = {
+    "softmax": lambda: Softmax(),
+    "lags": lambda lags="8": CrossCorrelation(lags=int(lags)),
+}
+GATES = {"running": "running", "prefix": "prefix", "none": None, "sequence": "sequence"}
+ACCEPTED = (
+    f"accepted: {', '.join(SPELLINGS)} (as in 'softmax' or 'lags:8'), each with +gate or "
+    f"+gate={'|'.join(GATES)}"
+)
+
+
+def parse_mechanism(text: str, *, allow_leak: bool = False) -> Mechanism:
+    """The mechanism that `text` spells, such as "softmax", "lags:8" or "softmax+gate=running".
+
+    Args:
+        text: a mechanism's name, its numbers after colons, and optionally `+gate` (running statistics) or
+            `+gate=running|prefix|none|sequence`.
+        allow_leak: passed to the gate; "sequence" in a causal model needs it.
+
+    Returns:
+        The frozen dataclass that describes the mechanism.
+
+    Raises:
+        ValueError: an unknown name or a malformed number, with the accepted spellings.
+
+    Example:
+        >>> from jaxattn.nn import parse_mechanism
+        >>> parse_mechanism("lags:4+gate=none")
+        EnergyGated(inner=CrossCorrelation(lags=4, implementation=None), normalization=None, allow_leak=False)
+    """
+    base, *additions = text.strip().split("+")
+    name, *numbers = base.split(":")
+    if name not in SPELLINGS:
+        raise ValueError(f"attention {text!r} is not known; {ACCEPTED}.")
+    try:
+        mechanism = SPELLINGS[name](*numbers)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"attention {text!r} is malformed ({error}); {ACCEPTED}.") from error
+    for addition in additions:
+        word, _, normalization = addition.partition("=")
+        if word != "gate" or (normalization or "running") not in GATES:
+            raise ValueError(f"attention {text!r}: {'+' + addition!r} is not known; {ACCEPTED}.")
+        mechanism = EnergyGated(
+            inner=mechanism, normalization=GATES[normalization or "running"], allow_leak=allow_leak
+        )
+    return mechanism
