@@ -1,1 +1,14 @@
 """Position encodings as pure functions."""
+
+from jaxattn.positions.morlet import MorletParameters, morlet_encoding, morlet_init, morlet_window
+from jaxattn.positions.rotary import rotary
+from jaxattn.positions.sinusoidal import sinusoidal_encoding
+
+__all__ = [
+    "MorletParameters",
+    "morlet_encoding",
+    "morlet_init",
+    "morlet_window",
+    "rotary",
+    "sinusoidal_encoding",
+]
