@@ -1,0 +1,70 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxattn.nn import Decoder, Encoder, LearnedPositions, MorletPositionalEncoding, SinusoidalPositions
+
+
+def test_encoder_ignores_padding():
+    encoder = Encoder(2, 16, 4, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (2, 6, 16))
+    padded = jnp.concatenate([x, jnp.full((2, 4, 16), 100.0)], axis=1)
+    mask = jnp.broadcast_to(jnp.arange(10) < 6, (2, 10))
+    np.testing.assert_allclose(encoder(padded, mask=mask)[:, :6], encoder(x), atol=1e-5)
+
+
+def test_packed_segments_do_not_meet():
+    decoder = Decoder(2, 16, 4, rotary_base=10000.0, rngs=nnx.Rngs(0))
+    a, b = jax.random.normal(jax.random.key(0), (2, 1, 5, 16))
+    packed = decoder(
+        jnp.concatenate([a, b], axis=1),
+        segment_ids=jnp.array([[0] * 5 + [1] * 5]),
+        positions=jnp.array([[*range(5), *range(5)]]),
+    )
+    np.testing.assert_allclose(packed, jnp.concatenate([decoder(a), decoder(b)], axis=1), atol=1e-5)
+
+
+def test_dropout_needs_a_stream_and_changes_the_output():
+    encoder = Encoder(1, 16, 4, dropout=0.5, rngs=nnx.Rngs(0))
+    x = jnp.ones((1, 4, 16))
+    first = encoder(x, deterministic=False, rngs=nnx.Rngs(dropout=0))
+    again = encoder(x, deterministic=False, rngs=nnx.Rngs(dropout=0))
+    other = encoder(x, deterministic=False, rngs=nnx.Rngs(dropout=1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
+
+
+def test_modules_are_plain_trees():
+    """Split, mapped over as a pytree and merged again, the module is the same; nothing is shared."""
+    decoder = Decoder(2, 16, 4, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(decoder)
+    doubled = nnx.merge(graph, jax.tree.map(lambda leaf: 2 * leaf, state))
+    np.testing.assert_allclose(doubled.blocks[1].mlp.up.kernel, 2 * decoder.blocks[1].mlp.up.kernel)
+    leaves = jax.tree.leaves(state)
+    assert len({id(leaf) for leaf in leaves}) == len(leaves)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        LearnedPositions(6, 8, rngs=nnx.Rngs(0)),
+        SinusoidalPositions(6, 8),
+        MorletPositionalEncoding(6, 8),
+        MorletPositionalEncoding(6, 8, center="learned"),
+    ],
+    ids=lambda m: type(m).__name__,
+)
+def test_positions_add_rows_of_their_table(module, no_typecheck):
+    x = jnp.zeros((2, 4, 8))
+    np.testing.assert_allclose(module(x)[0], module.table()[:4], atol=1e-6)
+    np.testing.assert_allclose(module(x, jnp.array([5, 0, 2, 2]))[1], module.table()[jnp.array([5, 0, 2, 2])])
+    assert jnp.isnan(module(x, jnp.array([0, 1, 2, 6]))[:, 3]).all()
+    with pytest.raises(ValueError, match="at most 6 positions; got 7"):
+        module(jnp.zeros((1, 7, 8)))
+
+
+def test_unknown_center():
+    with pytest.raises(ValueError, match="center must be one of 'origin', 'learned'; got 'middle'"):
+        MorletPositionalEncoding(6, 8, center="middle")

@@ -1,0 +1,35 @@
+"""Every example in a docstring runs, and every public name has one."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import jaxattn
+
+MODULES = sorted(m.name for m in pkgutil.walk_packages(jaxattn.__path__, "jaxattn."))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_run(name):
+    module = importlib.import_module(name)
+    failures, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    assert failures == 0
+
+
+def _public():
+    for package in (jaxattn, jaxattn.kernels, jaxattn.positions, jaxattn.nn, jaxattn.models):
+        for name in package.__all__:
+            yield pytest.param(getattr(package, name), id=f"{package.__name__}.{name}")
+
+
+@pytest.mark.parametrize("thing", _public())
+def test_public_functions_are_documented(thing):
+    if not callable(thing):
+        pytest.skip("a constant or a module") if not inspect.ismodule(thing) else None
+        return
+    text = inspect.getdoc(thing) or ""
+    assert ">>>" in text or not inspect.isfunction(thing), "no runnable example"
+    assert text.splitlines()[0].strip(), "no summary line"
