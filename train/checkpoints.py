@@ -1,0 +1,179 @@
+"""Checkpoints of a run, through Orbax: written in the background, the newest few and the best kept.
+
+A step folder holds three items: `params`, `optimizer` (moments, step counts) and `record`, a JSON of everything
+else (configuration, vocabulary, place in the data, metrics so far). A folder appears under its name only when it
+is complete, so a killed run leaves no half-written checkpoint behind.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from train.errors import TrainingFailed, UserError
+from train.loop import TrainState
+
+FOLDER = "checkpoints"
+METRIC = "val_loss"
+
+
+class Checkpoints:
+    """The checkpoints in one folder."""
+
+    def __init__(self, folder: Path, *, keep: int = 1, read_only: bool = False):
+        """Opens the folder.
+
+        Args:
+            folder: holds one subfolder a step; made when it is missing.
+            keep: newest steps to keep; the best by validation loss stays as well.
+            read_only: change nothing on disk.
+        """
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self.folder = folder.resolve()
+        policy = preservation_policy.AnyPreservationPolicy(
+            [
+                preservation_policy.LatestN(keep),
+                preservation_policy.BestN(
+                    n=1, get_metric_fn=_metric, reverse=True, keep_checkpoints_without_metrics=False
+                ),
+            ]
+        )
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                # best_fn makes Orbax write the metrics; what is kept is decided by the policy alone.
+                best_fn=_metric,
+                best_mode="min",
+                preservation_policy=policy,
+                cleanup_tmp_directories=not read_only,
+                create=not read_only,
+                read_only=read_only,
+            ),
+        )
+
+    def steps(self) -> list[int]:
+        """The steps that can be restored, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The step with the least validation loss, or the newest where none was evaluated."""
+        best = self._manager.best_step()
+        return best if best is not None else max(self.steps(), default=None)
+
+    def save(
+        self, step: int, state: TrainState, record: dict[str, Any], val_loss: float | None = None
+    ) -> None:
+        """Starts to write a checkpoint; returns as soon as the arrays are copied.
+
+        Args:
+            step: updates made; nothing happens if it is there already.
+            state: arrays, all finite.
+            record: JSON-able.
+            val_loss: decides which checkpoint is the best; None for one that was not evaluated.
+        """
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                optimizer=ocp.args.StandardSave(_optimizer_part(state)),
+                record=ocp.args.JsonSave(record),
+            ),
+            metrics=None if val_loss is None else {METRIC: val_loss},
+            force=True,
+        )
+
+    def wait(self) -> None:
+        """Returns when everything is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and closes."""
+        self.wait()
+        self._manager.close()
+
+    def record(self, step: int) -> dict[str, Any]:
+        """The JSON part of a checkpoint.
+
+        Raises:
+            TrainingFailed: it cannot be read.
+        """
+        return self._restore(step, record=ocp.args.JsonRestore())["record"]
+
+    def params(self, step: int, target: Any) -> Any:
+        """The parameters alone, placed as `target` (shape structs with shardings) says.
+
+        Raises:
+            TrainingFailed: they cannot be read.
+        """
+        return self._restore(step, params=ocp.args.StandardRestore(target))["params"]
+
+    def state(self, step: int, target: TrainState) -> TrainState:
+        """The whole training state, placed as `target` (shape structs with shardings) says.
+
+        The devices may be others than those it was saved from.
+
+        Raises:
+            TrainingFailed: it cannot be read.
+        """
+        parts = self._restore(
+            step,
+            params=ocp.args.StandardRestore(target.params),
+            optimizer=ocp.args.StandardRestore(_optimizer_part(target)),
+        )
+        return TrainState(params=parts["params"], **parts["optimizer"])
+
+    def delete_after(self, step: int) -> None:
+        """Deletes every later checkpoint."""
+        for later in [s for s in self.steps() if s > step]:
+            self._manager.delete(later)
+
+    def set_aside(self, step: int) -> Path:
+        """Renames a step folder that cannot be read, so that nothing trips over it and nothing is lost."""
+        source = self.folder / str(step)
+        target = self.folder.parent / f"{self.folder.name}-unreadable" / str(step)
+        if jax.process_index() == 0:
+            target.parent.mkdir(exist_ok=True)
+            number = 1
+            while target.exists():
+                target, number = target.with_name(f"{step}-{number}"), number + 1
+            source.rename(target)
+        self._manager.reload()
+        return target
+
+    def _restore(self, step: int, **items: Any) -> Any:
+        # Orbax reports damage as whatever error the damaged part causes (missing file, bad JSON, failed checksum).
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise TrainingFailed(
+                f"the checkpoint {self.folder / str(step)} cannot be read ({reason})"
+            ) from error
+
+
+def find(path: str) -> Path:
+    """The checkpoints folder that a user means: a run folder, or its subfolder `checkpoints`.
+
+    Raises:
+        UserError: there is none.
+    """
+    given = Path(path)
+    for folder in (given / FOLDER, given):
+        if folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir() if child.is_dir()):
+            return folder
+    if not given.exists():
+        raise UserError(f"no such folder: {path}.")
+    raise UserError(f"{path} holds no checkpoint; give a run folder such as runs/charlm-demo.")
+
+
+def _metric(metrics: Any) -> float:
+    return metrics[METRIC]
+
+
+def _optimizer_part(state: TrainState) -> dict[str, Any]:
+    return {"opt_state": state.opt_state, "step": state.step, "failed": state.failed}

@@ -1,0 +1,245 @@
+"""What `charlm` can be told: frozen dataclasses whose field docstrings are the text of --help."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from train.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The model."""
+
+    attention: str = "softmax+gate=running"
+    """Mechanism: softmax, lags:8, softmax+gate=running|prefix|none|sequence."""
+    positions: str = "learned"
+    """none, learned, sinusoidal, rotary, morlet or morlet:learned."""
+    num_layers: int = 4
+    """Transformer blocks."""
+    num_heads: int = 4
+    """Attention heads; must divide --features."""
+    features: int = 128
+    """Width of the residual stream."""
+    context_length: int = 128
+    """Characters the model sees at once."""
+    dropout: float = 0.0
+    """Probability of dropping an activation while training."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the computation (parameters stay float32); auto is bfloat16 on accelerators, float32 on CPU."""
+    allow_leak: bool = False
+    """Allow gate=sequence in this causal model: it sees later characters (only to re-run the paper)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The text."""
+
+    corpus: Literal["reference", "tinyshakespeare"] = "reference"
+    """reference ships with Python and needs no network; tinyshakespeare is downloaded once and checked."""
+    text_file: str | None = None
+    """Train on this UTF-8 file instead of a named corpus."""
+    data_path: str | None = None
+    """Where tinyshakespeare.txt lies (file or folder), instead of JAXATTN_DATA, the cache or a download."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up, cosine decay to zero and clipping."""
+
+    steps: int = 1000
+    """Updates in all; the cosine ends here."""
+    batch_size: int = 16
+    """Windows per update, over all devices and micro-batches."""
+    accumulate: int = 1
+    """Micro-batches per update: the same gradient in less memory."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    warmup: int = 100
+    """Steps of linear warm-up from zero."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.95
+    """Decay of the second moment."""
+    weight_decay: float = 0.1
+    """On matrices only; norms, biases, gate and Morlet parameters are left alone."""
+    clip: float = 1.0
+    """Largest global norm of the gradient."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured, how often, and the report at the end."""
+
+    eval_every: int = 100
+    """Steps between evaluations; each is followed by a checkpoint."""
+    eval_windows: int | None = 64
+    """Evenly spaced validation windows per evaluation; None takes all. The report at the end takes all."""
+    prefix_windows: int = 4
+    """Windows on which the loss is also taken prefix by prefix, as generation sees them; 0 skips it."""
+    log_every: int = 10
+    """Steps between metric records."""
+    prompt: str | None = None
+    """Start of the text sampled at the end; by default the first words of the validation text."""
+    sample_tokens: int = 400
+    """Characters to sample at the end; 0 skips it."""
+    temperature: float = 0.8
+    """Of that sample."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Seeds, files and devices."""
+
+    seed: int = 0
+    """First seed (parameters, data order, dropout)."""
+    seeds: int = 1
+    """How many seeds to train at once: seed, seed + 1, ..."""
+    seed_mode: Literal["auto", "vmap", "sequential"] = "auto"
+    """vmap trains the seeds side by side, sequential one after the other in each step; auto looks at memory."""
+    out: str | None = None
+    """Run folder; by default runs/charlm-PRESET. The same command again resumes the run in it."""
+    overwrite: bool = False
+    """Start over in a folder that holds another run (its checkpoints are deleted)."""
+    resume_step: int | None = None
+    """Resume from this checkpoint instead of the newest; later ones are deleted."""
+    keep: int = 3
+    """Newest checkpoints to keep, next to the best by validation loss."""
+    fsdp: int = 1
+    """Devices over which the parameters are split; the others split the batch only."""
+    distributed: bool = False
+    """Call jax.distributed.initialize(): one process of several. Implied by JAX_COORDINATOR_ADDRESS."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CharLMConfig:
+    """Trains a character language model, keeps checkpoints, and reports.
+
+    Start with --preset demo (real text, about three minutes on two CPU cores), study (tinyshakespeare at a size
+    that CPU trains in minutes) or paper (6 layers, 5,000 steps, for accelerators); any flag overrides the preset.
+    Running the same command again resumes it.
+    """
+
+    preset: Literal["demo", "study", "paper"] = "demo"
+    """Which set of defaults to start from."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    run: RunConfig = RunConfig()
+
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that train at once."""
+        return tuple(range(self.run.seed, self.run.seed + self.run.seeds))
+
+    def out(self) -> str:
+        """The run folder."""
+        return self.run.out or f"runs/charlm-{self.preset}"
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that changes the trained numbers: a run may be resumed only if all of it is equal."""
+        fields = {**dataclasses.asdict(self.model), **dataclasses.asdict(self.optimizer)}
+        return fields | {"seed": self.run.seed, "seeds": self.run.seeds}
+
+
+PRESETS: dict[str, CharLMConfig] = {
+    "demo": CharLMConfig(
+        preset="demo",
+        optimizer=OptimizerConfig(steps=900, lr=2e-3, warmup=60),
+        evaluation=EvaluationConfig(eval_every=150),
+    ),
+    "study": CharLMConfig(
+        preset="study",
+        data=DataConfig(corpus="tinyshakespeare"),
+        evaluation=EvaluationConfig(eval_every=250, eval_windows=128, prefix_windows=16),
+    ),
+    "paper": CharLMConfig(
+        preset="paper",
+        model=ModelConfig(num_layers=6, num_heads=8, features=256, context_length=256, dropout=0.1),
+        data=DataConfig(corpus="tinyshakespeare"),
+        optimizer=OptimizerConfig(steps=5000, batch_size=64, lr=3e-4, warmup=300),
+        evaluation=EvaluationConfig(eval_every=500, eval_windows=None, prefix_windows=16, log_every=50),
+    ),
+}
+
+
+def parse(argv: Sequence[str]) -> CharLMConfig:
+    """Reads the command line: the preset gives the defaults, the other flags override them.
+
+    Args:
+        argv: the words after `python -m train charlm`.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        UserError: for numbers that make no sense. Unknown flags and types exit with code 2 by themselves.
+
+    Example:
+        >>> parse(["--preset", "paper", "--steps", "10"]).optimizer.steps
+        10
+    """
+    import tyro
+
+    default = PRESETS[_preset_named_in(argv)]
+    config = tyro.cli(
+        tyro.conf.OmitArgPrefixes[CharLMConfig],
+        args=list(argv),
+        default=default,
+        prog="python -m train charlm",
+    )
+    _check(config)
+    return config
+
+
+def _preset_named_in(argv: Sequence[str]) -> str:
+    # The preset decides the defaults that --help shows, so it has to be known before the flags are read.
+    name = "demo"
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word == "--preset":
+            name = following
+        elif word.startswith("--preset="):
+            name = word.removeprefix("--preset=")
+    if name not in PRESETS:
+        raise UserError(f"--preset must be one of {', '.join(PRESETS)}; got {name!r}.")
+    return name
+
+
+def _check(config: CharLMConfig) -> None:
+    model, optimizer, evaluation, run = config.model, config.optimizer, config.evaluation, config.run
+    at_least = {
+        "--num-layers": (model.num_layers, 1),
+        "--num-heads": (model.num_heads, 1),
+        "--features": (model.features, 1),
+        "--context-length": (model.context_length, 2),
+        "--steps": (optimizer.steps, 1),
+        "--batch-size": (optimizer.batch_size, 1),
+        "--accumulate": (optimizer.accumulate, 1),
+        "--warmup": (optimizer.warmup, 0),
+        "--eval-every": (evaluation.eval_every, 1),
+        "--eval-windows": (1 if evaluation.eval_windows is None else evaluation.eval_windows, 1),
+        "--prefix-windows": (evaluation.prefix_windows, 0),
+        "--log-every": (evaluation.log_every, 1),
+        "--sample-tokens": (evaluation.sample_tokens, 0),
+        "--seed": (run.seed, 0),
+        "--seeds": (run.seeds, 1),
+        "--keep": (run.keep, 1),
+        "--fsdp": (run.fsdp, 1),
+    }
+    for flag, (value, least) in at_least.items():
+        if value < least:
+            raise UserError(f"{flag} must be at least {least}; got {value}.")
+    if model.features % model.num_heads:
+        raise UserError(f"--num-heads must divide --features = {model.features}; got {model.num_heads}.")
+    if optimizer.batch_size % optimizer.accumulate:
+        raise UserError(
+            f"--accumulate must divide --batch-size = {optimizer.batch_size}; got {optimizer.accumulate}."
+        )
+    if not 0 <= model.dropout < 1:
+        raise UserError(f"--dropout must be in [0, 1); got {model.dropout}.")
+    if not (optimizer.lr > 0 and optimizer.clip > 0 and optimizer.weight_decay >= 0):
+        raise UserError("--lr and --clip must be positive and --weight-decay not negative.")
+    if optimizer.warmup >= optimizer.steps:
+        raise UserError(f"--warmup must be less than --steps = {optimizer.steps}; got {optimizer.warmup}.")
+    if evaluation.temperature < 0:
+        raise UserError(f"--temperature must not be negative; got {evaluation.temperature}.")

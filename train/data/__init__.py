@@ -1,0 +1,1 @@
+"""Texts and the pipeline that cuts batches out of them."""

@@ -1,0 +1,13 @@
+"""Errors that end a run with one clear line instead of a traceback."""
+
+
+class UserError(Exception):
+    """Something the user can put right: a flag, a file, a folder. Exit code 2."""
+
+    exit_code = 2
+
+
+class TrainingFailed(Exception):
+    """Training itself went wrong (non-finite numbers, no readable checkpoint). Exit code 1."""
+
+    exit_code = 1

@@ -1,0 +1,123 @@
+"""A model as pure functions of a flat dictionary of arrays: what jit, optax and checkpoints like best."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from jaxattn.models import LanguageModel
+from train.config import ModelConfig
+from train.errors import UserError
+
+Params = dict[str, Array]
+"""Parameters by dotted path, such as "decoder.blocks.0.attention.query.kernel"."""
+
+
+class Functional(NamedTuple):
+    """A language model taken apart: no hidden state, only parameters in and numbers out."""
+
+    init: Callable[[PRNGKeyArray], Params]
+    """Parameters from a key."""
+    apply: Callable[..., Float[Array, "B T V"]]
+    """(params, tokens (B, T), *, mask=None, dropout_key=None) -> logits; a key switches dropout on."""
+    module: Callable[[Params], LanguageModel]
+    """The module that holds given parameters, for decoding."""
+    axes: dict[str, tuple[str | None, ...]]
+    """Logical axis names of every parameter."""
+    shapes: dict[str, jax.ShapeDtypeStruct]
+    """Shape and dtype of every parameter."""
+
+    def num_params(self) -> int:
+        """How many numbers the model learns."""
+        return sum(shape.size for shape in self.shapes.values())
+
+
+def language_model(config: ModelConfig, vocab_size: int) -> Functional:
+    """Takes the configured language model apart.
+
+    Args:
+        config: sizes, mechanism, positions, dtype of the computation.
+        vocab_size: number of tokens.
+
+    Returns:
+        The model as functions of its parameters.
+
+    Raises:
+        UserError: what the model itself rejects, such as an unknown mechanism.
+
+    Example:
+        >>> model = language_model(ModelConfig(num_layers=1, features=16, context_length=8), vocab_size=5)
+        >>> params = model.init(jax.random.key(0))
+        >>> model.apply(params, jnp.zeros((1, 8), int)).shape
+        (1, 8, 5)
+    """
+
+    def build(key: PRNGKeyArray) -> LanguageModel:
+        return LanguageModel(
+            vocab_size,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            features=config.features,
+            max_length=config.context_length,
+            mechanism=config.attention,
+            positions=config.positions,
+            dropout=config.dropout,
+            dtype=compute_dtype(config.dtype),
+            allow_leak=config.allow_leak,
+            rngs=nnx.Rngs(params=key),
+        )
+
+    anatomy: dict[str, Any] = {}
+
+    def init(key: PRNGKeyArray) -> Params:
+        graphdef, params, rest = nnx.split(build(key), nnx.Param, ...)
+        if jax.tree.leaves(rest):
+            raise TypeError("a model must hold parameters only; it also holds " + str(rest))
+        variables = dict(nnx.to_flat_state(params))
+        anatomy.setdefault("graphdef", graphdef)
+        anatomy.setdefault("paths", {_dotted(path): path for path in variables})
+        anatomy.setdefault(
+            "axes",
+            {
+                _dotted(path): variable.get_metadata().get("axes", (None,) * variable[...].ndim)
+                for path, variable in variables.items()
+            },
+        )
+        return {_dotted(path): variable[...] for path, variable in variables.items()}
+
+    try:
+        # Traced once without computing anything: gives the structure, and the model's complaints before any compile.
+        shapes = jax.eval_shape(init, jax.random.key(0))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+    def module(params: Params) -> LanguageModel:
+        state = nnx.from_flat_state([(path, params[name]) for name, path in anatomy["paths"].items()])
+        return nnx.merge(anatomy["graphdef"], state)
+
+    def apply(
+        params: Params,
+        tokens: Int[Array, "B T"],
+        *,
+        mask: Bool[Array, "B T"] | None = None,
+        dropout_key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B T V"]:
+        if dropout_key is None or config.dropout == 0:
+            return module(params)(tokens, mask=mask)
+        return module(params)(tokens, mask=mask, deterministic=False, rngs=nnx.Rngs(dropout=dropout_key))
+
+    return Functional(init, apply, module, anatomy["axes"], shapes)
+
+
+def compute_dtype(name: str) -> Any:
+    """The dtype of the computation; "auto" is bfloat16 where there is an accelerator."""
+    if name == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.dtype(name)
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    return ".".join(map(str, path))

@@ -1,0 +1,149 @@
+"""`python -m train sample`: text from a checkpoint."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from jaxattn.models import LanguageModel, generate
+from train import checkpoints
+from train.config import ModelConfig
+from train.data.corpora import decode, encode
+from train.errors import TrainingFailed, UserError
+from train.functional import language_model
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """Writes text with a trained model, character by character, with cached decoding."""
+
+    checkpoint: str
+    """Run folder, such as runs/charlm-demo."""
+    prompt: str = "\n"
+    """Text to continue; only characters of the training text."""
+    tokens: int = 300
+    """Characters to add. Beyond the model's context it goes on from the last half of the context."""
+    temperature: float = 0.8
+    """0 takes the likeliest character, 1 samples from the model's distribution."""
+    top_k: int | None = None
+    """Sample among the k likeliest characters only."""
+    seed: int = 0
+    """Of the sampling."""
+    step: int | None = None
+    """Which checkpoint; by default the best by validation loss."""
+    model_seed: int | None = None
+    """Which of the trained seeds; by default the first."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses the flags, loads the model and prints the text."""
+    import tyro
+
+    config = tyro.cli(SampleConfig, args=list(argv), prog="python -m train sample")
+    if config.tokens < 1:
+        raise UserError(f"--tokens must be at least 1; got {config.tokens}.")
+    model, vocabulary = load(config.checkpoint, step=config.step, model_seed=config.model_seed)
+    text = write(
+        model,
+        vocabulary,
+        config.prompt,
+        config.tokens,
+        seed=config.seed,
+        temperature=config.temperature,
+        top_k=config.top_k,
+    )
+    print(text)
+    return 0
+
+
+def load(path: str, *, step: int | None = None, model_seed: int | None = None) -> tuple[LanguageModel, str]:
+    """The trained model and its vocabulary.
+
+    Args:
+        path: run folder or its `checkpoints`.
+        step: None for the best by validation loss.
+        model_seed: one of the seeds that were trained; None for the first.
+
+    Returns:
+        The module with its parameters, and the characters it knows.
+
+    Raises:
+        UserError: no such folder, step or seed.
+        TrainingFailed: the checkpoint is damaged; names the steps to try instead.
+    """
+    store = checkpoints.Checkpoints(checkpoints.find(path), read_only=True)
+    steps = store.steps()
+    chosen = store.best_step() if step is None else step
+    if chosen is None or chosen not in steps:
+        raise UserError(f"--step must be one of {', '.join(map(str, steps))}; got {step}.")
+    try:
+        record = store.record(chosen)
+        config = ModelConfig(**record["config"]["model"])
+        vocabulary = record["vocabulary"]
+        functional = language_model(config, len(vocabulary))
+        seeds = record["seeds"]
+        seed = seeds[0] if model_seed is None else model_seed
+        if seed not in seeds:
+            raise UserError(f"--model-seed must be one of {', '.join(map(str, seeds))}; got {seed}.")
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = {
+            name: jax.ShapeDtypeStruct((len(seeds), *shape.shape), shape.dtype, sharding=device)
+            for name, shape in functional.shapes.items()
+        }
+        params = store.params(chosen, target)
+    except TrainingFailed as error:
+        others = ", ".join(str(s) for s in steps if s != chosen)
+        hint = f"; try --step with one of {others}" if others else "; there is no other"
+        raise TrainingFailed(f"{error}{hint}.") from error
+    return functional.module({name: value[seeds.index(seed)] for name, value in params.items()}), vocabulary
+
+
+def write(
+    model: LanguageModel,
+    vocabulary: str,
+    prompt: str,
+    num_tokens: int,
+    *,
+    seed: int = 0,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+) -> str:
+    """Continues `prompt` by any number of characters.
+
+    The model reads at most its context. When the cache is full it starts again from the last half of the context
+    and goes on: every character is then predicted from at least half a context of text.
+
+    Args:
+        model: the language model.
+        vocabulary: its characters, in the order of their ids.
+        prompt: at least one character, all of them in the vocabulary.
+        num_tokens: characters to add.
+        seed: of the sampling.
+        temperature: 0 takes the likeliest character.
+        top_k: sample among the k likeliest; None for all.
+
+    Returns:
+        The prompt and its continuation.
+
+    Raises:
+        UserError: an empty prompt, unknown characters, a negative temperature, top_k below 1.
+    """
+    if not prompt:
+        raise UserError("--prompt must hold at least one character.")
+    text = encode(prompt, vocabulary)
+    context = model.max_length
+    half = context // 2
+    key = jax.random.key(seed)
+    left = num_tokens
+    try:
+        while left:
+            known = text[-context:] if len(text) < context else text[-half:]
+            count = min(left, context - len(known))
+            key, now = jax.random.split(key)
+            result = generate(model, known[None], count, key=now, temperature=temperature, top_k=top_k)
+            text = np.concatenate([text, np.asarray(result[0, -count:], np.int32)])
+            left -= count
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return decode(text, vocabulary)
