@@ -82,7 +82,7 @@ def run_statistics(prefix: Statistics, segment_ids: Int[Array, "B S"] | None = N
     return jax.tree.map(lambda s: jnp.take_along_axis(s, end[..., None], axis=1), prefix)
 
 
-def standardize(x: Float[Array, "*shape"], statistics: Statistics) -> Float[Array, "*shape"]:
+def standardize(x: Float[Array, "*#shape"], statistics: Statistics) -> Float[Array, "..."]:
     """(x − mean)/sigma, broadcasting; 0 where fewer than two numbers were seen.
 
     The gradient is 0 there and wherever the floor under sigma binds: z is then a step function of rounding
