@@ -53,7 +53,8 @@ def check_qkv(query: Array, key: Array, value: Array) -> None:
     check_shape("value", value, (*batch, length, num_kv_heads, jnp.shape(value)[-1]), f"{prefix}S, K, V)")
     if num_kv_heads == 0 or num_heads % num_kv_heads:
         raise ValueError(
-            f"query must have a multiple of key's heads (N divisible by K); got N = {num_heads}, K = {num_kv_heads}."
+            "query must have a multiple of key's heads (N divisible by K); "
+            f"got N = {num_heads}, K = {num_kv_heads}."
         )
 
 

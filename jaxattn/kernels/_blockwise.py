@@ -1,4 +1,4 @@
-"""Memory-bounded dot-product attention in plain XLA: blocks, online softmax, recomputation in the backward pass."""
+"""Memory-bounded dot-product attention in plain XLA: blocks, online softmax, recomputation backward."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from jaxtyping import Array
 from jaxattn.kernels._arguments import Arguments, accumulation_dtype
 
 BLOCK_QUERY = 256
-BLOCK_KEY = 512
+BLOCK_KEY = 256
 
 
 class _Blocks(NamedTuple):
@@ -27,8 +27,8 @@ class _Blocks(NamedTuple):
 class _Operands(NamedTuple):
     """Blocked arrays; heads are split into (K, G) and 1 where they broadcast.
 
-    query (nq, B, K, G, bq, H), key (nk, B, K, bk, H), value (nk, B, K, bk, V), key_bias (nk, B|1, K|1, G|1, bk),
-    bias (B|1, K|1, G|1, T|1, S|1).
+    query (nq, B, K, G, bq, H), key (nk, B, K, bk, H), value (nk, B, K, bk, V),
+    key_bias (nk, B|1, K|1, G|1, bk), bias (B|1, K|1, G|1, T|1, S|1).
     """
 
     query: Array
@@ -61,9 +61,10 @@ def blockwise_attention(a: Arguments, query_block: int = BLOCK_QUERY, key_block:
 
         m' = max(m, max_j s_j),  l' = e^(m − m') l + Σ e^(s_j − m'),  o' = e^(m − m') o + Σ e^(s_j − m') v_j.
 
-    Only the output and log-sum-exp are saved; the backward pass recomputes e^(s_j − lse) a block at a time and
-    yields gradients for query, key, value, key_bias and bias. With a causal mask, blocks above the diagonal
-    are never visited. Reverse mode only (`jax.custom_vjp`): forward-mode and second derivatives are not defined.
+    Only the output and log-sum-exp are saved; the backward pass recomputes e^(s_j − lse) a block at a time
+    and yields gradients for query, key, value, key_bias and bias. With a causal mask, blocks above the
+    diagonal are never visited. Reverse mode only (`jax.custom_vjp`): forward-mode and second derivatives are
+    not defined.
 
     Reference: Dao et al. 2022, "FlashAttention", algorithms 1 and 4; Rabe & Staats 2021, "Self-attention does
     not need O(n²) memory".
@@ -100,7 +101,9 @@ def blockwise_attention(a: Arguments, query_block: int = BLOCK_QUERY, key_block:
         x = pad(x, 3, nq * bq) if x.shape[3] != 1 or query_length == 1 else x
         return pad(x, 4, nk * bk) if x.shape[4] != 1 or key_length == 1 else x
 
-    query = cut(heads(a.query, 2), 1, nq, bq)
+    # In the accumulation dtype the scale goes onto the query once; in bf16 that would round, so it waits.
+    query, scale = (a.query * a.scale, 1.0) if a.query.dtype == dtype else (a.query, a.scale)
+    query = cut(heads(query, 2), 1, nq, bq)
     operands = _Operands(
         query=jnp.moveaxis(query, 2, 4),
         key=jnp.moveaxis(cut(a.key, 1, nk, bk), 2, 3),
@@ -116,20 +119,36 @@ def blockwise_attention(a: Arguments, query_block: int = BLOCK_QUERY, key_block:
         segments=None if segments is None else (cut(segments[0], 1, nq, bq), cut(segments[1], 1, nk, bk)),
         query_offset=a.query_offset,
     )
-    blocks = _Blocks(a.scale, a.is_causal, bq, bk, key_length)
+    blocks = _Blocks(scale, a.is_causal, bq, bk, key_length)
     out = _attend(blocks, operands, structure)  # (nq, B, K, G, bq, V)
     out = jnp.moveaxis(out, (0, 4), (1, 2)).reshape(batch, nq * bq, num_heads, -1)
     return out[:, :query_length]
 
 
-def _scores(blocks: _Blocks, x: _Operands, structure: _Structure, i: Any, j: Any, query: Array, key: Array):
-    """Scores of query block i and key block j, (B, K, G, bq, bk), -inf where a pair is not allowed."""
+def _scores(
+    blocks: _Blocks, x: _Operands, structure: _Structure, i: Any, j: Any, *, keys_first: bool = False
+) -> Array:
+    """Scores of query block i and key block j, -inf where a pair is not allowed.
+
+    (B, K, G, bq, bk), or (B, K, bk, G, bq) with `keys_first`: the order in which two of the three products of
+    the backward pass read them row by row.
+    """
+    query, key = x.query[i], x.key[j]
     dtype = accumulation_dtype(query, key)
-    scores = jnp.einsum("BKGTH,BKSH->BKGTS", query, key, preferred_element_type=dtype) * blocks.scale
+    if keys_first:
+        scores = jnp.einsum("BKSH,BKGTH->BKSGT", key, query, preferred_element_type=dtype)
+    else:
+        scores = jnp.einsum("BKGTH,BKSH->BKGTS", query, key, preferred_element_type=dtype)
+
+    def arrange(block: Array) -> Array:
+        return jnp.moveaxis(block, -1, 2) if keys_first else block
+
+    if blocks.scale != 1:
+        scores *= blocks.scale
     if x.key_bias is not None:
-        scores += x.key_bias[j][..., None, :]
+        scores += arrange(x.key_bias[j][..., None, :])
     if x.bias is not None:
-        scores += _dense_block(blocks, x.bias, i, j).astype(dtype)
+        scores += arrange(_dense_block(blocks, x.bias, i, j).astype(dtype))
     allowed = None
 
     def also(condition: Array) -> Array:
@@ -148,7 +167,10 @@ def _scores(blocks: _Blocks, x: _Operands, structure: _Structure, i: Any, j: Any
         allowed = also((query_ids[:, :, None] == key_ids[:, None, :])[:, None, None])
     if structure.mask is not None:
         allowed = also(_dense_block(blocks, structure.mask, i, j))
-    return scores if allowed is None else jnp.where(allowed, scores, -jnp.inf)
+    if allowed is None:
+        return scores
+    allowed = allowed.reshape((1,) * (5 - allowed.ndim) + allowed.shape)
+    return jnp.where(arrange(allowed), scores, -jnp.inf)
 
 
 def _dense_start(blocks: _Blocks, x: Array, i: Any, j: Any) -> tuple[list[Any], list[int]]:
@@ -165,7 +187,7 @@ def _dense_block(blocks: _Blocks, x: Array, i: Any, j: Any) -> Array:
     return lax.dynamic_slice(x, starts, sizes)
 
 
-def _num_keys_blocks(blocks: _Blocks, structure: _Structure, i: Any, nk: int) -> Any:
+def _num_key_blocks(blocks: _Blocks, structure: _Structure, i: Any, nk: int) -> Any:
     """Key blocks that query block i can see: all, or those up to the diagonal."""
     if not blocks.is_causal:
         return nk
@@ -192,11 +214,9 @@ def _forward(blocks: _Blocks, x: _Operands, structure: _Structure) -> tuple[Arra
     rows = x.query.shape[1:-1]
 
     def query_step(_: None, i: Array) -> tuple[None, tuple[Array, Array]]:
-        query = x.query[i]
-
         def key_step(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             top, total, out = carry
-            scores = _scores(blocks, x, structure, i, j, query, x.key[j])
+            scores = _scores(blocks, x, structure, i, j)
             new_top = jnp.maximum(top, scores.max(axis=-1))
             safe_top = jnp.where(new_top == -jnp.inf, 0, new_top)
             decay = jnp.exp(top - safe_top)
@@ -212,7 +232,7 @@ def _forward(blocks: _Blocks, x: _Operands, structure: _Structure) -> tuple[Arra
             jnp.zeros(rows, dtype),
             jnp.zeros((*rows, x.value.shape[-1]), dtype),
         )
-        top, total, out = lax.fori_loop(0, _num_keys_blocks(blocks, structure, i, nk), key_step, start)
+        top, total, out = lax.fori_loop(0, _num_key_blocks(blocks, structure, i, nk), key_step, start)
         empty = total == 0
         out = out / jnp.where(empty, 1, total)[..., None]
         # +inf makes every recomputed weight exp(s − lse) of a row without keys zero.
@@ -247,22 +267,24 @@ def _attend_backward(blocks: _Blocks, residuals: Any, grad_out: Array):
         def query_step(i: Array, carry):
             grad_query, grad_bias, grad_key, grad_value, grad_key_bias = carry
             query, grad = x.query[i], grad_out[i]
-            scores = _scores(blocks, x, structure, i, j, query, key)
-            weights = jnp.exp(scores - log_total[i][..., None])
+            scores = _scores(blocks, x, structure, i, j, keys_first=True)  # (B, K, bk, G, bq)
+            weights = jnp.exp(scores - log_total[i][:, :, None])
             grad_value += jnp.einsum(
-                "BKGTS,BKGTV->BKSV", weights.astype(grad.dtype), grad, preferred_element_type=dtype
+                "BKSGT,BKGTV->BKSV", weights.astype(grad.dtype), grad, preferred_element_type=dtype
             )
-            grad_weights = jnp.einsum("BKGTV,BKSV->BKGTS", grad, value, preferred_element_type=dtype)
-            grad_scores = weights * (grad_weights - delta[i][..., None])
+            grad_weights = jnp.einsum("BKSV,BKGTV->BKSGT", value, grad, preferred_element_type=dtype)
+            grad_scores = weights * (grad_weights - delta[i][:, :, None])
             if grad_key_bias is not None:
-                grad_key_bias += _sum_to(grad_scores.sum(axis=-2), grad_key_bias.shape)
+                grad_key_bias += _sum_to(jnp.moveaxis(grad_scores.sum(axis=-1), 2, 3), grad_key_bias.shape)
             if grad_bias is not None:
                 starts, sizes = _dense_start(blocks, grad_bias, i, j)
-                update = lax.dynamic_slice(grad_bias, starts, sizes) + _sum_to(grad_scores, tuple(sizes))
+                update = _sum_to(jnp.moveaxis(grad_scores, 2, -1), tuple(sizes))
+                update += lax.dynamic_slice(grad_bias, starts, sizes)
                 grad_bias = lax.dynamic_update_slice(grad_bias, update, starts)
-            grad_scores = (grad_scores * blocks.scale).astype(query.dtype)
-            grad_key += jnp.einsum("BKGTS,BKGTH->BKSH", grad_scores, query, preferred_element_type=dtype)
-            step = jnp.einsum("BKGTS,BKSH->BKGTH", grad_scores, key, preferred_element_type=dtype)
+            # The factor `scale` on these two products waits for the sums at the end.
+            grad_scores = grad_scores.astype(query.dtype)
+            grad_key += jnp.einsum("BKSGT,BKGTH->BKSH", grad_scores, query, preferred_element_type=dtype)
+            step = jnp.einsum("BKSGT,BKSH->BKGTH", grad_scores, key, preferred_element_type=dtype)
             grad_query = grad_query.at[i].add(step)
             return grad_query, grad_bias, grad_key, grad_value, grad_key_bias
 
@@ -274,7 +296,8 @@ def _attend_backward(blocks: _Blocks, residuals: Any, grad_out: Array):
         )
         first = _first_query_block(blocks, structure, j, nq)
         *carry, grad_key, grad_value, grad_key_bias = lax.fori_loop(first, nq, query_step, start)
-        return tuple(carry), (grad_key.astype(key.dtype), grad_value.astype(value.dtype), grad_key_bias)
+        grad_key = (grad_key * blocks.scale).astype(key.dtype)
+        return tuple(carry), (grad_key, grad_value.astype(value.dtype), grad_key_bias)
 
     carry = (
         jnp.zeros(x.query.shape, dtype),
@@ -282,7 +305,7 @@ def _attend_backward(blocks: _Blocks, residuals: Any, grad_out: Array):
     )
     (grad_query, grad_bias), (grad_key, grad_value, grad_key_bias) = lax.scan(key_step, carry, jnp.arange(nk))
     grads = _Operands(
-        query=grad_query.astype(x.query.dtype),
+        query=(grad_query * blocks.scale).astype(x.query.dtype),
         key=grad_key,
         value=grad_value,
         key_bias=grad_key_bias,

@@ -14,8 +14,8 @@ from jaxattn.kernels.dot_product import attend_cached
 class DotProductAttentionState(NamedTuple):
     """The cache of `dot_product_attention_step`: what was written so far, in arrays of fixed size.
 
-    key (B, max_length, K, H), value (B, max_length, K, V), key_bias (B, max_length, N) float32 and length, the
-    number of positions already written (int32 scalar).
+    key (B, max_length, K, H), value (B, max_length, K, V), key_bias (B, max_length, N) float32 and length,
+    the number of positions already written (int32 scalar).
     """
 
     key: Float[Array, "B S K H"]
@@ -89,16 +89,17 @@ def dot_product_attention_step(
 ) -> tuple[DotProductAttentionState, Float[Array, "B T N V"]]:
     """Appends T new tokens to the cache and lets them attend causally to it and to each other.
 
-    With t tokens already written, new query i attends to positions j <= t + i, so any split of a sequence into
-    calls gives the causal `dot_product_attention` of the whole: a prompt is one call, then one token a call.
+    With t tokens already written, new query i attends to positions j <= t + i, so any split of a sequence
+    into calls gives the causal `dot_product_attention` of the whole: a prompt is one call, then one token a
+    call.
 
     Args:
         state: from `dot_product_attention_init_state` or an earlier step.
         query: (B, T, N, H), T >= 1 new tokens.
         key: (B, T, K, H).
         value: (B, T, K, V).
-        key_bias: (B or 1, T, N or 1), added to the scores of the new keys now and in later steps. −inf removes a
-            key for good: that is how prompts of different lengths are padded, on the left or on the right.
+        key_bias: (B or 1, T, N or 1), added to the scores of the new keys now and in later steps. −inf
+            removes a key for good: that is how prompts of different lengths are padded, left or right.
         scale: factor on the scores, 1/sqrt(H) when None; the same in every step.
 
     Returns:
