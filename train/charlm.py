@@ -74,13 +74,11 @@ def train(config: CharLMConfig, *, command: str = "the same command") -> int:
     store = Checkpoints(out / FOLDER, keep=config.run.keep)
     identity = config.identity() | {"corpus": corpus.sha256}
     target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    record: dict[str, Any] = {"history": [], "seconds": 0.0}
+    warnings: list[str] = []
     restored = resume.restore(store, target, identity, step=config.run.resume_step)
     if restored is None:
-        state, record, warnings = (
-            jax.jit(init, out_shardings=shardings)(),
-            {"history": [], "seconds": 0.0},
-            [],
-        )
+        state = jax.jit(init, out_shardings=shardings)()
     else:
         state, record, warnings = restored
         streams.set_state(record["data"])

@@ -5,8 +5,11 @@ else (configuration, vocabulary, place in the data, metrics so far). A folder ap
 is complete, so a killed run leaves no half-written checkpoint behind.
 """
 
+import json
 import logging
+import sys
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -33,6 +36,9 @@ class Checkpoints:
         """
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.folder = folder.resolve()
+        self.warnings: list[str] = []
+        """What had to be moved aside to open the folder."""
+        self._check_metrics(read_only)
         policy = preservation_policy.AnyPreservationPolicy(
             [
                 preservation_policy.LatestN(keep),
@@ -134,25 +140,31 @@ class Checkpoints:
 
     def set_aside(self, step: int) -> Path:
         """Renames a step folder that cannot be read, so that nothing trips over it and nothing is lost."""
-        source = self.folder / str(step)
-        target = self.folder.parent / f"{self.folder.name}-unreadable" / str(step)
-        if jax.process_index() == 0:
-            target.parent.mkdir(exist_ok=True)
-            number = 1
-            while target.exists():
-                target, number = target.with_name(f"{step}-{number}"), number + 1
-            source.rename(target)
+        target = _set_aside(self.folder, step)
         self._manager.reload()
         return target
+
+    def _check_metrics(self, read_only: bool) -> None:
+        # Orbax reads every step's metrics when it opens a folder; one damaged file would keep all steps shut.
+        for step in sorted(int(child.name) for child in _step_folders(self.folder)):
+            try:
+                file = self.folder / str(step) / "metrics" / "metrics"
+                if file.exists():
+                    json.loads(file.read_text())[METRIC]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                message = f"the checkpoint {self.folder / str(step)} cannot be read ({_first_line(error)})"
+                if read_only:
+                    raise TrainingFailed(f"{message}; delete it or move it away.") from error
+                self.warnings.append(f"warning: {message}; moved it to {_set_aside(self.folder, step)}")
 
     def _restore(self, step: int, **items: Any) -> Any:
         # Orbax reports damage as whatever error the damaged part causes (missing file, bad JSON, failed checksum).
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            _ignore_stragglers()
             raise TrainingFailed(
-                f"the checkpoint {self.folder / str(step)} cannot be read ({reason})"
+                f"the checkpoint {self.folder / str(step)} cannot be read ({_first_line(error)})"
             ) from error
 
 
@@ -164,11 +176,45 @@ def find(path: str) -> Path:
     """
     given = Path(path)
     for folder in (given / FOLDER, given):
-        if folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir() if child.is_dir()):
+        if _step_folders(folder):
             return folder
     if not given.exists():
         raise UserError(f"no such folder: {path}.")
     raise UserError(f"{path} holds no checkpoint; give a run folder such as runs/charlm-demo.")
+
+
+def _step_folders(folder: Path) -> list[Path]:
+    return [c for c in folder.iterdir() if c.name.isdigit() and c.is_dir()] if folder.is_dir() else []
+
+
+def _set_aside(folder: Path, step: int) -> Path:
+    target = folder.parent / f"{folder.name}-unreadable" / str(step)
+    if jax.process_index() == 0:
+        target.parent.mkdir(exist_ok=True)
+        number = 1
+        while target.exists():
+            target, number = target.with_name(f"{step}-{number}"), number + 1
+        (folder / str(step)).rename(target)
+    return target
+
+
+def _ignore_stragglers() -> None:
+    """Keeps the reads that were under way when one failed from printing a traceback each.
+
+    Orbax closes its event loop at the first failure; every other read then complains to sys.excepthook.
+    """
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+            previous(kind, error, trace)
+
+    sys.excepthook = hook
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
 
 
 def _metric(metrics: Any) -> float:

@@ -73,7 +73,8 @@ def language_model(config: ModelConfig, vocab_size: int) -> Functional:
     anatomy: dict[str, Any] = {}
 
     def init(key: PRNGKeyArray) -> Params:
-        graphdef, params, rest = nnx.split(build(key), nnx.Param, ...)
+        graphdef, *states = nnx.split(build(key), nnx.Param, ...)
+        params, rest = states
         if jax.tree.leaves(rest):
             raise TypeError("a model must hold parameters only; it also holds " + str(rest))
         variables = dict(nnx.to_flat_state(params))
@@ -88,14 +89,9 @@ def language_model(config: ModelConfig, vocab_size: int) -> Functional:
         )
         return {_dotted(path): variable[...] for path, variable in variables.items()}
 
-    try:
-        # Traced once without computing anything: gives the structure, and the model's complaints before any compile.
-        shapes = jax.eval_shape(init, jax.random.key(0))
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
     def module(params: Params) -> LanguageModel:
-        state = nnx.from_flat_state([(path, params[name]) for name, path in anatomy["paths"].items()])
+        paths: dict[str, tuple[Any, ...]] = anatomy["paths"]
+        state = nnx.from_flat_state([(path, params[name]) for name, path in paths.items()])
         return nnx.merge(anatomy["graphdef"], state)
 
     def apply(
@@ -109,6 +105,12 @@ def language_model(config: ModelConfig, vocab_size: int) -> Functional:
             return module(params)(tokens, mask=mask)
         return module(params)(tokens, mask=mask, deterministic=False, rngs=nnx.Rngs(dropout=dropout_key))
 
+    try:
+        # Traced without computing anything: gives the structure, and the model's complaints before any compile.
+        shapes = jax.eval_shape(init, jax.random.key(0))
+        jax.eval_shape(apply, shapes, jax.ShapeDtypeStruct((1, config.context_length), jnp.int32))
+    except ValueError as error:
+        raise UserError(str(error)) from error
     return Functional(init, apply, module, anatomy["axes"], shapes)
 
 

@@ -162,7 +162,7 @@ def make_train_step(
             lambda new, old: jnp.where(good, new, old), (params, opt_state), (state.params, state.opt_state)
         )
         failed = jnp.where(finite | (state.failed != NEVER), state.failed, state.step)
-        return TrainState(*kept, state.step + 1, failed), StepMetrics(loss, grad_norm, failed)
+        return TrainState(kept[0], kept[1], state.step + 1, failed), StepMetrics(loss, grad_norm, failed)
 
     run = across_seeds(step_one, len(seeds), mode)
     return lambda state, tokens: run(state, tokens, seed_keys(seeds, 1))

@@ -111,7 +111,7 @@ def finish(
 
 def _sample(config: CharLMConfig, corpus: Corpus, model: Functional, params: dict[str, np.ndarray]) -> str:
     evaluation = config.evaluation
-    opening = decode(corpus.validation[: config.model.context_length // 4], corpus.vocabulary)
+    opening = decode(corpus.validation[: config.model.context_length // 2], corpus.vocabulary)
     return write(
         model.module({name: jax.numpy.asarray(value) for name, value in params.items()}),
         corpus.vocabulary,

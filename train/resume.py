@@ -65,7 +65,7 @@ def restore(
     if step is not None and step not in steps:
         there = f"one of {', '.join(map(str, steps))}" if steps else "left out: there are no checkpoints"
         raise UserError(f"--resume-step must be {there}; got {step}.")
-    warnings: list[str] = []
+    warnings = list(store.warnings)
     for candidate in [step] if step is not None else reversed(steps):
         try:
             record = store.record(candidate)

@@ -138,12 +138,17 @@ def write(
     left = num_tokens
     try:
         while left:
-            known = text[-context:] if len(text) < context else text[-half:]
-            count = min(left, context - len(known))
+            fresh = len(text) < context
+            known = text if fresh else text[-half:]
+            # Later pieces all have one shape, so that they share one compiled loop; the last is cut.
+            count = min(left, context - len(text)) if fresh else context - half
             key, now = jax.random.split(key)
-            result = generate(model, known[None], count, key=now, temperature=temperature, top_k=top_k)
-            text = np.concatenate([text, np.asarray(result[0, -count:], np.int32)])
-            left -= count
+            result = generate(
+                model, jax.numpy.asarray(known[None]), count, key=now, temperature=temperature, top_k=top_k
+            )
+            added = np.asarray(result[0, -count:], np.int32)[:left]
+            text = np.concatenate([text, added])
+            left -= len(added)
     except ValueError as error:
         raise UserError(str(error)) from error
     return decode(text, vocabulary)

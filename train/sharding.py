@@ -26,7 +26,7 @@ def initialize_distributed(wanted: bool) -> None:
     """
     if not (wanted or "JAX_COORDINATOR_ADDRESS" in os.environ) or jax.distributed.is_initialized():
         return
-    numbers = {
+    numbers: dict[str, Any] = {
         argument: int(os.environ[variable])
         for argument, variable in (("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID"))
         if variable in os.environ
@@ -104,7 +104,7 @@ def tree_shardings(tree: Any, specs: Mapping[str, PartitionSpec], mesh: Mesh) ->
     """
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        name = getattr(path[-1], "key", None) if path else None
+        name = str(getattr(path[-1], "key", "")) if path else ""
         return NamedSharding(mesh, specs.get(name, PartitionSpec()) if leaf.ndim else PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
@@ -112,9 +112,9 @@ def tree_shardings(tree: Any, specs: Mapping[str, PartitionSpec], mesh: Mesh) ->
 
 def local_rows(mesh: Mesh, batch_size: int) -> slice:
     """The rows of the global batch that this process has to read."""
-    places = batch_sharding(mesh).addressable_devices_indices_map((1, batch_size))
-    starts, stops = zip(*(place[1].indices(batch_size)[:2] for place in places.values()), strict=True)
-    return slice(min(starts), max(stops))
+    places = NamedSharding(mesh, PartitionSpec(BATCH_AXES)).addressable_devices_indices_map((batch_size,))
+    ranges = [place[0].indices(batch_size) for place in places.values() if place is not None]
+    return slice(min(start for start, _, _ in ranges), max(stop for _, stop, _ in ranges))
 
 
 def put_batch(mesh: Mesh, tokens: np.ndarray, batch_size: int) -> jax.Array:
