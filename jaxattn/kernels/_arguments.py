@@ -151,32 +151,36 @@ def over_group(removed: Array, num_kv_heads: int) -> Array:
     return removed.reshape(batch, length, num_kv_heads, -1).all(axis=-1)
 
 
-def remove_keys(a: Arguments) -> Arguments:
-    """Folds lengths and per-key masks into key_bias, and zeroes what they remove.
+def fold_key_mask(a: Arguments) -> Arguments:
+    """Turns a mask that is the same for every query into a key bias of −inf."""
+    if a.mask is None or a.mask.shape[2] != 1 or a.mask.shape[3] != a.key.shape[1]:
+        return a
+    kept = jnp.moveaxis(a.mask[:, :, 0, :], 1, 2)
+    bias = jnp.zeros((), accumulation_dtype(a.query)) if a.key_bias is None else a.key_bias
+    return a._replace(mask=None, key_bias=jnp.where(kept, bias, -jnp.inf))
 
-    The zeroing is a `where` on the arrays themselves, so that a NaN in padding meets no multiplication,
-    forward or backward.
+
+def fold_lengths(a: Arguments) -> Arguments:
+    """Turns key_value_seq_lengths into a key bias of −inf."""
+    if a.key_value_seq_lengths is None:
+        return a
+    kept = (jnp.arange(a.key.shape[1]) < a.key_value_seq_lengths[:, None])[:, :, None]
+    bias = jnp.zeros((), accumulation_dtype(a.query)) if a.key_bias is None else a.key_bias
+    return a._replace(key_value_seq_lengths=None, key_bias=jnp.where(kept, bias, -jnp.inf))
+
+
+def zero_padding(a: Arguments) -> Arguments:
+    """Zeroes the keys, values and queries that a key bias of −inf or a length removes.
+
+    It is a `where` on the arrays themselves, so that a NaN in padding meets no multiplication, forward or
+    backward. A key removed for some query heads of a group only must be finite: the others need it.
     """
-    key_length = a.key.shape[1]
-    removed = None
-    if a.key_value_seq_lengths is not None:
-        removed = (jnp.arange(key_length) >= a.key_value_seq_lengths[:, None])[:, :, None]
-    if a.mask is not None and a.mask.shape[2] == 1 and a.mask.shape[3] == key_length:
-        by_mask = jnp.moveaxis(~a.mask[:, :, 0, :], 1, 2)
-        removed = by_mask if removed is None else removed | by_mask
-        a = a._replace(mask=None)
+    key_bias = fold_lengths(a).key_bias
+    if key_bias is not None:
+        gone = over_group(key_bias == -jnp.inf, a.key.shape[2])[..., None]
+        a = a._replace(key=jnp.where(gone, 0, a.key), value=jnp.where(gone, 0, a.value))
     if a.key_bias is not None:
-        by_bias = a.key_bias == -jnp.inf
-        removed = by_bias if removed is None else removed | by_bias
-    if removed is not None:
-        floor = jnp.zeros((), accumulation_dtype(a.query)) if a.key_bias is None else a.key_bias
-        gone = over_group(removed, a.key.shape[2])[..., None]
-        a = a._replace(
-            key=jnp.where(gone, 0, a.key),
-            value=jnp.where(gone, 0, a.value),
-            key_bias=jnp.where(removed, -jnp.inf, floor),
-            key_value_seq_lengths=None,
-        )
+        a = a._replace(key_bias=key_bias)
     if a.query_seq_lengths is not None:
         a = a._replace(query=jnp.where(query_is_valid(a), a.query, 0))
     return a

@@ -10,7 +10,7 @@ from jaxattn.kernels._arguments import Arguments, accumulation_dtype
 def xla_attention(a: Arguments) -> Array:
     """softmax(s q·k + key_bias + bias) v with the (B, N, T, S) scores materialised in float32.
 
-    Expects lengths folded into key_bias (`remove_keys`). Differentiable by JAX, forward and reverse.
+    Expects lengths folded into key_bias (`fold_lengths`). Differentiable by JAX, forward and reverse.
     """
     batch, query_length, num_heads, _ = a.query.shape
     key_length, num_kv_heads = a.key.shape[1:3]
