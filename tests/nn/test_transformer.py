@@ -28,7 +28,7 @@ def test_packed_segments_do_not_meet():
 
 def test_dropout_needs_a_stream_and_changes_the_output():
     encoder = Encoder(1, 16, 4, dropout=0.5, rngs=nnx.Rngs(0))
-    x = jnp.ones((1, 4, 16))
+    x = jax.random.normal(jax.random.key(0), (1, 4, 16))
     first = encoder(x, deterministic=False, rngs=nnx.Rngs(dropout=0))
     again = encoder(x, deterministic=False, rngs=nnx.Rngs(dropout=0))
     other = encoder(x, deterministic=False, rngs=nnx.Rngs(dropout=1))
