@@ -150,7 +150,9 @@ PRESETS: dict[str, CharLMConfig] = {
     ),
     "study": CharLMConfig(
         preset="study",
+        model=ModelConfig(num_layers=3, num_heads=2, features=64, context_length=128),
         data=DataConfig(corpus="tinyshakespeare"),
+        optimizer=OptimizerConfig(steps=1000, batch_size=16, lr=3e-3, warmup=60),
         evaluation=EvaluationConfig(eval_every=250, eval_windows=128, prefix_windows=16),
     ),
     "paper": CharLMConfig(
