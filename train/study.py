@@ -19,10 +19,11 @@ from train.errors import UserError
 # name -> (attention, positions) pairs.
 STUDIES: dict[str, list[tuple[str, str]]] = {
     "gates": [
-        *[("softmax" + gate, "learned") for gate in ("", "+gate=sequence", "+gate=running", "+gate=prefix", "+gate=none")],
-        *[("softmax" + gate, "morlet") for gate in ("", "+gate=running", "+gate=none")],
-        *[("softmax" + gate, "morlet:learned") for gate in ("", "+gate=running", "+gate=none")],
-        *[("softmax" + gate, "rotary") for gate in ("", "+gate=none")],
+        ("softmax", "learned"),
+        *[(f"softmax+gate={gate}", "learned") for gate in ("sequence", "running", "prefix", "none")],
+        *[(a, "morlet") for a in ("softmax", "softmax+gate=running", "softmax+gate=none")],
+        *[(a, "morlet:learned") for a in ("softmax", "softmax+gate=running", "softmax+gate=none")],
+        *[(a, "rotary") for a in ("softmax", "softmax+gate=none")],
     ],
 }  # fmt: skip
 START, END = "<!-- results:charlm -->", "<!-- /results -->"
