@@ -140,8 +140,9 @@ def morlet_window(
     keys serve heads of different sigma. Softmax attention over the returned arrays equals attention with that
     bias.
 
-    Error: the two columns cancel each other, so a score is off by about (T/sigma)²/8 · 1.2e-7 in float32
-    (0.015 at T/sigma = 1000). Keep the returned float32, and let sigma be no smaller than T/1000 or so.
+    Error: the two columns cancel each other, so the logarithm of a weight inside the window is off by up to
+    about (T/sigma)²/4 · 1.2e-7 in float32, half of it as a rule (0.03 at T/sigma = 1000). Keep the returned
+    float32, and let sigma be no smaller than T/1000 or so.
 
     Args:
         query: (B, T, N, H) or (T, N, H).

@@ -51,7 +51,7 @@ def cos_sin_pairs(
 ) -> Float[Array, "length dim"]:
     """The columns cos(omega_0 p), sin(omega_0 p), cos(omega_1 p), … in float32."""
     angle = positions[:, None] * jnp.asarray(omega, jnp.float32)
-    return jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1).reshape(positions.shape[0], -1)
+    return jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1).reshape(angle.shape[0], 2 * angle.shape[1])
 
 
 def check_length(length: int) -> None:
