@@ -120,7 +120,7 @@ def blockwise_attention(a: Arguments, query_block: int = BLOCK_QUERY, key_block:
         query_offset=a.query_offset,
     )
     blocks = _Blocks(scale, a.is_causal, bq, bk, key_length)
-    out = _attend(blocks, operands, structure)  # (nq, B, K, G, bq, V)
+    out = _attend_compiled(blocks, operands, structure)  # (nq, B, K, G, bq, V)
     out = jnp.moveaxis(out, (0, 4), (1, 2)).reshape(batch, nq * bq, num_heads, -1)
     return out[:, :query_length]
 
@@ -315,3 +315,5 @@ def _attend_backward(blocks: _Blocks, residuals: Any, grad_out: Array):
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
+# Compiled once a shape, so that calls outside of any jit do not compile their loops anew.
+_attend_compiled = jax.jit(_attend, static_argnums=0)
