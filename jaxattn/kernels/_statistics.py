@@ -1,6 +1,6 @@
 """Count, mean and spread of every prefix, in parallel and accurate in float32."""
 
-from typing import NamedTuple
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,9 @@ RADIX = 8
 MIN_VARIANCE = 1e-12  # sigma is floored at 1e-6
 
 
-class Statistics(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Statistics:
     """Of a set of numbers: how many, one of them, the mean measured from it, and the summed squared deviation.
 
     The mean is kept relative to a member of the set (`origin`), because energies of 10,000 ± 1 have a float32
@@ -26,7 +28,8 @@ class Statistics(NamedTuple):
 
 def empty_statistics(shape: tuple[int, ...]) -> Statistics:
     """Statistics of nothing, the identity of `merge`."""
-    return Statistics(*(jnp.zeros(shape, jnp.float32) for _ in Statistics._fields))
+    zeros = jnp.zeros(shape, jnp.float32)
+    return Statistics(zeros, zeros, zeros, zeros)
 
 
 def merge(a: Statistics, b: Statistics) -> Statistics:
@@ -46,6 +49,8 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
     )
 
 
+# Compiled as one even when the caller is not: op by op, the scan is some hundred small programs.
+@jax.jit
 def prefix_statistics(
     x: Float[Array, "B S N"], valid: Bool[Array, "B S N"], segment_ids: Int[Array, "B S"] | None = None
 ) -> Statistics:
@@ -66,7 +71,7 @@ def prefix_statistics(
     run = None if segment_ids is None else jnp.cumsum(_run_starts(segment_ids), axis=1)
     statistics = _inclusive(each, run)
     # Before the first valid position there is nothing to be measured from: the identity of `merge`.
-    return statistics._replace(origin=jnp.where(statistics.count > 0, statistics.origin, 0))
+    return dataclasses.replace(statistics, origin=jnp.where(statistics.count > 0, statistics.origin, 0))
 
 
 def _inclusive(each: Statistics, run: Int[Array, "B S"] | None) -> Statistics:

@@ -62,8 +62,8 @@ def energy_gate(
         >>> import jax.numpy as jnp
         >>> from jaxattn.kernels import energy_gate
         >>> gate = energy_gate(jnp.array([[0.0], [1.0], [-1.0]]), alpha=2.0, tau=0.0)
-        >>> jnp.exp(gate)[:, 0].round(3).tolist()  # z = 0, 1, −1.22
-        [0.5, 0.8809999823570251, 0.07900000363588333]
+        >>> [round(float(g), 3) for g in jnp.exp(gate[:, 0])]  # z = 0, 1, −1.22
+        [0.5, 0.881, 0.079]
 
     Reference:
         Energy-gated attention, arXiv 2605.21842 and 2605.26355: the gate is "sequence"; "running" is its causal
@@ -77,6 +77,7 @@ def energy_gate(
         )
     check_leak(normalization, is_causal, allow_leak)
     check_rank("energy", energy, (2, 3), "(B, S, N) or (S, N)")
+    check_dtype("energy", energy, jnp.floating, "floating point")
     check_gate_parameters(alpha, tau, energy.shape[-1])
     valid = token_mask("mask", mask, energy)
     if segment_ids is not None:
@@ -158,6 +159,7 @@ def energy_gate_step(
             "use energy_gated_attention_step, or 'running' or None."
         )
     check_rank("energy", energy, (3,), "(B, T, N)")
+    check_dtype("energy", energy, jnp.floating, "floating point")
     check_shape("state.count", state.count, (energy.shape[0], energy.shape[2]), "energy's (B, N)")
     check_gate_parameters(alpha, tau, energy.shape[-1])
     valid = token_mask("mask", mask, energy)

@@ -64,7 +64,8 @@ def energy_gated_attention(
         alpha: steepness of the gate, (N,) or a scalar.
         tau: the z at which the gate is half open, (N,) or a scalar.
         normalization: "running", "sequence", "prefix" or None.
-        mask: True at real tokens, (B, S). The others are not attended to and enter no statistics.
+        mask: True at real tokens, (B, S). The others are not attended to and enter no statistics, NaN or not;
+            queries are not changed by it, so what a padded query holds shows in its own row.
         attention_mask: True where query i may attend to key j, broadcastable to (B, N, T, S). It does not
             change the statistics.
         key_bias: more bias on the keys, broadcastable to (B, S, N); −inf removes a key, also from the statistics.
@@ -101,6 +102,7 @@ def energy_gated_attention(
     check_rank("key", key, (query.ndim,), "(B, S, K, H), or (S, K, H) with an unbatched query")
     num_heads = query.shape[-2]
     check_shape("energy", energy, (*key.shape[:-2], num_heads), "(B, S, N)")
+    check_dtype("energy", energy, jnp.floating, "floating point")
     check_gate_parameters(alpha, tau, num_heads)
     valid = _valid_keys(mask, key_bias, energy)
     pair = segment_ids if isinstance(segment_ids, tuple | list) else (segment_ids, segment_ids)
@@ -264,6 +266,7 @@ def energy_gated_attention_step(
     check_choice("normalization", normalization, NORMALIZATIONS)
     check_rank("query", query, (4,), "(B, T, N, H)")
     check_shape("energy", energy, query.shape[:-1], "(B, T, N)")
+    check_dtype("energy", energy, jnp.floating, "floating point")
     check_gate_parameters(alpha, tau, query.shape[-2])
     valid = _valid_keys(mask, key_bias, energy)
     energy = clean_energy(energy, valid)

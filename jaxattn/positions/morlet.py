@@ -164,7 +164,7 @@ def morlet_window(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jaxattn import dot_product_attention
+        >>> from jaxattn.kernels import dot_product_attention
         >>> from jaxattn.positions import morlet_window
         >>> q = k = v = jnp.ones((1, 32, 2, 4))
         >>> q2, k2 = morlet_window(q, k, jnp.log(jnp.array([2.0, 8.0])))
