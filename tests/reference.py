@@ -1,0 +1,47 @@
+"""Plain references, to be called in float64: they judge the kernels."""
+
+import jax.numpy as jnp
+
+
+def naive_attention(
+    query,
+    key,
+    value,
+    key_bias=None,
+    mask=None,
+    bias=None,
+    *,
+    scale=None,
+    is_causal=False,
+    query_seq_lengths=None,
+    key_value_seq_lengths=None,
+    segment_ids=None,
+):
+    """dot_product_attention of batched arrays as its definition reads; in JAX, so gradients too."""
+    batch, query_length, num_heads, head_dim = query.shape
+    key_length, num_kv_heads = key.shape[1:3]
+    scale = head_dim**-0.5 if scale is None else scale
+    key, value = (jnp.repeat(x, num_heads // num_kv_heads, axis=2) for x in (key, value))
+    i, j = jnp.arange(query_length)[:, None], jnp.arange(key_length)[None, :]
+    allowed = jnp.ones((batch, num_heads, query_length, key_length), bool)
+    logits = 0.0
+    if is_causal:
+        allowed &= j <= i
+    if mask is not None:
+        allowed &= mask
+    if query_seq_lengths is not None:
+        allowed &= (i < query_seq_lengths[:, None, None])[:, None]
+    if key_value_seq_lengths is not None:
+        allowed &= (j < key_value_seq_lengths[:, None, None])[:, None]
+    if segment_ids is not None:
+        query_ids, key_ids = segment_ids if isinstance(segment_ids, tuple) else (segment_ids, segment_ids)
+        allowed &= (query_ids[:, :, None] == key_ids[:, None, :])[:, None]
+    for term in (None if key_bias is None else jnp.moveaxis(key_bias, 1, 2)[:, :, None, :], bias):
+        if term is not None:
+            allowed &= term > -jnp.inf
+            logits += jnp.where(term > -jnp.inf, term, 0.0)
+    logits += scale * jnp.einsum("btnh,bsnh->bnts", query, key)
+    top = jnp.where(allowed, logits, -jnp.inf).max(axis=-1, keepdims=True)
+    weights = jnp.exp(jnp.where(allowed, logits - jnp.where(top > -jnp.inf, top, 0.0), -jnp.inf))
+    total = weights.sum(axis=-1, keepdims=True)
+    return jnp.einsum("bnts,bsnv->btnv", weights / jnp.where(total > 0, total, 1.0), value)
