@@ -6,8 +6,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Eight CPU devices, so that sharding is tested for real; single-device tests just use the first.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
+import jax
 import jaxtyping
 import pytest
+
+# The suite compiles thousands of small programs and runs each once or twice: compile them fast, not well.
+jax.config.update("jax_disable_most_optimizations", True)
 
 jaxtyping.install_import_hook("jaxattn", "beartype.beartype")
 

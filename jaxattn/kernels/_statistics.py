@@ -1,6 +1,6 @@
 """Count, mean and spread of every prefix, in parallel and accurate in float32."""
 
-import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,14 @@ RADIX = 8
 MIN_VARIANCE = 1e-12  # sigma is floored at 1e-6
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Statistics:
+class Statistics(NamedTuple):
     """Of a set of numbers: how many, one of them, the mean measured from it, and the summed squared deviation.
 
     The mean is kept relative to a member of the set (`origin`), because energies of 10,000 ± 1 have a float32
     mean that is itself off by a thousandth of their spread.
     """
 
-    count: Float[Array, "*shape"]
+    count: Float[Array, "*shape"]  # type: ignore[assignment]  # hides tuple.count, which nobody calls
     origin: Float[Array, "*shape"]
     mean: Float[Array, "*shape"]
     m2: Float[Array, "*shape"]
@@ -71,7 +69,7 @@ def prefix_statistics(
     run = None if segment_ids is None else jnp.cumsum(_run_starts(segment_ids), axis=1)
     statistics = _inclusive(each, run)
     # Before the first valid position there is nothing to be measured from: the identity of `merge`.
-    return dataclasses.replace(statistics, origin=jnp.where(statistics.count > 0, statistics.origin, 0))
+    return statistics._replace(origin=jnp.where(statistics.count > 0, statistics.origin, 0))
 
 
 def _inclusive(each: Statistics, run: Int[Array, "B S"] | None) -> Statistics:
