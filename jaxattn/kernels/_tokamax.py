@@ -42,10 +42,15 @@ def tokamax_attention(a: Arguments, backends: str | Sequence[str] = ("mosaic", "
     """
     try:
         import tokamax
+        from absl import flags
     except ImportError as error:
         raise ImportError(
             "implementation='tokamax' needs the package tokamax: pip install 'jaxattn[tpu]'."
         ) from error
+
+    # Left alone, tokamax parses the command line of whatever program this is, and dies of flags not its own.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
 
     def fused(query: Array, key: Array, value: Array) -> Array:
         return tokamax.dot_product_attention(

@@ -180,3 +180,11 @@ def test_tokamax_matches(backend, with_key_bias):
         functools.partial(naive_attention, scale=0.5, is_causal=True),
         (*a[:3], *key_bias),
     )
+
+
+def test_tokamax_by_name_with_lengths():
+    pytest.importorskip("tokamax")
+    args = (normal(B, T, N, H), normal(B, T, K, H), normal(B, T, K, V))
+    options = {"is_causal": True, "key_value_seq_lengths": jnp.asarray([7, 0])}
+    got = dot_product_attention(*args, **options, implementation="tokamax")
+    np.testing.assert_allclose(got, naive_attention(*args, **options), rtol=1e-5, atol=1e-6)
