@@ -34,11 +34,12 @@ def cross_correlation(
     and a shift beyond the sequence's start contributes 0. It factors: with k~_j = sum_{l>=0} w_l k_{j−l} and
     q~_i = sum_{l<0} w_l q_{i−|l|}, score_ij = [q_i, q~_i]·[k~_j, k_j], so any attention kernel can compute it.
 
-    Why this form is causal: with j <= i, score_ij holds the tokens i, j, j − l and i − |l|, none after i. The
-    published form rolls the arrays by +l or −l, with the sign of the lag. The negative sign puts k_{j+l} (or
-    q_{i+l}) into score_ij, and for j = i that is a token after i, which the causal mask on (i, j) does not
-    remove: with L = 8 each position is shown up to 8 of the tokens it must predict. Shifting the other side
-    instead of the same side backwards gives the same products q_a·k_b with a − b = (i − j) + l, all of the past.
+    Why this form is the causal one: a lag l compares tokens at the distance (i − j) + l. For l > 0 that is
+    q_i·k_{j−l}. For l < 0 it can be had in two ways: q_i·k_{j+|l|}, the same side shifted the other way, or
+    q_{i−|l|}·k_j, the other side shifted back. The first one, with j = i, reads the key |l| tokens after the query,
+    which the mask on (i, j) does not remove: with L = 8 every position would see 8 of the tokens it is to predict.
+    The second one holds, for j <= i, the tokens i, j, j − l and i − |l| alone, none after i. So every shift here
+    goes into the past; and unlike a roll, it brings in zeros, not the other end of the sequence.
 
     Args:
         query: (B, T, N, H) or (T, N, H).
@@ -66,7 +67,7 @@ def cross_correlation(
         ((1, 6, 4, 16), (1, 6, 2, 16))
 
     Reference:
-        The CONV-L ablation of arXiv 2605.21842, with the non-causal shifts replaced.
+        The CONV-L ablation of arXiv 2605.21842; as published, the shifts of one sign reach into the future.
     """
     _check(query, key, lag_logits)
     same = query.shape[:-2] == key.shape[:-2]
