@@ -1,0 +1,171 @@
+"""Every mechanism once more, plainly: T×S arrays, no tricks, for float64. Masks are (B, T), True at tokens."""
+
+import jax
+import jax.numpy as jnp
+
+
+def repeat_heads(x, num_heads):
+    return jnp.repeat(x, num_heads // x.shape[-2], axis=-2)
+
+
+def allowed_pairs(batch, length, mask, segment_ids, is_causal):
+    """(B, T, S): query t may look at key s."""
+    allowed = jnp.ones((batch, length, length), bool)
+    if is_causal:
+        allowed &= jnp.tril(jnp.ones((length, length), bool))
+    if mask is not None:
+        allowed &= mask[:, None, :]
+    if segment_ids is not None:
+        allowed &= segment_ids[:, :, None] == segment_ids[:, None, :]
+    return allowed
+
+
+def attend(scores, value, allowed):
+    """Softmax over the allowed keys of (B, N, T, S) scores; a row without any is 0."""
+    allowed = allowed[:, None]
+    highest = jnp.max(jnp.where(allowed, scores, -jnp.inf), axis=-1, keepdims=True)
+    highest = jax.lax.stop_gradient(jnp.where(jnp.isfinite(highest), highest, 0.0))
+    weights = jnp.where(allowed, jnp.exp(jnp.where(allowed, scores - highest, 0.0)), 0.0)
+    total = weights.sum(-1, keepdims=True)
+    weights = weights / jnp.where(total == 0, 1.0, total)
+    return jnp.einsum("bnts,bsnh->btnh", weights, repeat_heads(value, scores.shape[1]))
+
+
+def dot_products(query, key):
+    return jnp.einsum("btnh,bsnh->bnts", query, repeat_heads(key, query.shape[2])) / query.shape[-1] ** 0.5
+
+
+def softmax(query, key, value, key_bias, *, mask=None, segment_ids=None, is_causal=True):
+    allowed = allowed_pairs(*query.shape[:2], mask, segment_ids, is_causal)
+    return attend(dot_products(query, key) + jnp.moveaxis(key_bias, 1, 2)[:, :, None], value, allowed)
+
+
+def standardised_energy(energy, normalization, mask, segment_ids):
+    """z (B, N, T, S) of key s as query t sees it."""
+    batch, length, _ = energy.shape
+    e = jnp.moveaxis(energy, 1, 2)  # (B, N, S)
+    if normalization is None:
+        return jnp.broadcast_to(e[:, :, None], (*e.shape[:2], length, length))
+    # member[b, x, m]: token m counts in the statistics that belong to position x.
+    member = allowed_pairs(batch, length, mask, segment_ids, normalization != "sequence")[:, None].astype(
+        e.dtype
+    )
+    count = jnp.maximum(member.sum(-1), 1.0)
+    mean = (member * e[:, :, None]).sum(-1) / count
+    variance = (member * (e[:, :, None] - mean[..., None]) ** 2).sum(-1) / count
+    positive = variance > 1e-12
+    deviation = jnp.sqrt(jnp.where(positive, variance, 1.0))
+
+    def z(energies, mean, deviation, positive):
+        return jnp.where(positive, (energies - mean) / deviation, 0.0)
+
+    if normalization == "prefix":  # the statistics are the query's
+        return z(e[:, :, None], mean[..., None], deviation[..., None], positive[..., None])
+    own = z(e, mean, deviation, positive)
+    return jnp.broadcast_to(own[:, :, None], (*e.shape[:2], length, length))
+
+
+def energy_gated(
+    query,
+    key,
+    value,
+    key_bias,
+    energy,
+    alpha,
+    tau,
+    *,
+    normalization,
+    scores=None,
+    mask=None,
+    segment_ids=None,
+    is_causal=True,
+):
+    allowed = allowed_pairs(*query.shape[:2], mask, segment_ids, is_causal)
+    z = standardised_energy(energy, normalization, mask, segment_ids)
+    log_gate = jax.nn.log_sigmoid(alpha[:, None, None] * (z - tau[:, None, None]))
+    scores = dot_products(query, key) if scores is None else scores
+    return attend(scores + log_gate + jnp.moveaxis(key_bias, 1, 2)[:, :, None], value, allowed)
+
+
+def shifted(x, lag, segment_ids):
+    """x_{t − lag}, 0 before the start of the sequence or of the segment."""
+    length = x.shape[1]
+    moved = jnp.concatenate([jnp.zeros_like(x[:, :lag]), x[:, : length - lag]], axis=1)
+    if segment_ids is not None and lag:
+        before = jnp.concatenate(
+            [jnp.full_like(segment_ids[:, :lag], -1), segment_ids[:, : length - lag]], axis=1
+        )
+        moved = jnp.where((before == segment_ids)[..., None, None], moved, 0.0)
+    return moved
+
+
+def cross_correlation_scores(query, key, lag_logits, mask, segment_ids):
+    key = repeat_heads(key, query.shape[2])
+    if mask is not None:
+        query, key = (jnp.where(mask[..., None, None], x, 0.0) for x in (query, key))
+    weights = jax.nn.softmax(lag_logits, axis=-1)  # (N, 2L + 1), lags −L … L
+    largest = lag_logits.shape[-1] // 2
+    scores = 0.0
+    for i, lag in enumerate(range(-largest, largest + 1)):
+        q = shifted(query, -lag, segment_ids) if lag < 0 else query
+        k = shifted(key, lag, segment_ids) if lag >= 0 else key
+        scores += weights[:, i, None, None] * dot_products(q, k)
+    return scores
+
+
+def cross_correlation(
+    query, key, value, key_bias, lag_logits, *, mask=None, segment_ids=None, is_causal=True
+):
+    allowed = allowed_pairs(*query.shape[:2], mask, segment_ids, is_causal)
+    scores = cross_correlation_scores(query, key, lag_logits, mask, segment_ids)
+    return attend(scores + jnp.moveaxis(key_bias, 1, 2)[:, :, None], value, allowed)
+
+
+def gated_cross_correlation(
+    query,
+    key,
+    value,
+    key_bias,
+    lag_logits,
+    energy,
+    alpha,
+    tau,
+    *,
+    mask=None,
+    segment_ids=None,
+    is_causal=True,
+):
+    return energy_gated(
+        query,
+        key,
+        value,
+        key_bias,
+        energy,
+        alpha,
+        tau,
+        normalization="running",
+        scores=cross_correlation_scores(query, key, lag_logits, mask, segment_ids),
+        mask=mask,
+        segment_ids=segment_ids,
+        is_causal=is_causal,
+    )
+
+
+def layer(x, parameters, core, *, reads_keys, **keywords):
+    """A multi-head layer around `core(query, key, value, key_bias, *own)`; parameters by path in the module."""
+
+    def project(name):
+        kernel, bias = parameters[f"{name}.kernel"], parameters[f"{name}.bias"]
+        return jnp.einsum("btd,dnh->btnh", x, kernel) + bias
+
+    query, key, value = project("query"), project("key"), project("value")
+    own = {path.rpartition(".")[2]: p for path, p in parameters.items() if "mechanism" in path}
+    extras = []
+    if "lag_logits" in own:
+        extras.append(own["lag_logits"])
+    if "alpha" in own:
+        # Built without a layer input, the module reads the keys instead.
+        energy = jnp.einsum("btnh,hn->btn", key, own["kernel"]) if reads_keys else x @ own["kernel"]
+        extras += [energy, own["alpha"], own["tau"]]
+    out = core(query, key, value, jnp.zeros(query.shape[:3], x.dtype), *extras, **keywords)
+    return jnp.einsum("btnh,nhd->btd", out, parameters["out.kernel"]) + parameters["out.bias"]

@@ -1,0 +1,246 @@
+"""One row a mechanism. `test_kernels.py` and `test_modules.py` run every check over every row.
+
+A kernel's row says how to call it, the naive reference in `naive.py`, which arrays of its own it takes, and how it
+decodes; a module's row is the mechanism and the reference of its core.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import naive
+
+import jaxattn
+from jaxattn.nn import CrossCorrelation, EnergyGated, Mechanism, Softmax
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Batch, length, query heads, key/value heads (grouped queries unless said otherwise), width of a head."""
+
+    batch: int = 2
+    length: int = 10
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One kernel.
+
+    Attributes:
+        name: of the row.
+        call: (query, key, value, key_bias, *own, mask, segment_ids, is_causal) -> output.
+        naive: the same in `naive.py`.
+        own: the mechanism's own arrays, by name from `OWN`.
+        init: (sizes, dtype) -> decoding state.
+        step: (state, query, key, value, key_bias, *own) -> (state, output).
+        only_causal: whether the mechanism exists with a causal mask only.
+        long: a length at which the kernel works in several blocks, if it does.
+    """
+
+    name: str
+    call: Callable[..., Any]
+    naive: Callable[..., Any]
+    own: tuple[str, ...]
+    init: Callable[[Sizes, Any], Any]
+    step: Callable[..., Any]
+    only_causal: bool = False
+    long: int | None = None
+
+
+# The arrays a mechanism may take besides query, key, value and key_bias: (shape, sequence axis).
+OWN: dict[str, tuple[Callable[[Sizes], tuple[int, ...]], int | None]] = {
+    "energy": (lambda s: (s.batch, s.length, s.heads), 1),
+    "alpha": (lambda s: (s.heads,), None),
+    "tau": (lambda s: (s.heads,), None),
+    "lag_logits": (lambda s: (s.heads, 5), None),
+}
+
+
+def _softmax(implementation: str) -> Callable[..., Any]:
+    def call(query, key, value, key_bias, *, mask, segment_ids, is_causal):
+        return jaxattn.dot_product_attention(
+            query,
+            key,
+            value,
+            key_bias=jaxattn.padding_key_bias(mask, key_bias),
+            segment_ids=segment_ids,
+            is_causal=is_causal,
+            implementation=implementation,
+        )
+
+    return call
+
+
+def _softmax_init(sizes: Sizes, dtype: Any) -> Any:
+    return jaxattn.dot_product_attention_init_state(
+        sizes.batch, sizes.length, sizes.kv_heads, sizes.head_dim, num_heads=sizes.heads, dtype=dtype
+    )
+
+
+def _softmax_step(state, query, key, value, key_bias):
+    return jaxattn.dot_product_attention_step(state, query, key, value, key_bias=key_bias)
+
+
+def _gated(normalization: str | None, allow_leak: bool = False) -> Callable[..., Any]:
+    def call(query, key, value, key_bias, energy, alpha, tau, *, mask, segment_ids, is_causal):
+        return jaxattn.energy_gated_attention(
+            query,
+            key,
+            value,
+            energy,
+            alpha=alpha,
+            tau=tau,
+            normalization=normalization,
+            mask=mask,
+            key_bias=key_bias,
+            segment_ids=segment_ids,
+            is_causal=is_causal,
+            allow_leak=allow_leak,
+        )
+
+    return call
+
+
+def _gated_init(sizes: Sizes, dtype: Any) -> Any:
+    return jaxattn.energy_gated_attention_init_state(
+        sizes.batch, sizes.length, sizes.kv_heads, sizes.head_dim, num_heads=sizes.heads, dtype=dtype
+    )
+
+
+def _gated_step(normalization: str | None) -> Callable[..., Any]:
+    def step(state, query, key, value, key_bias, energy, alpha, tau):
+        return jaxattn.energy_gated_attention_step(
+            state,
+            query,
+            key,
+            value,
+            energy,
+            alpha=alpha,
+            tau=tau,
+            normalization=normalization,
+            key_bias=key_bias,
+        )
+
+    return step
+
+
+def _lags(query, key, value, key_bias, lag_logits, *, mask, segment_ids, is_causal):
+    return jaxattn.cross_correlation_attention(
+        query,
+        key,
+        value,
+        lag_logits,
+        mask=mask,
+        key_bias=key_bias,
+        segment_ids=segment_ids,
+        is_causal=is_causal,
+    )
+
+
+def _lags_init(sizes: Sizes, dtype: Any) -> Any:
+    return jaxattn.cross_correlation_init_state(
+        sizes.batch, sizes.length, sizes.kv_heads, sizes.head_dim, num_heads=sizes.heads, lags=2, dtype=dtype
+    )
+
+
+def _lags_step(state, query, key, value, key_bias, lag_logits):
+    return jaxattn.cross_correlation_step(state, query, key, value, lag_logits, key_bias=key_bias)
+
+
+def _gated_lags(query, key, value, key_bias, lag_logits, energy, alpha, tau, *, mask, segment_ids, is_causal):
+    gate = jaxattn.energy_gate(energy, alpha=alpha, tau=tau, mask=mask, segment_ids=segment_ids)
+    return _lags(
+        query,
+        key,
+        value,
+        key_bias + gate,
+        lag_logits,
+        mask=mask,
+        segment_ids=segment_ids,
+        is_causal=is_causal,
+    )
+
+
+def _gated_lags_init(sizes: Sizes, dtype: Any) -> Any:
+    return _lags_init(sizes, dtype), jaxattn.energy_gate_init_state(sizes.batch, sizes.heads)
+
+
+def _gated_lags_step(state, query, key, value, key_bias, lag_logits, energy, alpha, tau):
+    inner, statistics = state
+    statistics, gate = jaxattn.energy_gate_step(statistics, energy, alpha=alpha, tau=tau)
+    inner, out = _lags_step(inner, query, key, value, key_bias + gate, lag_logits)
+    return (inner, statistics), out
+
+
+def _gated_row(normalization: str | None, **options: Any) -> Kernel:
+    return Kernel(
+        f"energy-{normalization}".lower(),
+        _gated(normalization),
+        functools.partial(naive.energy_gated, normalization=normalization),
+        ("energy", "alpha", "tau"),
+        _gated_init,
+        _gated_step(normalization),
+        **options,
+    )
+
+
+KERNELS = (
+    Kernel("softmax-xla", _softmax("xla"), naive.softmax, (), _softmax_init, _softmax_step),
+    Kernel(
+        "softmax-blockwise", _softmax("blockwise"), naive.softmax, (), _softmax_init, _softmax_step, long=600
+    ),
+    _gated_row("running"),
+    _gated_row("prefix", only_causal=True, long=300),
+    _gated_row(None),
+    Kernel("lags", _lags, naive.cross_correlation, ("lag_logits",), _lags_init, _lags_step),
+    Kernel(
+        "lags-energy-running",
+        _gated_lags,
+        naive.gated_cross_correlation,
+        ("lag_logits", "energy", "alpha", "tau"),
+        _gated_lags_init,
+        _gated_lags_step,
+    ),
+)
+
+# As published, and not causal: the checks must say so.
+LEAKING = Kernel(
+    "energy-sequence",
+    _gated("sequence", allow_leak=True),
+    functools.partial(naive.energy_gated, normalization="sequence"),
+    ("energy", "alpha", "tau"),
+    _gated_init,
+    _gated_step("prefix"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """One mechanism as a module: `mechanism` and the naive reference of what it does to queries, keys and values."""
+
+    name: str
+    mechanism: Mechanism
+    core: Callable[..., Any]
+
+
+MODULES = (
+    Module("softmax", Softmax(), naive.softmax),
+    Module("energy-running", EnergyGated(), functools.partial(naive.energy_gated, normalization="running")),
+    Module(
+        "energy-prefix",
+        EnergyGated(normalization="prefix"),
+        functools.partial(naive.energy_gated, normalization="prefix"),
+    ),
+    Module("lags", CrossCorrelation(lags=2), naive.cross_correlation),
+    Module("lags-energy-running", EnergyGated(inner=CrossCorrelation(lags=2)), naive.gated_cross_correlation),
+)
+
+LEAKING_MODULE = Module(
+    "energy-sequence",
+    EnergyGated(normalization="sequence", allow_leak=True),
+    functools.partial(naive.energy_gated, normalization="sequence"),
+)

@@ -1,0 +1,188 @@
+"""Every check over every kernel of the table."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from harness import arrays, axes, compiled, naively
+from table import KERNELS, LEAKING, Sizes
+
+from jaxattn.testing import (
+    assert_causal,
+    assert_close_to_reference,
+    assert_decode_matches,
+    assert_matches_reference,
+    assert_padding_invariant,
+)
+
+every_kernel = pytest.mark.parametrize("row", KERNELS, ids=lambda row: row.name)
+
+
+def whole(row, is_causal=True):
+    """The kernel as a function of its arrays alone."""
+    call = compiled(row, is_causal)
+
+    def fn(query, key, value, key_bias, *own):
+        return call(query, key, value, key_bias, *own, None, None)
+
+    return fn
+
+
+def on_tokens(call, mask):
+    """The kernel with `mask`, its output at padding set to 0: what it is there is nobody's business."""
+    return lambda *args: jnp.where(mask[..., None, None], call(*args, mask, None), 0.0)
+
+
+@every_kernel
+def test_causal(row):
+    assert_causal(whole(row), arrays(row, Sizes()), axis=axes(row))
+
+
+@pytest.mark.parametrize("row", [row for row in KERNELS if row.long], ids=lambda row: row.name)
+def test_several_blocks(row):
+    """Causal inside and between blocks, and the same as in one piece."""
+    args = arrays(row, Sizes(batch=1, length=row.long, heads=1, kv_heads=1))
+    assert_causal(
+        whole(row), args, axis=axes(row), positions=[7, row.long // 2 - 1, row.long // 2, row.long - 2]
+    )
+    assert_matches_reference(whole(row), lambda *a: naively(row)(*a, None, None), args, rtol=1e-3)
+
+
+def test_statistics_of_the_whole_sequence_are_found_out():
+    with pytest.raises(AssertionError, match=r"not causal: .* argument 4"):
+        assert_causal(whole(LEAKING), arrays(LEAKING, Sizes()), axis=axes(LEAKING))
+    with pytest.raises(AssertionError, match=r"not causal: .* gradient of .* argument 4"):
+        # Were the outputs not looked at, the gradients alone would tell.
+        assert_causal(whole(LEAKING), arrays(LEAKING, Sizes()), axis=axes(LEAKING), atol=np.inf)
+
+
+@every_kernel
+def test_padding_reaches_nothing(row):
+    call = compiled(row, row.only_causal)  # a causal mask alone would hide padding on the right
+
+    def padded(query, *rest):
+        *rest, mask = rest
+        # Nobody attends from padding; the kernels guard what is attended to.
+        return call(jnp.where(mask[..., None, None], query, 0), *rest, mask, None)
+
+    assert_padding_invariant(padded, arrays(row, Sizes()), axis=axes(row), rtol=1e-4)
+
+
+@every_kernel
+@pytest.mark.parametrize("is_causal", [True, False], ids=["causal", "full"])
+def test_reference(row, is_causal):
+    """Outputs and gradients, with padding; causal with grouped queries, full without."""
+    if row.only_causal and not is_causal:
+        pytest.skip(f"{row.name} is causal by definition")
+    sizes = Sizes() if is_causal else Sizes(heads=2, kv_heads=2)
+    mask = jnp.arange(sizes.length) < jnp.array([[sizes.length], [sizes.length - 4]])
+    assert_matches_reference(
+        on_tokens(compiled(row, is_causal), mask),
+        on_tokens(naively(row, is_causal), mask),
+        arrays(row, sizes),
+        rtol=1e-4,
+        atol=2e-5,
+    )
+
+
+@every_kernel
+def test_packed_segments(row):
+    """Three sequences in one row neither see nor count each other."""
+    args = arrays(row, Sizes())
+    ids = jnp.broadcast_to(jnp.array([0, 0, 0, 1, 1, 1, 1, 2, 2, 2]), (2, 10))
+    assert_matches_reference(
+        lambda *a: compiled(row)(*a, None, ids),
+        lambda *a: naively(row)(*a, None, ids),
+        args,
+        check_gradients=False,
+    )
+
+
+@every_kernel
+def test_bfloat16(row):
+    args = arrays(row, Sizes(), "bfloat16")
+    assert whole(row)(*args).dtype == jnp.bfloat16
+    reference = lambda *a: naively(row)(*a, None, None)  # noqa: E731
+    assert_close_to_reference(whole(row), reference, args, max_error=2e-2, check_gradients=True)
+
+
+@every_kernel
+def test_unbatched(row):
+    args = arrays(row, Sizes())
+    single = [x if a is None else x[0] for x, a in zip(args, axes(row), strict=True)]
+    np.testing.assert_allclose(whole(row)(*single), whole(row)(*args)[0], atol=1e-6)
+
+
+@every_kernel
+def test_eager_equals_jit(row):
+    args = arrays(row, Sizes())
+    eager = row.call(*args, mask=None, segment_ids=None, is_causal=True)
+    np.testing.assert_allclose(eager, whole(row)(*args), atol=1e-6)
+
+
+@every_kernel
+def test_vmap(row):
+    args = arrays(row, Sizes())
+    # Over the batch, whose members are then unbatched; parameters are shared.
+    mapped = jax.vmap(whole(row), in_axes=tuple(None if a is None else 0 for a in axes(row)))(*args)
+    np.testing.assert_allclose(mapped, whole(row)(*args), atol=1e-6)
+
+
+@every_kernel
+@pytest.mark.parametrize("prefill", [1, 4])
+def test_decode(row, prefill):
+    sizes = Sizes()
+    assert_decode_matches(
+        whole(row),
+        lambda: row.init(sizes, jnp.float32),
+        stepper(row),
+        arrays(row, sizes),
+        axis=axes(row),
+        prefill=prefill,
+    )
+
+
+@functools.lru_cache
+def stepper(row):
+    return jax.jit(row.step)
+
+
+@every_kernel
+def test_rows_without_a_key_give_zero(row):
+    """A sequence that is all padding: outputs 0, gradients finite, and the neighbour in the batch unmoved."""
+    args = arrays(row, Sizes())
+    mask = jnp.array([[True] * 10, [False] * 10])
+    out, vjp = jax.vjp(lambda *a: compiled(row)(*a, mask, None), *args)
+    assert (out[1] == 0).all()
+    np.testing.assert_allclose(out[0], whole(row)(*args)[0], atol=1e-6)
+    assert all(jnp.isfinite(g).all() for g in vjp(jnp.ones_like(out)))
+
+
+@every_kernel
+def test_first_rows_without_a_key_give_zero(row):
+    """Left padding under a causal mask: the first queries have no key, the others ignore it."""
+    args = arrays(row, Sizes())
+    mask = jnp.broadcast_to(jnp.arange(10) >= 4, (2, 10))
+    out = compiled(row)(*args, mask, None)
+    assert (out[:, :4] == 0).all()
+    np.testing.assert_allclose(
+        out[:, 4:],
+        whole(row)(*(x if a is None else x[:, 4:] for x, a in zip(args, axes(row), strict=True))),
+        atol=2e-6,
+    )
+
+
+@every_kernel
+def test_huge_scores(row):
+    """Scores of 1e5 and gates that are shut: the weights become one-hot, nothing becomes NaN."""
+    query, key, value, key_bias, *own = arrays(row, Sizes())
+    # Lower bits cleared, so that the scores are exact in float32 too and the largest is the same.
+    coarse = [jnp.round(x * 8) * 64 for x in (query, key)]
+    own = [100 * x if name != "lag_logits" else x for name, x in zip(row.own, own, strict=True)]
+    args = (*coarse, value, 30 * key_bias, *own)
+    reference = lambda *a: naively(row)(*a, None, None)  # noqa: E731
+    assert_close_to_reference(whole(row), reference, args, max_error=1e-2)
+    out, vjp = jax.vjp(whole(row), *args)
+    assert all(jnp.isfinite(g).all() for g in vjp(jnp.ones_like(out)))

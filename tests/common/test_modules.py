@@ -1,0 +1,134 @@
+"""Every check over every mechanism as a module, inside this library's layer and inside Flax's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from harness import layer
+from table import LEAKING_MODULE, MODULES
+
+from jaxattn.testing import (
+    assert_causal,
+    assert_close_to_reference,
+    assert_decode_matches,
+    assert_matches_reference,
+    assert_padding_invariant,
+)
+
+every_module = pytest.mark.parametrize("row", MODULES, ids=lambda row: row.name)
+both_homes = pytest.mark.parametrize("flax", [False, True], ids=["Attention", "MultiHeadAttention"])
+
+
+def arguments(row, **options):
+    """(the layer, its input and parameters, their sequence axes)."""
+    made = layer(row, **options)
+    return made, (made.inputs, *made.parameters.values()), (1, *(None for _ in made.parameters))
+
+
+@every_module
+@both_homes
+def test_causal(row, flax):
+    made, args, axes = arguments(row, flax=flax)
+    assert_causal(made.call, args, axis=axes)
+
+
+@both_homes
+def test_statistics_of_the_whole_sequence_are_found_out(flax):
+    made, args, axes = arguments(LEAKING_MODULE, flax=flax)
+    with pytest.raises(AssertionError, match="not causal"):
+        assert_causal(made.call, args, axis=axes)
+
+
+@every_module
+@both_homes
+def test_padding_reaches_nothing(row, flax):
+    made, args, axes = arguments(row, flax=flax)
+
+    def padded(*rest):
+        return made.call(*rest[:-1], mask=rest[-1])
+
+    # NaN in the input meets the projections first: outputs survive it, parameter gradients (0 times NaN) cannot.
+    assert_padding_invariant(padded, args, axis=axes, rtol=1e-4, check_gradients=False)
+    if not flax:
+        assert_padding_invariant(padded, args, axis=axes, rtol=1e-4, nan=False)
+
+
+@every_module
+@both_homes
+def test_reference(row, flax):
+    """Outputs, and gradients with respect to the input and to every parameter."""
+    made, args, _ = arguments(row, flax=flax)
+    mask = jnp.arange(10) < jnp.array([[10], [6]])
+
+    def on_tokens(call):
+        return lambda *a: jnp.where(mask[..., None], call(*a, mask=mask), 0.0)
+
+    assert_matches_reference(on_tokens(made.call), on_tokens(made.naive), args, rtol=1e-4, atol=1e-4)
+
+
+@every_module
+def test_full_attention(row):
+    if "prefix" in row.name:
+        pytest.skip("causal by definition")
+    made, args, _ = arguments(row, flax=False)
+    assert_matches_reference(
+        lambda *a: made.call(*a, is_causal=False),
+        lambda *a: made.naive(*a, is_causal=False),
+        args,
+        check_gradients=False,
+    )
+
+
+@every_module
+def test_packed_segments(row):
+    made, args, _ = arguments(row, flax=False)
+    ids = jnp.broadcast_to(jnp.array([0, 0, 0, 1, 1, 1, 1, 2, 2, 2]), (2, 10))
+    assert_matches_reference(
+        lambda *a: made.call(*a, segment_ids=ids),
+        lambda *a: made.naive(*a, segment_ids=ids),
+        args,
+        check_gradients=False,
+    )
+
+
+@every_module
+def test_decode(row):
+    made, args, _ = arguments(row, flax=False)
+    assert_decode_matches(
+        lambda x: made.call(x, *args[1:]),
+        lambda: made.module.init_state(2, 10),
+        jax.jit(lambda state, x: made.module.step(state, x)),
+        (made.inputs,),
+        prefill=4,
+    )
+
+
+@every_module
+def test_bfloat16(row):
+    made, args, _ = arguments(row, flax=False, dtype="bfloat16")
+    assert made.call(*args).dtype == jnp.bfloat16
+    assert_close_to_reference(made.call, made.naive, args, max_error=2e-2)
+
+
+@every_module
+def test_eager_equals_jit(row):
+    made, args, _ = arguments(row, flax=False)
+    np.testing.assert_allclose(made.module(made.inputs, is_causal=True), made.call(*args), atol=2e-6)
+
+
+@every_module
+@both_homes
+def test_sequences_of_padding_alone(row, flax):
+    """Nothing is attended to, so the output is the projection's offset; gradients are finite."""
+    made, args, _ = arguments(row, flax=flax)
+    mask = jnp.array([[True] * 10, [False] * 10])
+    out, vjp = jax.vjp(lambda *a: made.call(*a, mask=mask), *args)
+    np.testing.assert_allclose(out[1], jnp.broadcast_to(made.parameters["out.bias"], out[1].shape), atol=1e-6)
+    assert all(jnp.isfinite(g).all() for g in vjp(jnp.ones_like(out)))
+
+
+@every_module
+def test_huge_inputs(row):
+    made, (x, *parameters), _ = arguments(row, flax=False)
+    out, vjp = jax.vjp(made.call, 1e3 * x, *parameters)
+    assert jnp.isfinite(out).all() and all(jnp.isfinite(g).all() for g in vjp(jnp.ones_like(out)))
