@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -221,7 +220,11 @@ def compile_step(
     *,
     skip: bool,
 ) -> tuple[Callable[..., Any], str]:
-    """Compiles the training step ahead of time; with --seed-mode auto, falls back from vmap if memory is short."""
+    """Compiles the training step ahead of time and settles what --seed-mode auto means.
+
+    On accelerators auto is vmap unless its step needs more memory than there is. On CPU it is sequential: a step of
+    three seeds at d 128 takes 1.4 times as long under vmap there.
+    """
     seeds, batch_size = config.seeds(), config.optimizer.batch_size
     shape = (len(seeds), batch_size, config.model.context_length + 1)
     tokens = jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding.batch_sharding(mesh))
@@ -233,11 +236,13 @@ def compile_step(
         outputs = (shardings, NamedSharding(mesh, PartitionSpec()))
         return jax.jit(step, donate_argnums=0, out_shardings=outputs).lower(target, tokens).compile()
 
-    mode = "vmap" if config.run.seed_mode == "auto" else config.run.seed_mode
+    mode = config.run.seed_mode
+    if mode == "auto":
+        mode = "sequential" if jax.default_backend() == "cpu" else "vmap"
     if skip:
         return lambda *_: None, mode
     step = compiled(mode)
-    if config.run.seed_mode == "auto" and len(seeds) > 1 and not fits(step):
+    if config.run.seed_mode == "auto" and mode == "vmap" and len(seeds) > 1 and not fits(step):
         mode = "sequential"
         step = compiled(mode)
     return step, mode
@@ -251,8 +256,6 @@ def fits(compiled: Any) -> bool:
     needed = need.argument_size_in_bytes + need.output_size_in_bytes - need.alias_size_in_bytes
     needed += need.temp_size_in_bytes
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    if limit is None and jax.default_backend() == "cpu" and hasattr(os, "sysconf"):
-        limit = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return limit is None or needed < 0.9 * limit
 
 

@@ -153,10 +153,10 @@ def make_train_step(
 
     def step_one(state: TrainState, tokens: Array, key: PRNGKeyArray) -> tuple[TrainState, StepMetrics]:
         loss, grads = gradient(state.params, tokens, jax.random.fold_in(key, state.step))
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.global_norm(params))
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(params))
         good = finite & (state.failed == NEVER)
         kept = jax.tree.map(
             lambda new, old: jnp.where(good, new, old), (params, opt_state), (state.params, state.opt_state)

@@ -20,8 +20,8 @@ class SampleConfig:
 
     checkpoint: str
     """Run folder, such as runs/charlm-demo."""
-    prompt: str = "\n"
-    """Text to continue; only characters of the training text."""
+    prompt: str | None = None
+    """Text to continue, in characters of the training text; by default a line break (or its first character)."""
     tokens: int = 300
     """Characters to add. Beyond the model's context it goes on from the last half of the context."""
     temperature: float = 0.8
@@ -44,10 +44,12 @@ def main(argv: Sequence[str]) -> int:
     if config.tokens < 1:
         raise UserError(f"--tokens must be at least 1; got {config.tokens}.")
     model, vocabulary = load(config.checkpoint, step=config.step, model_seed=config.model_seed)
+    opening = "\n" if "\n" in vocabulary else vocabulary[0]
+    prompt = opening if config.prompt is None else config.prompt
     text = write(
         model,
         vocabulary,
-        config.prompt,
+        prompt,
         config.tokens,
         seed=config.seed,
         temperature=config.temperature,
@@ -144,7 +146,7 @@ def write(
             count = min(left, context - len(text)) if fresh else context - half
             key, now = jax.random.split(key)
             result = generate(
-                model, jax.numpy.asarray(known[None]), count, key=now, temperature=temperature, top_k=top_k
+                model, jax.numpy.asarray(known[None]), count, key=now, temperature=float(temperature), top_k=top_k
             )
             added = np.asarray(result[0, -count:], np.int32)[:left]
             text = np.concatenate([text, added])

@@ -1,0 +1,97 @@
+"""A model small enough to train in a test, and ways to run the command line."""
+
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TINY = shlex.split(
+    "--attention softmax --num-layers 1 --num-heads 2 --features 16 --context-length 16 --batch-size 16 "
+    "--steps 8 --warmup 2 --lr 1e-2 --eval-every 4 --eval-windows 20 --log-every 2 --prefix-windows 0 "
+    "--sample-tokens 0"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Compiling takes longer than running models this small."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def tiny_flags():
+    """The flags of a tiny run; later flags win."""
+    return TINY
+
+
+@pytest.fixture
+def tiny(tiny_flags):
+    """The same, by a shorter name."""
+    return tiny_flags
+
+
+@pytest.fixture
+def cli(capsys):
+    """Runs `python -m train ...` in this process: (exit code, stdout, stderr)."""
+    from train.__main__ import main
+
+    def run(*words):
+        capsys.readouterr()
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as stop:  # the flag parser's way to leave
+            code = stop.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def _environment(devices):
+    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
+    flags += f" --xla_force_host_platform_device_count={devices}"
+    return os.environ | {
+        "XLA_FLAGS": flags,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+
+
+@pytest.fixture(scope="session")
+def start():
+    """Starts `python -m train ...` as a process of its own with so many devices; it is killed at the end."""
+    processes = []
+
+    def run(*words, devices=1):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "train", *map(str, words)],
+            cwd=ROOT,
+            env=_environment(devices),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield run
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    """A text with a pattern, long enough for tiny windows."""
+    path = tmp_path / "text.txt"
+    path.write_text("the quick brown fox jumps over the lazy dog. " * 60, encoding="utf-8")
+    return path
