@@ -54,6 +54,7 @@ def train(config: CharLMConfig, *, command: str = "the same command") -> int:
     encode(config.evaluation.prompt or "", corpus.vocabulary)
     model = language_model(config.model, len(corpus.vocabulary))
     mesh = sharding.make_mesh(config.run.fsdp, batch_size=batch_size, accumulate=config.optimizer.accumulate)
+    model = sharding.gather_before_use(model, mesh)
     optimizer = loop.make_optimizer(config.optimizer)
     init = loop.make_init(model, optimizer, seeds)
     shapes = jax.eval_shape(init)

@@ -146,7 +146,12 @@ def write(
             count = min(left, context - len(text)) if fresh else context - half
             key, now = jax.random.split(key)
             result = generate(
-                model, jax.numpy.asarray(known[None]), count, key=now, temperature=float(temperature), top_k=top_k
+                model,
+                jax.numpy.asarray(known[None]),
+                count,
+                key=now,
+                temperature=float(temperature),
+                top_k=top_k,
             )
             added = np.asarray(result[0, -count:], np.int32)[:left]
             text = np.concatenate([text, added])

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from train.errors import UserError
+from train.functional import Functional, Params
 
 # Which logical axis of a parameter is split over `fsdp`: the first of these that it has and that divides evenly.
 FSDP_AXES = ("embed", "mlp", "vocab")
@@ -94,6 +95,22 @@ def param_specs(axes: Mapping[str, tuple[str | None, ...]], shapes: Mapping[str,
         return PartitionSpec()
 
     return {name: spec(name) for name in shapes}
+
+
+def gather_before_use(model: Functional, mesh: Mesh) -> Functional:
+    """The same model, whose parameters are made whole on every device where they are used.
+
+    That is what splitting over `fsdp` means: devices store a part and compute with all of it, each on its own rows.
+    Left alone, the compiler would split the activations as the parameters are, and move those around instead.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return model
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def apply(params: Params, *args: Any, **kwargs: Any) -> jax.Array:
+        return model.apply(jax.lax.with_sharding_constraint(params, whole), *args, **kwargs)
+
+    return model._replace(apply=apply)
 
 
 def tree_shardings(tree: Any, specs: Mapping[str, PartitionSpec], mesh: Mesh) -> Any:

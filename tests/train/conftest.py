@@ -86,7 +86,7 @@ def start():
     for process in processes:
         if process.poll() is None:
             process.kill()
-        process.communicate()
+            process.communicate()
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ def _mesh(data, fsdp):
 
 
 def _train(mesh):
-    model = language_model(MODEL, 11)
+    model = sharding.gather_before_use(language_model(MODEL, 11), mesh)
     update = loop.make_optimizer(OptimizerConfig(steps=20, warmup=2, lr=1e-2))
     init = loop.make_init(model, update, SEEDS)
     specs = sharding.param_specs(model.axes, model.shapes, mesh.shape["fsdp"])
