@@ -21,7 +21,7 @@ from jaxattn.kernels._xla import xla_attention
 IMPLEMENTATIONS = (None, "xla", "blockwise", "cudnn", "tokamax")
 
 # Scores a head (T·S) from which the blockwise path is the faster one on a CPU; see choose_implementation.
-_CPU_SCORES = 512 * 512
+_CPU_SCORES = 128 * 128
 # Bytes of float32 scores from which they are not materialised on an accelerator.
 _ACCELERATOR_SCORE_BYTES = 2**30
 
@@ -141,8 +141,9 @@ def choose_implementation(a: Arguments) -> str:
     """The implementation that None stands for, by `jax.default_backend()`.
 
     NVIDIA GPU: "cudnn" where its limits allow. TPU: "tokamax" where it is installed and its limits allow.
-    Otherwise "blockwise" where it is faster than "xla" (CPU: from T·S = 512² on; measured) or where the scores
-    would not reasonably fit (elsewhere: 1 GiB; not measured), else "xla".
+    Otherwise "blockwise" where it is faster than "xla" (CPU: from T·S = 128² on, by a quarter there and four
+    times at 2048²; measured) or where the scores would not reasonably fit (elsewhere: above 1 GiB; not
+    measured), else "xla".
     """
     if cudnn_cannot(a, nvidia_capability()) is None:
         return "cudnn"
