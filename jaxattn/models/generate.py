@@ -1,6 +1,6 @@
 """Sampling from a language model, token by token."""
 
-import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -62,8 +62,7 @@ def generate(
     return _generate(model, prompt, num_tokens, key, float(temperature), top_k)
 
 
-@functools.partial(nnx.jit, static_argnums=(2, 4, 5))
-def _generate(
+def _sample_loop(
     model: LanguageModel, prompt: Array, num_tokens: int, key: Array, temperature: float, top_k: int | None
 ) -> Array:
     state = model.init_state(prompt.shape[0], prompt.shape[1] + num_tokens)
@@ -79,6 +78,9 @@ def _generate(
 
     _, later = jax.lax.scan(body, (state, first), keys[1:])
     return jnp.concatenate([prompt, first[:, None], later.T.astype(prompt.dtype)], axis=1)
+
+
+_generate: Callable[..., Array] = nnx.jit(_sample_loop, static_argnums=(2, 4, 5))
 
 
 def sample_token(

@@ -19,7 +19,7 @@ from jaxattn.kernels import (
 )
 from jaxattn.nn.mechanism import Mechanism, MechanismModule
 from jaxattn.nn.parameters import parameter
-from jaxattn.nn.softmax import Softmax
+from jaxattn.nn.softmax import Softmax, SoftmaxModule
 
 NORMALIZATIONS = ("running", "sequence", "prefix", None)
 
@@ -128,7 +128,7 @@ class EnergyGatedModule(MechanismModule):
     ) -> Float[Array, "B T N V"]:
         """Attends over the whole sequence."""
         energy = self.energy(inputs, key)
-        if self.normalization == "prefix":
+        if self.normalization == "prefix" and isinstance(self.inner, SoftmaxModule):
             return energy_gated_attention(
                 query,
                 key,
@@ -142,10 +142,11 @@ class EnergyGatedModule(MechanismModule):
                 is_causal=is_causal,
                 implementation=self.inner.implementation,
             )
+        key_bias = padding_key_bias(mask, key_bias)
         gate = energy_gate(
             energy,
             **self._gate(),
-            mask=mask,
+            mask=_kept(key_bias, energy),
             segment_ids=segment_ids,
             is_causal=is_causal,
             allow_leak=self.allow_leak,
@@ -155,7 +156,7 @@ class EnergyGatedModule(MechanismModule):
             key,
             value,
             inputs=inputs,
-            key_bias=gate if key_bias is None else gate + padding_key_bias(mask, key_bias),
+            key_bias=gate if key_bias is None else gate + key_bias,
             mask=mask,
             attention_mask=attention_mask,
             segment_ids=segment_ids,
@@ -170,7 +171,7 @@ class EnergyGatedModule(MechanismModule):
         if self.normalization in ("running", None):
             inner = self.inner.init_state(batch, max_length, num_kv_heads, dtype)
             return {"inner": inner, "gate": energy_gate_init_state(batch, self.num_heads)}
-        if not hasattr(self.inner, "implementation"):
+        if not isinstance(self.inner, SoftmaxModule):
             raise ValueError("normalization 'sequence' can be decoded around inner=Softmax() only.")
         return energy_gated_attention_init_state(
             batch, max_length, num_kv_heads, self.head_dim, num_heads=self.num_heads, dtype=dtype
@@ -182,7 +183,9 @@ class EnergyGatedModule(MechanismModule):
         """Attends from the new tokens, whose gates are fixed by the energies so far."""
         energy = self.energy(inputs, key)
         if self.normalization in ("running", None):
-            gate_state, gate = energy_gate_step(state["gate"], energy, **self._gate())
+            gate_state, gate = energy_gate_step(
+                state["gate"], energy, **self._gate(), mask=_kept(key_bias, energy)
+            )
             inner_state, out = self.inner.step(
                 state["inner"],
                 query,
@@ -198,3 +201,8 @@ class EnergyGatedModule(MechanismModule):
 
     def _gate(self) -> dict[str, Any]:
         return {"alpha": self.alpha[...], "tau": self.tau[...], "normalization": self.normalization}
+
+
+def _kept(key_bias: Array | None, energy: Array) -> Array | None:
+    """(B, S, N), False where a key is removed: such a token counts in no statistic."""
+    return None if key_bias is None else jnp.broadcast_to(key_bias != -jnp.inf, energy.shape)

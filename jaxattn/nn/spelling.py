@@ -1,12 +1,14 @@
 """One spelling of every mechanism, for configs and the command line."""
 
+from collections.abc import Callable
+
 from jaxattn.nn.cross_correlation import CrossCorrelation
 from jaxattn.nn.energy_gated import EnergyGated
 from jaxattn.nn.mechanism import Mechanism
 from jaxattn.nn.softmax import Softmax
 
 # A new mechanism adds one line: its first word, and what makes it from the words after the colons.
-SPELLINGS = {
+SPELLINGS: dict[str, Callable[..., Mechanism]] = {
     "softmax": lambda: Softmax(),
     "lags": lambda lags="8": CrossCorrelation(lags=int(lags)),
 }

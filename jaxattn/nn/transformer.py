@@ -98,8 +98,8 @@ class TransformerBlock(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        inits = {"kernel_init": kernel_init, "out_init": out_init}
-        dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+        inits: dict[str, Any] = {"kernel_init": kernel_init, "out_init": out_init}
+        dtypes: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
         self.attention_norm = layer_norm(features, dtype, param_dtype, rngs)
         self.attention = Attention(
             num_heads,
@@ -127,7 +127,7 @@ class TransformerBlock(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "B T D"]:
         """Applies the block; `rngs` needs a "dropout" stream unless `deterministic`. See `Attention`."""
-        drop = {"deterministic": deterministic, "rngs": rngs}
+        drop: dict[str, Any] = {"deterministic": deterministic, "rngs": rngs}
         attended = self.attention(
             self.attention_norm(x),
             mask=mask,

@@ -76,3 +76,16 @@ def test_energy_needs_the_layer_input():
     x = jnp.ones((1, 3, 2, 4))
     with pytest.raises(ValueError, match="inputs must be the layer's input"):
         module(x, x, x)
+
+
+@pytest.mark.parametrize("normalization", ["running", "prefix", None])
+def test_padded_tokens_enter_no_statistics_in_decoding(normalization):
+    """Left padding given as a key bias in a step is what a token mask is in the whole pass."""
+    module = EnergyGated(normalization=normalization).build(2, 4, 8, rngs=nnx.Rngs(0))
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 6, 2, 4))
+    x = jax.random.normal(jax.random.key(1), (1, 6, 8))
+    mask = jnp.array([[False, False, True, True, True, True]])
+    whole = module(q, k, v, inputs=x, mask=mask, is_causal=True)
+    key_bias = jnp.where(mask, 0.0, -jnp.inf)[..., None]
+    _, out = module.step(module.init_state(1, 6, 2, jnp.float32), q, k, v, inputs=x, key_bias=key_bias)
+    np.testing.assert_allclose(out[:, 2:], whole[:, 2:], atol=1e-5)
