@@ -154,8 +154,8 @@ PRESETS: dict[str, CharLMConfig] = {
         preset="study",
         model=ModelConfig(num_layers=3, num_heads=2, features=64, context_length=128),
         data=DataConfig(corpus="tinyshakespeare"),
-        optimizer=OptimizerConfig(steps=800, batch_size=16, lr=3e-3, warmup=50),
-        evaluation=EvaluationConfig(eval_every=200, eval_windows=128, prefix_windows=16),
+        optimizer=OptimizerConfig(steps=800, batch_size=8, lr=3e-3, warmup=50),
+        evaluation=EvaluationConfig(eval_every=200, eval_windows=128, prefix_windows=8),
     ),
     "paper": CharLMConfig(
         preset="paper",
