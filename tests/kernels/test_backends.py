@@ -1,6 +1,8 @@
 """What carries fused kernels, on the CPU: the key bias in the values, the limits, the choice, tokamax's own XLA."""
 
 import functools
+import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -116,10 +118,10 @@ LIMITS = {
 def test_cudnn_limits(case):
     a, capability, message = LIMITS[case]
     reason = cudnn_cannot(a, capability)
-    assert reason is None if message is None else pytest.raises(ValueError, match=message)
-    if message is not None:
-        with pytest.raises(ValueError, match=message):
-            raise ValueError(reason)
+    if message is None:
+        assert reason is None
+    else:
+        assert re.search(message, reason)
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="about the CPU")
@@ -152,7 +154,7 @@ def test_choice(monkeypatch, platform, capability, tokamax, a, expected):
 
 
 def test_tokamax_missing(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "tokamax", None)
+    monkeypatch.setitem(sys.modules, "tokamax", None)
     x = normal(B, T, N, H)
     with pytest.raises(ImportError, match=r"pip install 'jaxattn\[tpu\]'"):
         dot_product_attention(x, x, x, implementation="tokamax")
