@@ -81,7 +81,7 @@ class EvaluationConfig:
     log_every: int = 10
     """Steps between metric records."""
     prompt: str | None = None
-    """Start of the text sampled at the end; by default the first words of the validation text."""
+    """Start of the text sampled at the end; by default "The ", or what the validation text starts with."""
     sample_tokens: int = 400
     """Characters to sample at the end; 0 skips it."""
     temperature: float = 0.8
@@ -147,8 +147,10 @@ class CharLMConfig:
 PRESETS: dict[str, CharLMConfig] = {
     "demo": CharLMConfig(
         preset="demo",
-        optimizer=OptimizerConfig(steps=900, lr=2e-3, warmup=60),
-        evaluation=EvaluationConfig(eval_every=150),
+        # Few layers and many steps: what a small budget buys most with.
+        model=ModelConfig(num_layers=2),
+        optimizer=OptimizerConfig(steps=1000, lr=3e-3, warmup=60),
+        evaluation=EvaluationConfig(eval_every=250, log_every=25),
     ),
     "study": CharLMConfig(
         preset="study",

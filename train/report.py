@@ -111,7 +111,9 @@ def finish(
 
 def _sample(config: CharLMConfig, corpus: Corpus, model: Functional, params: dict[str, np.ndarray]) -> str:
     evaluation = config.evaluation
-    opening = decode(corpus.validation[: config.model.context_length // 2], corpus.vocabulary)
+    opening = "The "
+    if not set(opening) <= set(corpus.vocabulary):
+        opening = decode(corpus.validation[: len(opening)], corpus.vocabulary)
     return write(
         model.module({name: jax.numpy.asarray(value) for name, value in params.items()}),
         corpus.vocabulary,

@@ -51,7 +51,7 @@ def test_leaves_a_complete_report(finished):
     np.testing.assert_allclose(
         summary["val_loss_whole"]["per_seed"], summary["val_loss_prefix"]["per_seed"], atol=1e-4
     )
-    assert len((out / "sample.txt").read_text()) == 8 + 20 + 1
+    assert len((out / "sample.txt").read_text()) == 4 + 20 + 1
 
 
 def test_records_every_step_once(finished):
