@@ -19,7 +19,7 @@ def xla_attention(a: Arguments) -> Array:
     scores = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, a.key, preferred_element_type=dtype) * a.scale
     scores = scores.reshape(batch, num_heads, query_length, key_length)
     if a.key_bias is not None:
-        scores += jnp.moveaxis(a.key_bias.astype(dtype), 1, 2)[:, :, None, :]
+        scores += _computed_once(jnp.moveaxis(a.key_bias.astype(dtype), 1, 2))[:, :, None, :]
     if a.bias is not None:
         scores += a.bias.astype(dtype)
     allowed = _allowed(a)
@@ -36,6 +36,16 @@ def xla_attention(a: Arguments) -> Array:
     )
     out = out.reshape(batch, query_length, num_heads, -1) / jnp.where(total == 0, 1, total)
     return out.astype(a.query.dtype)
+
+
+def _computed_once(x: Array) -> Array:
+    """x itself, behind a product that compilers do not fuse.
+
+    Otherwise a bias that is a computation (log sigmoid of an energy) is fused into the loop over scores and
+    computed T times over: the CPU compiler does so, and ignores `lax.optimization_barrier` while at it.
+    """
+    pair = jnp.stack([x, jnp.zeros_like(x)], axis=-1)
+    return jnp.einsum("...p,p->...", pair, jnp.ones(2, x.dtype), precision=lax.Precision.HIGHEST)
 
 
 def _allowed(a: Arguments) -> Array | None:

@@ -124,6 +124,8 @@ class Attention(nnx.Module):
             positions: positions in tokens for the rotation; None for 0 to T − 1.
             is_causal: a token meets only itself and earlier tokens.
         """
+        if mask is not None:
+            x = jnp.where(mask[..., None], x, 0)  # a NaN in padding would reach the projections' gradients
         query, key, value = self._project(x, positions)
         out = self.mechanism(
             query,
