@@ -20,16 +20,14 @@ def test_examples_run(name):
 
 
 def _public():
-    for package in (jaxattn, jaxattn.kernels, jaxattn.positions, jaxattn.nn, jaxattn.models):
+    for package in (jaxattn, jaxattn.kernels, jaxattn.positions, jaxattn.nn, jaxattn.models, jaxattn.testing):
         for name in package.__all__:
-            yield pytest.param(getattr(package, name), id=f"{package.__name__}.{name}")
+            if callable(thing := getattr(package, name)):
+                yield pytest.param(thing, id=f"{package.__name__}.{name}")
 
 
-@pytest.mark.parametrize("thing", _public())
-def test_public_functions_are_documented(thing):
-    if not callable(thing):
-        pytest.skip("a constant or a module") if not inspect.ismodule(thing) else None
-        return
+@pytest.mark.parametrize("thing", list(_public()))
+def test_public_names_are_documented(thing):
     text = inspect.getdoc(thing) or ""
+    assert text.splitlines()[:1] and text.splitlines()[0].strip(), "no summary line"
     assert ">>>" in text or not inspect.isfunction(thing), "no runnable example"
-    assert text.splitlines()[0].strip(), "no summary line"
