@@ -171,14 +171,18 @@ def make_train_step(
 def make_eval_step(
     model: Functional, *, seeds: int, mode: str = "vmap"
 ) -> Callable[..., Float[Array, " seeds"]]:
-    """The function (params, tokens (B, T + 1), weights (B,)) -> weighted sum over rows of the mean loss, per seed."""
+    """The function (total, params, tokens (B, T + 1), weights (B,)) -> total + weighted sum of the rows' mean losses.
+
+    `total` holds a number a seed. Because it goes in and comes out, batches run one after the other: independent
+    computations with collectives in them may meet in different orders on different processes, and wait forever.
+    """
 
     def losses(params: Params, tokens: Array, weights: Array) -> Array:
         per_row = cross_entropy(model.apply(params, tokens[:, :-1]), tokens[:, 1:]).mean(-1)
         return (per_row * weights).sum()
 
-    def run(params: Params, tokens: Array, weights: Array) -> Array:
-        return across_seeds(lambda one: losses(one, tokens, weights), seeds, mode)(params)
+    def run(total: Array, params: Params, tokens: Array, weights: Array) -> Array:
+        return total + across_seeds(lambda one: losses(one, tokens, weights), seeds, mode)(params)
 
     return run
 
