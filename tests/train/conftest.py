@@ -70,11 +70,11 @@ def start():
     """Starts `python -m train ...` as a process of its own with so many devices; it is killed at the end."""
     processes = []
 
-    def run(*words, devices=1):
+    def run(*words, devices=1, **environment):
         process = subprocess.Popen(
             [sys.executable, "-m", "train", *map(str, words)],
             cwd=ROOT,
-            env=_environment(devices),
+            env=_environment(devices) | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

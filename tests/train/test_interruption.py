@@ -3,6 +3,7 @@
 import json
 import shlex
 import signal
+import socket
 import time
 
 import numpy as np
@@ -108,3 +109,36 @@ def test_losses_on_eight_devices_equal_those_on_one(runs, cli, tiny, tmp_path):
     got = [r for r in _records(tmp_path / "run") if r["kind"] == "train"]
     for a, b in zip(expected[:5], got[:5], strict=True):
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_and_their_checkpoint_fits_other_devices(
+    start, cli, tiny, text_file, tmp_path
+):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    words = ["charlm", *tiny, "--text-file", text_file, "--fsdp", 2, "--out"]
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    processes = [
+        start(
+            *words,
+            together,
+            devices=2,
+            JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(process_id),
+        )
+        for process_id in (0, 1)
+    ]
+    for process in processes:
+        _finish(process)
+    assert cli(*words, alone)[0] == 0
+    for expected, got in zip(_records(alone), _records(together), strict=True):
+        assert expected.keys() == got.keys()
+        for name, value in expected.items():
+            if name != "kind":
+                np.testing.assert_allclose(got[name], value, rtol=1e-4)
+    code, out, _ = cli(*words, together)
+    assert code == 0
+    assert "all 8 steps are done already" in out
