@@ -104,7 +104,7 @@ def test_losses_on_eight_devices_equal_those_on_one(runs, cli, tiny, tmp_path):
     straight, _, _ = runs
     expected = [r for r in _records(straight) if r["kind"] == "train"]
     # The same run on this process's eight devices, its parameters split over two.
-    code, *_ = cli("charlm", *tiny, *FLAGS, "--out", tmp_path / "run", "--fsdp", 2)
+    code, *_ = cli("charlm", *tiny, *FLAGS, "--eval-every", 100, "--out", tmp_path / "run", "--fsdp", 2)
     assert code == 0
     got = [r for r in _records(tmp_path / "run") if r["kind"] == "train"]
     for a, b in zip(expected[:5], got[:5], strict=True):

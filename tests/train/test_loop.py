@@ -37,10 +37,15 @@ def _close(a, b, **kwargs):
         np.testing.assert_allclose(a[name], b[name], err_msg=name, **kwargs)
 
 
-def test_the_loss_starts_near_uniform_and_falls():
-    _, losses = _run((0,), TOKENS[:1], steps=20)
-    assert abs(losses[0, 0] - np.log(11)) < 0.1
-    assert losses[-1, 0] < losses[0, 0] - 0.3
+@pytest.fixture(scope="module")
+def plain_losses():
+    """Seed 0, without dropout."""
+    return _run((0,), TOKENS[:1], steps=20)[1]
+
+
+def test_the_loss_starts_near_uniform_and_falls(plain_losses):
+    assert abs(plain_losses[0, 0] - np.log(11)) < 0.1
+    assert plain_losses[-1, 0] < plain_losses[0, 0] - 0.3
 
 
 def test_cross_entropy_is_the_negative_log_likelihood_in_float32():
@@ -53,11 +58,9 @@ def test_cross_entropy_is_the_negative_log_likelihood_in_float32():
     np.testing.assert_allclose(loss, expected, atol=0.03)
 
 
-def test_accumulated_gradients_equal_the_big_batch():
-    big, big_losses = _run((0,), TOKENS[:1])
-    small, small_losses = _run((0,), TOKENS[:1], accumulate=4)
-    np.testing.assert_allclose(big_losses, small_losses, rtol=1e-5)
-    _close(big.params, small.params, atol=2e-4)
+def test_accumulated_gradients_equal_the_big_batch(plain_losses):
+    _, losses = _run((0,), TOKENS[:1], steps=6, accumulate=4)
+    np.testing.assert_allclose(losses, plain_losses[:6], rtol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["vmap", "sequential"])

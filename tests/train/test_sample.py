@@ -18,7 +18,7 @@ def model():
     return functional.module(jax.jit(functional.init)(jax.random.key(0)))
 
 
-@pytest.mark.parametrize("prompt", ["a", "abcdefg", "abcdefgh", "abcdefghabcdefgh"])
+@pytest.mark.parametrize("prompt", ["a", "abcdefghabcdefgh"])
 @pytest.mark.parametrize("tokens", [1, 30])
 def test_writes_any_length_from_any_prompt(model, prompt, tokens):
     text = write(model, VOCABULARY, prompt, tokens, seed=1)
