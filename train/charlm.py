@@ -124,8 +124,6 @@ def train(config: CharLMConfig, *, command: str = "the same command") -> int:
     # 4. The loop. Metrics stay on the device until the next step is under way, so that logging never makes it wait.
     pending: list[loop.StepMetrics] = []
     ready: tuple[int, list[loop.StepMetrics]] | None = None
-    # Forced host devices share a few threads: steps in flight together can leave a collective without one.
-    one_at_a_time = jax.default_backend() == "cpu" and jax.local_device_count() > 1
     mark = time.monotonic()
     step = start
     with StopRequest() as stop:
@@ -134,8 +132,7 @@ def train(config: CharLMConfig, *, command: str = "the same command") -> int:
                 state, metrics = train_step(state, sharding.put_batch(mesh, next(streams), batch_size))
                 step += 1
                 pending.append(metrics)
-                if one_at_a_time:
-                    jax.block_until_ready(metrics)
+                sharding.settle(metrics)
                 if step % config.evaluation.log_every == 0 or step == total:
                     ready, pending = (step, pending), []
                 evaluating = step % config.evaluation.eval_every == 0 or step == total

@@ -8,7 +8,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from train.functional import Functional, Params
 from train.loop import across_seeds, make_eval_step, prefix_losses
-from train.sharding import put_replicated, put_rows
+from train.sharding import put_replicated, put_rows, settle
 
 
 def make_evaluate(
@@ -30,6 +30,7 @@ def make_evaluate(
             weights[: len(rows)] = 1
             rows = np.pad(rows, ((0, batch_size - len(rows)), (0, 0)))
             total = step(total, params, put_rows(mesh, rows), put_rows(mesh, weights))
+            settle(total)
         return (np.asarray(total, np.float64) / len(windows)).tolist()
 
     return evaluate

@@ -150,3 +150,13 @@ def put_rows(mesh: Mesh, array: np.ndarray) -> jax.Array:
 def put_replicated(mesh: Mesh, array: np.ndarray) -> jax.Array:
     """The same array on every device of every process."""
     return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec()), array, array.shape)
+
+
+def settle(result: Any) -> None:
+    """Waits for `result` where several host devices share this process's threads; elsewhere nothing waits.
+
+    With many computations in flight on such devices, a collective can be left without a thread, and the runtime
+    then aborts the process.
+    """
+    if jax.default_backend() == "cpu" and jax.local_device_count() > 1:
+        jax.block_until_ready(result)
