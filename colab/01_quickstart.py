@@ -24,7 +24,8 @@ import sys
 if "google.colab" in sys.modules and importlib.util.find_spec("jaxattn") is None:
     repository = os.environ.get("JAXATTN_REPOSITORY", "https://github.com/jaxattn/jaxattn")
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", f"jaxattn @ git+{repository}", "optax", "matplotlib"], check=True
+        [sys.executable, "-m", "pip", "install", "-q", f"jaxattn @ git+{repository}", "optax", "matplotlib"],
+        check=True,
     )
 
 # %%

@@ -13,7 +13,13 @@ ALLOWED = {
     "jaxattn/kernels": {"jaxattn._checks", "jaxattn.kernels"},
     "jaxattn/positions": {"jaxattn._checks", "jaxattn.positions"},
     "jaxattn/nn": {"jaxattn._checks", "jaxattn.kernels", "jaxattn.positions", "jaxattn.nn"},
-    "jaxattn/models": {"jaxattn._checks", "jaxattn.kernels", "jaxattn.positions", "jaxattn.nn", "jaxattn.models"},
+    "jaxattn/models": {
+        "jaxattn._checks",
+        "jaxattn.kernels",
+        "jaxattn.positions",
+        "jaxattn.nn",
+        "jaxattn.models",
+    },
 }
 
 
@@ -47,5 +53,7 @@ def test_import_needs_no_training_dependency():
         "heavy = {'grain', 'tyro', 'tensorboardX', 'matplotlib', 'beartype', 'torch', 'tokamax'}; "
         "print(sorted(heavy & set(sys.modules)))"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]", result.stdout
