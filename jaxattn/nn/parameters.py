@@ -39,8 +39,8 @@ def logical_axes(tree: Any) -> Any:
     Example:
         >>> from flax import nnx
         >>> from jaxattn.nn import Attention, logical_axes
-        >>> axes = logical_axes(Attention(2, 8, rngs=nnx.Rngs(0)))
-        >>> axes["query"]["kernel"]
+        >>> query = logical_axes(Attention(2, 8, rngs=nnx.Rngs(0)))["query"]
+        >>> query["kernel"]
         ('embed', 'heads', 'head_dim')
     """
     state = nnx.state(tree) if isinstance(tree, nnx.Module) else tree
