@@ -50,7 +50,7 @@ def test_decoding_equals_the_whole_and_nothing_leaks(mechanism, positions):
 def test_the_leaking_gate_shows_on_prefixes():
     model = make("softmax+gate=sequence", allow_leak=True)
     x = tokens()
-    assert jnp.abs(whole_pass(model, x[:, :7]) - whole_pass(model, x)[:, :7]).max() > 1e-4
+    assert jnp.abs(whole_pass(model, x[:, :7]) - whole_pass(model, x)[:, :7]).max() > 1e-3
 
 
 def test_decoding_past_the_end_is_nan_not_wrong():
