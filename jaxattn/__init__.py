@@ -19,6 +19,9 @@ from jaxattn.kernels import (
     energy_gated_attention,
     energy_gated_attention_init_state,
     energy_gated_attention_step,
+    linear_attention,
+    linear_attention_init_state,
+    linear_attention_step,
     padding_key_bias,
 )
 from jaxattn.positions import morlet_encoding, morlet_init, morlet_window, rotary, sinusoidal_encoding
@@ -40,6 +43,9 @@ __all__ = [
     "energy_gated_attention_init_state",
     "energy_gated_attention_step",
     "kernels",
+    "linear_attention",
+    "linear_attention_init_state",
+    "linear_attention_step",
     "models",
     "morlet_encoding",
     "morlet_init",

@@ -5,6 +5,11 @@ from jaxattn.kernels._decode import (
     dot_product_attention_init_state,
     dot_product_attention_step,
 )
+from jaxattn.kernels._linear_decode import (
+    LinearAttentionState,
+    linear_attention_init_state,
+    linear_attention_step,
+)
 from jaxattn.kernels.convolution import (
     CrossCorrelationState,
     cross_correlation,
@@ -20,12 +25,14 @@ from jaxattn.kernels.energy_attention import (
     energy_gated_attention_init_state,
     energy_gated_attention_step,
 )
+from jaxattn.kernels.linear import linear_attention
 from jaxattn.kernels.padding import padding_key_bias
 
 __all__ = [
     "CrossCorrelationState",
     "DotProductAttentionState",
     "EnergyGatedAttentionState",
+    "LinearAttentionState",
     "cross_correlation",
     "cross_correlation_attention",
     "cross_correlation_init_state",
@@ -39,5 +46,8 @@ __all__ = [
     "energy_gated_attention",
     "energy_gated_attention_init_state",
     "energy_gated_attention_step",
+    "linear_attention",
+    "linear_attention_init_state",
+    "linear_attention_step",
     "padding_key_bias",
 ]

@@ -1,0 +1,237 @@
+"""From checked arguments of any shape to the blocks of the linear-attention core, and back."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxattn._checks import check_broadcastable, check_dtype, check_shape
+from jaxattn.kernels._arguments import accumulation_dtype
+from jaxattn.kernels._linear_blocks import ratio
+from jaxattn.kernels._linear_core import Features, Operands, Plan, attend
+
+# Tokens of a block. On a CPU the block should stay in cache, but below 4096 tokens one block is faster than a loop.
+_CPU_BLOCK, _CPU_WHOLE = 2048, 4096
+_ACCELERATOR_BLOCK = 16384
+_CHUNK = 128
+
+
+class FeatureFunctions(NamedTuple):
+    """How queries and keys become features; see `Plan`."""
+
+    query: Features
+    key: Features
+    by_head: tuple[bool, ...] = ()
+
+
+def _identity(_: Sequence[Array], x: Array) -> tuple[Array, Array]:
+    return x, jnp.zeros(x.shape[:-1], x.dtype)
+
+
+IDENTITY = FeatureFunctions(_identity, _identity)
+
+
+class Call(NamedTuple):
+    """A checked call: query (B, T, K, G, D), key (B, S, K, D), value (B, S, K, V), key_bias (B, S, K)."""
+
+    query: Array
+    key: Array
+    value: Array
+    key_bias: Array
+    segments: Array | None
+
+
+def check_chunk_size(chunk_size: int | None) -> None:
+    """Raises unless `chunk_size` is None or a positive int."""
+    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+        raise ValueError(f"chunk_size must be None or a positive integer; got {chunk_size!r}.")
+
+
+def prepare(
+    query: Array, key: Array, value: Array, key_bias: Array | None, segment_ids: Array | None = None
+) -> Call:
+    """Adds the batch axis, splits heads into (K, G), and zeroes removed keys, whose values may be NaN.
+
+    Shapes of query, key and value are checked already. A key bias that differs between the query heads of a group
+    makes their keys differ: they are then repeated, and G is 1.
+    """
+    batched = jnp.ndim(query) == 4
+    dtype = accumulation_dtype(query, key, value)
+    query, key, value = (
+        (x if batched else x[None]).astype(dtype) for x in map(jnp.asarray, (query, key, value))
+    )
+    batch, length, num_heads, width = query.shape
+    key_length, num_kv_heads = key.shape[1:3]
+    if key_bias is None:
+        key_bias = jnp.zeros((1, 1, 1), dtype)
+    else:
+        check_dtype("key_bias", key_bias, jnp.floating, "floating point")
+        layout, target = "(B, S, N)", (batch, key_length, num_heads)
+        check_broadcastable(
+            "key_bias", key_bias, target if batched else target[1:], layout if batched else "(S, N)"
+        )
+        key_bias = (key_bias if batched else jnp.asarray(key_bias)[None]).astype(dtype)
+        if key_bias.shape[2] not in (1, num_kv_heads) or (key_bias.shape[2] != 1 and num_kv_heads != num_heads):
+            key, value = (jnp.repeat(x, num_heads // num_kv_heads, axis=2) for x in (key, value))
+            num_kv_heads = num_heads
+        gone = (key_bias == -jnp.inf)[..., None]
+        key, value = jnp.where(gone, 0, key), jnp.where(gone, 0, value)
+    if segment_ids is not None:
+        check_dtype("segment_ids", segment_ids, jnp.integer, "integer")
+        if key_length != length:
+            raise ValueError(
+                f"segment_ids needs as many keys as queries (T = S); got T = {length}, S = {key_length}."
+            )
+        check_shape(
+            "segment_ids", segment_ids, (batch, length) if batched else (length,), "(B, T)" if batched else "(T,)"
+        )
+        segment_ids = segment_ids if batched else jnp.asarray(segment_ids)[None]
+    query = query.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, width)
+    return Call(query, key, value, jnp.broadcast_to(key_bias, key.shape[:3]), segment_ids)
+
+
+def attend_call(
+    call: Call, features: FeatureFunctions, parameters: Sequence[Array], is_causal: bool, chunk_size: int | None
+) -> Array:
+    """(B, T, N, V) weighted means."""
+    if call.segments is not None and not is_causal:
+        call, features, parameters = _with_features(call, features, parameters), IDENTITY, []
+    order = None
+    if call.segments is not None:
+        # Equal ids become neighbours; a stable sort keeps the order inside each segment, which is all that
+        # causality means there.
+        order = jnp.argsort(call.segments, axis=1, stable=True)
+        call = jax.tree.map(lambda x: _take(x, order), call)
+    if is_causal or call.segments is None:
+        out = _attend(call, features, parameters, is_causal, chunk_size)
+    else:
+        out = _attend_both_ways(call, chunk_size)
+    if order is not None:
+        out = _take(out, jnp.argsort(order, axis=1))
+    return out.reshape(*out.shape[:2], -1, out.shape[-1])
+
+
+def _take(x: Array, order: Array) -> Array:
+    return jnp.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+
+def _with_features(call: Call, features: FeatureFunctions, parameters: Sequence[Array]) -> Call:
+    """The call with features in place of queries and keys."""
+    axes = [0 if by_head else None for by_head in features.by_head]
+    phi_q, _ = jax.vmap(features.query, (axes, 2), 2)(parameters, call.query)
+    phi_k, scale = jax.vmap(features.key, (axes, 2), 2)(parameters, call.key)
+    return call._replace(query=phi_q, key=phi_k, key_bias=call.key_bias + scale)
+
+
+def _attend(
+    call: Call,
+    features: FeatureFunctions,
+    parameters: Sequence[Array],
+    is_causal: bool,
+    chunk_size: int | None,
+    *,
+    strict: bool = False,
+    divided: bool = True,
+) -> Array:
+    length = call.query.shape[1]
+    if is_causal:
+        call = _keys_like_queries(call)
+    plan = make_plan(features, length, call.key.shape[1], is_causal, chunk_size, strict=strict, divided=divided)
+    query_length, key_length = (
+        -(-x.shape[1] // block) * block
+        for x, block in ((call.query, plan.query_block), (call.key, plan.key_block))
+    )
+    out = attend(plan, list(parameters), pad(call, query_length, key_length))
+    return out[:, :length]
+
+
+def make_plan(
+    features: FeatureFunctions,
+    length: int,
+    key_length: int,
+    is_causal: bool,
+    chunk_size: int | None,
+    *,
+    strict: bool = False,
+    divided: bool = True,
+) -> Plan:
+    """Block and chunk sizes for the lengths and the platform."""
+    on_cpu = jax.default_backend() == "cpu"
+
+    def block(length: int, multiple: int = 1) -> int:
+        limit = (_CPU_WHOLE if length <= _CPU_WHOLE else _CPU_BLOCK) if on_cpu else _ACCELERATOR_BLOCK
+        count = -(-length // limit)
+        return -(-length // (count * multiple)) * multiple
+
+    # As many chunks as `chunk_size` asks for, but of equal size, so that little is padded.
+    chunks = -(-length // (chunk_size or _CHUNK))
+    chunk = -(-length // chunks) if is_causal else 1
+    query_block = block(length, chunk)
+    return Plan(
+        query_features=features.query,
+        key_features=features.key,
+        by_head=features.by_head,
+        is_causal=is_causal,
+        strict=strict,
+        divided=divided,
+        query_block=query_block,
+        key_block=query_block if is_causal else block(key_length),
+        chunk=chunk,
+        one_by_one=on_cpu,
+    )
+
+
+def _keys_like_queries(call: Call) -> Call:
+    """As many keys as queries: later keys are seen by nobody, missing ones are removed keys."""
+    length, key_length = call.query.shape[1], call.key.shape[1]
+    if key_length > length:
+        key, value, key_bias = (x[:, :length] for x in call[1:4])
+        return call._replace(key=key, value=value, key_bias=key_bias)
+    return Call(*pad(call, length, length)) if key_length < length else call
+
+
+def pad(call: Call, query_length: int, key_length: int) -> Operands:
+    """Adds queries nobody reads and keys nobody sees."""
+
+    def widen(x: Array, length: int, **options: Any) -> Array:
+        missing = length - x.shape[1]
+        if missing == 0:
+            return x
+        return jnp.pad(x, [(0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)], **options)
+
+    return Operands(
+        query=widen(call.query, query_length),
+        key=widen(call.key, key_length),
+        value=widen(call.value, key_length),
+        key_bias=widen(call.key_bias, key_length, constant_values=-jnp.inf),
+        segments=None if call.segments is None else widen(call.segments, key_length, mode="edge"),
+    )
+
+
+def _attend_both_ways(call: Call, chunk_size: int | None) -> Array:
+    """Keys up to each query plus keys after it, inside (contiguous) segments; features are made already."""
+    assert call.segments is not None
+    backward = jax.tree.map(lambda x: jnp.flip(x, axis=1), call)
+    so_far = _attend(call, IDENTITY, [], True, chunk_size, divided=False)
+    to_come = jnp.flip(_attend(backward, IDENTITY, [], True, chunk_size, strict=True, divided=False), axis=1)
+    # The two sums are relative to the largest key bias on their side of the query.
+    left = _running_max(call.key_bias, call.segments)
+    right = jnp.flip(_running_max(backward.key_bias, backward.segments), axis=1)
+    top = jnp.maximum(left, right)
+    left, right = (jax.lax.stop_gradient(ratio(x, top))[..., None, None] for x in (left, right))
+    sums = so_far * left + to_come * right
+    weight = sums[..., -1:]
+    nothing = weight == 0
+    return jnp.where(nothing, 0, sums[..., :-1] / jnp.where(nothing, 1, weight))
+
+
+def _running_max(key_bias: Array, segments: Array) -> Array:
+    """(B, S, K) largest key bias so far in the segment."""
+
+    def later(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+        return jnp.where(a[1] == b[1], jnp.maximum(a[0], b[0]), b[0]), b[1]
+
+    ids = jnp.broadcast_to(segments[..., None], key_bias.shape)
+    return jax.lax.associative_scan(later, (key_bias, ids), axis=1)[0]
