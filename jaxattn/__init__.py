@@ -4,7 +4,17 @@ The functions here are pure; `jaxattn.nn` holds the same as Flax NNX modules, `j
 `jaxattn.testing` the checks to run on kernels of your own.
 """
 
-from jaxattn import kernels, models, nn, positions, testing
+from jaxattn import features, kernels, models, nn, positions, testing
+from jaxattn.features import (
+    COMPONENTS,
+    WEIGHTS,
+    Diagnosis,
+    FeatureMap,
+    diagnose,
+    random_feature_attention,
+    random_feature_attention_init_state,
+    random_feature_attention_step,
+)
 from jaxattn.kernels import (
     cross_correlation,
     cross_correlation_attention,
@@ -29,10 +39,15 @@ from jaxattn.positions import morlet_encoding, morlet_init, morlet_window, rotar
 __version__ = "0.1.0"
 
 __all__ = [
+    "COMPONENTS",
+    "WEIGHTS",
+    "Diagnosis",
+    "FeatureMap",
     "cross_correlation",
     "cross_correlation_attention",
     "cross_correlation_init_state",
     "cross_correlation_step",
+    "diagnose",
     "dot_product_attention",
     "dot_product_attention_init_state",
     "dot_product_attention_step",
@@ -42,6 +57,7 @@ __all__ = [
     "energy_gated_attention",
     "energy_gated_attention_init_state",
     "energy_gated_attention_step",
+    "features",
     "kernels",
     "linear_attention",
     "linear_attention_init_state",
@@ -53,6 +69,9 @@ __all__ = [
     "nn",
     "padding_key_bias",
     "positions",
+    "random_feature_attention",
+    "random_feature_attention_init_state",
+    "random_feature_attention_step",
     "rotary",
     "sinusoidal_encoding",
     "testing",

@@ -13,7 +13,8 @@ class ModelConfig:
     """The model."""
 
     attention: str = "softmax+gate=running"
-    """Mechanism: softmax, lags:8, softmax+gate=running|prefix|none|sequence."""
+    """Mechanism: softmax, lags:8, features:oprf-orf:128 (random features: component-weights:number, optionally
+    :redraw=1000 steps); each with +gate=running|prefix|none|sequence."""
     positions: str = "learned"
     """none, learned, sinusoidal, rotary, morlet or morlet:learned."""
     num_layers: int = 4

@@ -9,11 +9,15 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxattn.models import LanguageModel
+from jaxattn.nn import FeatureDraw, FeatureStatistic
 from train.config import ModelConfig
 from train.errors import UserError
 
 Params = dict[str, Array]
-"""Parameters by dotted path, such as "decoder.blocks.0.attention.query.kernel"."""
+"""A model's arrays by dotted path, such as "decoder.blocks.0.attention.query.kernel"."""
+
+# Arrays that a model holds besides its parameters: random numbers and statistics of feature maps.
+HELD = (FeatureDraw, FeatureStatistic)
 
 
 class Functional(NamedTuple):
@@ -23,6 +27,8 @@ class Functional(NamedTuple):
     """Parameters from a key."""
     apply: Callable[..., Float[Array, "B T V"]]
     """(params, tokens (B, T), *, mask=None, dropout_key=None) -> logits; a key switches dropout on."""
+    train_apply: Callable[..., tuple[Float[Array, "B T V"], Params]]
+    """(params, tokens, dropout_key) -> (logits, the arrays in `held` for the next step)."""
     module: Callable[[Params], LanguageModel]
     """The module that holds given parameters, for decoding."""
     axes: dict[str, tuple[str | None, ...]]
@@ -30,9 +36,17 @@ class Functional(NamedTuple):
     shapes: dict[str, jax.ShapeDtypeStruct]
     """Shape and dtype of every parameter."""
 
+    held: frozenset[str]
+    """Names of the arrays that are not learned by gradient, such as the random numbers of a feature map."""
+
     def num_params(self) -> int:
         """How many numbers the model learns."""
-        return sum(shape.size for shape in self.shapes.values())
+        return sum(shape.size for name, shape in self.shapes.items() if name not in self.held)
+
+    def split(self, params: Params) -> tuple[Params, Params]:
+        """The arrays that are learned, and those that are held."""
+        learned = {name: value for name, value in params.items() if name not in self.held}
+        return learned, {name: params[name] for name in self.held}
 
 
 def language_model(config: ModelConfig, vocab_size: int) -> Functional:
@@ -73,12 +87,14 @@ def language_model(config: ModelConfig, vocab_size: int) -> Functional:
     anatomy: dict[str, Any] = {}
 
     def init(key: PRNGKeyArray) -> Params:
-        graphdef, *states = nnx.split(build(key), nnx.Param, ...)
+        graphdef, *states = nnx.split(build(key), (nnx.Param, *HELD), ...)
         params, rest = states
         if jax.tree.leaves(rest):
-            raise TypeError("a model must hold parameters only; it also holds " + str(rest))
+            raise TypeError("a model may hold parameters and feature maps only; it also holds " + str(rest))
         variables = dict(nnx.to_flat_state(params))
         anatomy.setdefault("graphdef", graphdef)
+        held = {_dotted(path) for path, variable in variables.items() if isinstance(variable, HELD)}
+        anatomy.setdefault("held", frozenset(held))
         anatomy.setdefault("paths", {_dotted(path): path for path in variables})
         anatomy.setdefault(
             "axes",
@@ -101,9 +117,21 @@ def language_model(config: ModelConfig, vocab_size: int) -> Functional:
         mask: Bool[Array, "B T"] | None = None,
         dropout_key: PRNGKeyArray | None = None,
     ) -> Float[Array, "B T V"]:
+        return call(module(params), tokens, mask, dropout_key)
+
+    def call(model: LanguageModel, tokens: Array, mask: Array | None, dropout_key: Array | None) -> Array:
         if dropout_key is None or config.dropout == 0:
-            return module(params)(tokens, mask=mask)
-        return module(params)(tokens, mask=mask, deterministic=False, rngs=nnx.Rngs(dropout=dropout_key))
+            return model(tokens, mask=mask)
+        return model(tokens, mask=mask, deterministic=False, rngs=nnx.Rngs(dropout=dropout_key))
+
+    def train_apply(
+        params: Params, tokens: Int[Array, "B T"], dropout_key: PRNGKeyArray
+    ) -> tuple[Float[Array, "B T V"], Params]:
+        model = module(params)
+        model.set_attributes(calibrating=True, raise_if_not_found=False)
+        logits = call(model, tokens, None, dropout_key)
+        after = nnx.to_flat_state(nnx.state(model, HELD))
+        return logits, {_dotted(path): variable[...] for path, variable in after}
 
     try:
         # Traced without computing anything: gives the structure, and the model's complaints before any compile.
@@ -111,7 +139,7 @@ def language_model(config: ModelConfig, vocab_size: int) -> Functional:
         jax.eval_shape(apply, shapes, jax.ShapeDtypeStruct((1, config.context_length), jnp.int32))
     except ValueError as error:
         raise UserError(str(error)) from error
-    return Functional(init, apply, module, anatomy["axes"], shapes)
+    return Functional(init, apply, train_apply, module, anatomy["axes"], shapes, anatomy["held"])
 
 
 def compute_dtype(name: str) -> Any:

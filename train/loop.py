@@ -14,6 +14,8 @@ from train.functional import Functional, Params
 NEVER = -1
 # Matrices whose every entry is a bias, a gain or a physical quantity: shrinking them towards 0 has no meaning.
 NO_DECAY = frozenset({"bias", "scale", "alpha", "tau", "log_omega", "log_sigma", "center", "lag_logits"})
+# Learned parts of a feature map: their covariance is what they should be, not 0.
+FEATURE_MAP = ("weights_", "component_")
 
 
 class TrainState(NamedTuple):
@@ -54,7 +56,8 @@ def decays(name: str, ndim: int) -> bool:
         >>> decays("decoder.blocks.0.mlp.up.kernel", 2), decays("decoder.norm.scale", 1)
         (True, False)
     """
-    return ndim >= 2 and name.rpartition(".")[2] not in NO_DECAY
+    last = name.rpartition(".")[2]
+    return ndim >= 2 and last not in NO_DECAY and not last.startswith(FEATURE_MAP)
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
@@ -101,7 +104,8 @@ def make_init(
 
     def init_one(key: PRNGKeyArray) -> TrainState:
         params = model.init(key)
-        return TrainState(params, optimizer.init(params), jnp.int32(0), jnp.int32(NEVER))
+        learned, _ = model.split(params)
+        return TrainState(params, optimizer.init(learned), jnp.int32(0), jnp.int32(NEVER))
 
     return lambda: across_seeds(init_one, len(seeds), "vmap")(seed_keys(seeds, 0))
 
@@ -132,34 +136,42 @@ def make_train_step(
         The step function, to be jitted.
     """
 
-    def loss_of(params: Params, tokens: Array, key: PRNGKeyArray) -> Array:
-        logits = model.apply(params, tokens[:, :-1], dropout_key=key)
-        return cross_entropy(logits, tokens[:, 1:]).mean()
+    def loss_of(learned: Params, held: Params, tokens: Array, key: PRNGKeyArray) -> tuple[Array, Params]:
+        logits, held = model.train_apply(learned | held, tokens[:, :-1], key)
+        return cross_entropy(logits, tokens[:, 1:]).mean(), held
 
-    def gradient(params: Params, tokens: Array, key: PRNGKeyArray) -> tuple[Array, Params]:
+    def gradient(params: Params, tokens: Array, key: PRNGKeyArray) -> tuple[Array, Params, Params]:
+        learned, held = model.split(params)
+        loss_and_gradient = jax.value_and_grad(loss_of, has_aux=True)
         if accumulate == 1:
-            return jax.value_and_grad(loss_of)(params, tokens, key)
+            (loss, held), grads = loss_and_gradient(learned, held, tokens, key)
+            return loss, grads, held
         # Row r of a device goes to micro-batch r mod k, so that no row has to move between devices.
         micro = tokens.reshape(-1, accumulate, tokens.shape[-1]).swapaxes(0, 1)
 
-        def add(total, part):
+        def add(carry, part):
+            total, held = carry
             index, rows = part
-            result = jax.value_and_grad(loss_of)(params, rows, jax.random.fold_in(key, index))
-            return jax.tree.map(jnp.add, total, result), None
+            (loss, held), grads = loss_and_gradient(learned, held, rows, jax.random.fold_in(key, index))
+            return (jax.tree.map(jnp.add, total, (loss, grads)), held), None
 
-        zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
-        total, _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), micro))
-        return jax.tree.map(lambda x: x / accumulate, total)
+        zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, learned))
+        (total, held), _ = jax.lax.scan(add, (zeros, held), (jnp.arange(accumulate), micro))
+        loss, grads = jax.tree.map(lambda x: x / accumulate, total)
+        return loss, grads, held
 
     def step_one(state: TrainState, tokens: Array, key: PRNGKeyArray) -> tuple[TrainState, StepMetrics]:
-        loss, grads = gradient(state.params, tokens, jax.random.fold_in(key, state.step))
+        loss, grads, held = gradient(state.params, tokens, jax.random.fold_in(key, state.step))
         grad_norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(params))
+        before, _ = model.split(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, before)
+        learned = optax.apply_updates(before, updates)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(learned))
         good = finite & (state.failed == NEVER)
         kept = jax.tree.map(
-            lambda new, old: jnp.where(good, new, old), (params, opt_state), (state.params, state.opt_state)
+            lambda new, old: jnp.where(good, new, old),
+            (learned | held, opt_state),
+            (state.params, state.opt_state),
         )
         failed = jnp.where(finite | (state.failed != NEVER), state.failed, state.step)
         return TrainState(kept[0], kept[1], state.step + 1, failed), StepMetrics(loss, grad_norm, failed)

@@ -1,7 +1,7 @@
 """Devices as a mesh of two axes: `data` splits the batch, `fsdp` splits the batch and the parameters."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -107,10 +107,13 @@ def gather_before_use(model: Functional, mesh: Mesh) -> Functional:
         return model
     whole = NamedSharding(mesh, PartitionSpec())
 
-    def apply(params: Params, *args: Any, **kwargs: Any) -> jax.Array:
-        return model.apply(jax.lax.with_sharding_constraint(params, whole), *args, **kwargs)
+    def gathered(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(params: Params, *args: Any, **kwargs: Any) -> Any:
+            return function(jax.lax.with_sharding_constraint(params, whole), *args, **kwargs)
 
-    return model._replace(apply=apply)
+        return call
+
+    return model._replace(apply=gathered(model.apply), train_apply=gathered(model.train_apply))
 
 
 def tree_shardings(tree: Any, specs: Mapping[str, PartitionSpec], mesh: Mesh) -> Any:

@@ -104,6 +104,7 @@ def _factors(state: State, log_weight: Array, segments: Array | None, chunk: int
     after = ratio(lw, scales[1:, None])
     between = jnp.tril(ratio(scales, scales[:, None]))
     if segments is not None:
+        assert state.segment is not None
         ids = segments.reshape(length // chunk, chunk)
         ends = jnp.concatenate([state.segment[None], ids[:, -1]])
         within = jnp.where(ids[:, :, None] == ids[:, None, :], within, 0)
@@ -119,6 +120,7 @@ def _segmented_cummax(log_weight: Array, segments: Array, state: State) -> Array
     def later(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
         return jnp.where(a[1] == b[1], jnp.maximum(a[0], b[0]), b[0]), b[1]
 
+    assert state.segment is not None
     tops = jnp.concatenate([state.top[None], log_weight])
     ids = jnp.concatenate([state.segment[None], segments])
     return lax.associative_scan(later, (tops, ids))[0][1:]

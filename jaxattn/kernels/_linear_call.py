@@ -73,7 +73,9 @@ def prepare(
             "key_bias", key_bias, target if batched else target[1:], layout if batched else "(S, N)"
         )
         key_bias = (key_bias if batched else jnp.asarray(key_bias)[None]).astype(dtype)
-        if key_bias.shape[2] not in (1, num_kv_heads) or (key_bias.shape[2] != 1 and num_kv_heads != num_heads):
+        if key_bias.shape[2] not in (1, num_kv_heads) or (
+            key_bias.shape[2] != 1 and num_kv_heads != num_heads
+        ):
             key, value = (jnp.repeat(x, num_heads // num_kv_heads, axis=2) for x in (key, value))
             num_kv_heads = num_heads
         gone = (key_bias == -jnp.inf)[..., None]
@@ -85,7 +87,10 @@ def prepare(
                 f"segment_ids needs as many keys as queries (T = S); got T = {length}, S = {key_length}."
             )
         check_shape(
-            "segment_ids", segment_ids, (batch, length) if batched else (length,), "(B, T)" if batched else "(T,)"
+            "segment_ids",
+            segment_ids,
+            (batch, length) if batched else (length,),
+            "(B, T)" if batched else "(T,)",
         )
         segment_ids = segment_ids if batched else jnp.asarray(segment_ids)[None]
     query = query.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, width)
@@ -93,9 +98,14 @@ def prepare(
 
 
 def attend_call(
-    call: Call, features: FeatureFunctions, parameters: Sequence[Array], is_causal: bool, chunk_size: int | None
+    call: Call,
+    features: FeatureFunctions,
+    parameters: Sequence[Array],
+    is_causal: bool,
+    chunk_size: int | None,
 ) -> Array:
     """(B, T, N, V) weighted means."""
+    parameters = per_key_head(parameters, features, call.key.shape[2])
     if call.segments is not None and not is_causal:
         call, features, parameters = _with_features(call, features, parameters), IDENTITY, []
     order = None
@@ -111,6 +121,19 @@ def attend_call(
     if order is not None:
         out = _take(out, jnp.argsort(order, axis=1))
     return out.reshape(*out.shape[:2], -1, out.shape[-1])
+
+
+def per_key_head(parameters: Sequence[Array], features: FeatureFunctions, heads: int) -> list[Array]:
+    """The parameters with one set for each of `heads`: repeated where keys were repeated for a group of queries."""
+    found = {p.shape[0] for p, by_head in zip(parameters, features.by_head, strict=True) if by_head}
+    if any(heads % count for count in found):
+        raise ValueError(
+            f"feature_map must have parameters for {heads} heads, or one set for all; got {found}."
+        )
+    return [
+        jnp.repeat(p, heads // p.shape[0], axis=0) if by_head else p
+        for p, by_head in zip(parameters, features.by_head, strict=True)
+    ]
 
 
 def _take(x: Array, order: Array) -> Array:
@@ -138,7 +161,9 @@ def _attend(
     length = call.query.shape[1]
     if is_causal:
         call = _keys_like_queries(call)
-    plan = make_plan(features, length, call.key.shape[1], is_causal, chunk_size, strict=strict, divided=divided)
+    plan = make_plan(
+        features, length, call.key.shape[1], is_causal, chunk_size, strict=strict, divided=divided
+    )
     query_length, key_length = (
         -(-x.shape[1] // block) * block
         for x, block in ((call.query, plan.query_block), (call.key, plan.key_block))
@@ -158,10 +183,10 @@ def make_plan(
     divided: bool = True,
 ) -> Plan:
     """Block and chunk sizes for the lengths and the platform."""
-    on_cpu = jax.default_backend() == "cpu"
+    one_by_one = _on_cpu()
 
     def block(length: int, multiple: int = 1) -> int:
-        limit = (_CPU_WHOLE if length <= _CPU_WHOLE else _CPU_BLOCK) if on_cpu else _ACCELERATOR_BLOCK
+        limit = (_CPU_WHOLE if length <= _CPU_WHOLE else _CPU_BLOCK) if one_by_one else _ACCELERATOR_BLOCK
         count = -(-length // limit)
         return -(-length // (count * multiple)) * multiple
 
@@ -179,8 +204,12 @@ def make_plan(
         query_block=query_block,
         key_block=query_block if is_causal else block(key_length),
         chunk=chunk,
-        one_by_one=on_cpu,
+        one_by_one=one_by_one,
     )
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def _keys_like_queries(call: Call) -> Call:

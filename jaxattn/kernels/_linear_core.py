@@ -20,7 +20,7 @@ from jaxattn.kernels._linear_blocks import (
     keys_gradient,
 )
 
-# (parameter arrays of one head, x (..., D)) -> features (..., F) of magnitude about 1 at most, and their log scale (...)
+# (parameter arrays of one head, x (..., D)) -> features (..., F) of magnitude about 1 at most, their log scale (...)
 Features = Callable[[Sequence[Array], Array], tuple[Array, Array]]
 Parameters = Sequence[Array]
 
@@ -67,7 +67,9 @@ class Operands(NamedTuple):
     segments: Array | None
 
 
-def _over_heads(plan: Plan, function: Callable[..., Any], parameters: Parameters, shared: Any, heads: Any, tokens: Any):
+def _over_heads(
+    plan: Plan, function: Callable[..., Any], parameters: Parameters, shared: Any, heads: Any, tokens: Any
+):
     """`function(parameters, shared, heads, tokens) -> (heads, tokens)` of one head, over all heads.
 
     Heads are axis 0 of `heads` and of the parameters that have them, and axis 1 of `tokens`.
@@ -76,7 +78,9 @@ def _over_heads(plan: Plan, function: Callable[..., Any], parameters: Parameters
     common = [None if by_head else x for x, by_head in zip(parameters, plan.by_head, strict=True)]
 
     def one(split: Any, heads: Any, tokens: Any) -> Any:
-        return function([a if b is None else b for a, b in zip(common, split, strict=True)], shared, heads, tokens)
+        return function(
+            [a if b is None else b for a, b in zip(common, split, strict=True)], shared, heads, tokens
+        )
 
     if not plan.one_by_one:
         return jax.vmap(one, (0, 0, 1), (0, 1))(split, heads, tokens)
@@ -84,7 +88,9 @@ def _over_heads(plan: Plan, function: Callable[..., Any], parameters: Parameters
     results = []
     for n in range(count):
         first, second = (partial(lax.index_in_dim, index=n, axis=axis, keepdims=False) for axis in (0, 1))
-        results.append(one(jax.tree.map(first, split), jax.tree.map(first, heads), jax.tree.map(second, tokens)))
+        results.append(
+            one(jax.tree.map(first, split), jax.tree.map(first, heads), jax.tree.map(second, tokens))
+        )
     leading, following = zip(*results, strict=True)
     return (
         jax.tree.map(lambda *xs: jnp.stack(xs, 0), *leading),
@@ -131,7 +137,9 @@ def _grad_sums(plan: Plan, grad: Array, out: Array, weight: Array | None) -> Arr
     return grad if weight is None else divide_gradient(grad, out, weight)
 
 
-def causal_pass(plan: Plan, parameters: Parameters, x: Operands, state: State) -> tuple[State, State, Array, Any]:
+def causal_pass(
+    plan: Plan, parameters: Parameters, x: Operands, state: State
+) -> tuple[State, State, Array, Any]:
     """One sequence, forward: (the last state, the states before every block, out, what to keep of the division)."""
 
     def head(parameters: Parameters, segments: Array | None, state: State, tokens: Any) -> Any:
@@ -179,7 +187,9 @@ def _whole_pass(plan: Plan, parameters: Parameters, x: Operands) -> tuple[State,
     return state, _joined(out), _joined(kept)
 
 
-def _vjp(features: Features, parameters: Parameters, x: Array, learned: bool) -> tuple[tuple[Array, Array], Any]:
+def _vjp(
+    features: Features, parameters: Parameters, x: Array, learned: bool
+) -> tuple[tuple[Array, Array], Any]:
     """Features and log scale, and their transpose: (phi, scale) cotangents -> (parameter cotangents, x cotangent)."""
     if learned:
         return jax.vjp(features, parameters, x)
@@ -256,7 +266,9 @@ def _whole_gradient(plan: Plan, learned: bool, parameters: Parameters, residuals
         _blocks((x.query, out, kept, grad), plan.query_block),
     )
     grad_parameters, grads = lax.scan(
-        lambda carry, block: _over_heads(plan, added, parameters, None, (carry, grad_total, state.top), block),
+        lambda carry, block: _over_heads(
+            plan, added, parameters, None, (carry, grad_total, state.top), block
+        ),
         grad_parameters,
         _blocks(x[1:4], plan.key_block),
     )
@@ -264,7 +276,7 @@ def _whole_gradient(plan: Plan, learned: bool, parameters: Parameters, residuals
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend(plan: Plan, parameters: Parameters, x: Operands) -> Array:
+def _attend(plan: Plan, parameters: Parameters, x: Operands) -> Array:
     """(B, T, K, G, V) weighted means, or (B, T, K, G, V + 1) weighted sums, of the values."""
     return _forward(plan, parameters, x)[0]
 
@@ -304,7 +316,7 @@ def _attend_backward(plan: Plan, residuals: Any, grad: Any) -> tuple[Any, Operan
         x, states, out, kept, grad = tree
         return gradient(plan, learned, parameters, (x, states, out, kept), grad)
 
-    grad_parameters, grads = over_batch(plan, sequence, (x, states, out, kept, grad))
+    grad_parameters, (query, key, value, key_bias) = over_batch(plan, sequence, (x, states, out, kept, grad))
     if learned:
         # One cotangent a sequence and head: heads that share a parameter add up.
         grad_parameters = [
@@ -313,7 +325,9 @@ def _attend_backward(plan: Plan, residuals: Any, grad: Any) -> tuple[Any, Operan
         ]
     else:
         grad_parameters = [jnp.zeros_like(p) for p in parameters]
-    return type(parameters)(grad_parameters), Operands(*grads, None)
+    return grad_parameters, Operands(query, key, value, key_bias, None)
 
 
-attend.defvjp(_attend_forward, _attend_backward, symbolic_zeros=True)
+_attend.defvjp(_attend_forward, _attend_backward, symbolic_zeros=True)
+# Compiled once a shape, so that calls outside of any jit do not compile their loops anew.
+attend = jax.jit(_attend, static_argnums=0)

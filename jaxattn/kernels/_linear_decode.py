@@ -10,7 +10,7 @@ from jaxattn._checks import check_rank
 from jaxattn.kernels import _linear_core
 from jaxattn.kernels._arguments import check_qkv
 from jaxattn.kernels._linear_blocks import State
-from jaxattn.kernels._linear_call import IDENTITY, FeatureFunctions, make_plan, pad, prepare
+from jaxattn.kernels._linear_call import IDENTITY, FeatureFunctions, make_plan, pad, per_key_head, prepare
 
 
 class LinearAttentionState(NamedTuple):
@@ -115,10 +115,11 @@ def step(
     call = prepare(query, key, value, key_bias)
     if state.top.shape != (query.shape[0], call.key.shape[2]):
         raise ValueError(
-            f"state must have (batch, heads) = {(query.shape[0], call.key.shape[2])}, the heads being the query's where "
-            f"key_bias differs between them, else the key's or the query's; got {state.top.shape}."
+            f"state must have (batch, heads) = {(query.shape[0], call.key.shape[2])}, the heads being the query's "
+            f"where key_bias differs between them, else the key's or the query's; got {state.top.shape}."
         )
     length = query.shape[1]
+    parameters = per_key_head(parameters, features, call.key.shape[2])
     plan = make_plan(features, length, length, True, chunk_size)
     padded = -(-length // plan.key_block) * plan.key_block
 

@@ -60,5 +60,7 @@ def linear_attention(
     """
     check_qkv(phi_q, phi_k, value)
     check_chunk_size(chunk_size)
-    out = attend_call(prepare(phi_q, phi_k, value, key_bias, segment_ids), IDENTITY, [], is_causal, chunk_size)
+    out = attend_call(
+        prepare(phi_q, phi_k, value, key_bias, segment_ids), IDENTITY, [], is_causal, chunk_size
+    )
     return (out if phi_q.ndim == 4 else out[0]).astype(value.dtype)

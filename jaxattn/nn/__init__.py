@@ -6,6 +6,7 @@ from jaxattn.nn.energy_gated import EnergyGated
 from jaxattn.nn.mechanism import AttentionFn, Mechanism, MechanismModule
 from jaxattn.nn.parameters import logical_axes
 from jaxattn.nn.positions import LearnedPositions, MorletPositionalEncoding, SinusoidalPositions
+from jaxattn.nn.random_features import FeatureDraw, FeatureStatistic, RandomFeatures
 from jaxattn.nn.softmax import Softmax
 from jaxattn.nn.spelling import parse_mechanism
 from jaxattn.nn.transformer import MLP, Decoder, Encoder, TransformerBlock
@@ -18,10 +19,13 @@ __all__ = [
     "Decoder",
     "Encoder",
     "EnergyGated",
+    "FeatureDraw",
+    "FeatureStatistic",
     "LearnedPositions",
     "Mechanism",
     "MechanismModule",
     "MorletPositionalEncoding",
+    "RandomFeatures",
     "SinusoidalPositions",
     "Softmax",
     "TransformerBlock",

@@ -102,7 +102,9 @@ class Attention(nnx.Module):
             param_dtype=param_dtype,
             rngs=rngs,
         )
-        self.mechanism = (mechanism or Softmax()).build(num_heads, head_dim, in_features, rngs=rngs)
+        self.mechanism = (mechanism or Softmax()).build(
+            num_heads, head_dim, in_features, num_kv_heads=num_kv_heads, rngs=rngs
+        )
 
     def __call__(
         self,

@@ -47,7 +47,13 @@ class CrossCorrelation(Mechanism):
             raise ValueError(f"lags must be at least 0; got {self.lags}.")
 
     def build(
-        self, num_heads: int, head_dim: int, in_features: int | None, *, rngs: nnx.Rngs
+        self,
+        num_heads: int,
+        head_dim: int,
+        in_features: int | None,
+        *,
+        num_kv_heads: int | None = None,
+        rngs: nnx.Rngs,
     ) -> "CrossCorrelationModule":
         """The module: the logits of the lags for every head."""
         return CrossCorrelationModule(self, num_heads, head_dim, rngs=rngs)

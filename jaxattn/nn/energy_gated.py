@@ -66,10 +66,16 @@ class EnergyGated(Mechanism):
             )
 
     def build(
-        self, num_heads: int, head_dim: int, in_features: int | None, *, rngs: nnx.Rngs
+        self,
+        num_heads: int,
+        head_dim: int,
+        in_features: int | None,
+        *,
+        num_kv_heads: int | None = None,
+        rngs: nnx.Rngs,
     ) -> "EnergyGatedModule":
         """The module: energy weights, alpha and tau for every head, and the inner mechanism."""
-        inner = self.inner.build(num_heads, head_dim, in_features, rngs=rngs)
+        inner = self.inner.build(num_heads, head_dim, in_features, num_kv_heads=num_kv_heads, rngs=rngs)
         return EnergyGatedModule(self, inner, num_heads, head_dim, in_features, rngs=rngs)
 
 

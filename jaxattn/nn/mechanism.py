@@ -55,7 +55,13 @@ class Mechanism(abc.ABC):
 
     @abc.abstractmethod
     def build(
-        self, num_heads: int, head_dim: int, in_features: int | None, *, rngs: nnx.Rngs
+        self,
+        num_heads: int,
+        head_dim: int,
+        in_features: int | None,
+        *,
+        num_kv_heads: int | None = None,
+        rngs: nnx.Rngs,
     ) -> MechanismModule:
         """The module with this mechanism's parameters.
 
@@ -64,6 +70,7 @@ class Mechanism(abc.ABC):
             head_dim: width H of a head.
             in_features: width of the layer input that is passed as `inputs`; None when no inputs will be
                 passed, and what would be read from them is then read from the keys.
+            num_kv_heads: key/value heads K, for mechanisms that keep something for each; None for N.
             rngs: the random streams for the initial values.
         """
 

@@ -34,7 +34,13 @@ class Softmax(Mechanism):
     implementation: str | None = None
 
     def build(
-        self, num_heads: int, head_dim: int, in_features: int | None, *, rngs: nnx.Rngs
+        self,
+        num_heads: int,
+        head_dim: int,
+        in_features: int | None,
+        *,
+        num_kv_heads: int | None = None,
+        rngs: nnx.Rngs,
     ) -> "SoftmaxModule":
         """The module; it has no parameters."""
         return SoftmaxModule(num_heads, head_dim, self.implementation)

@@ -5,22 +5,38 @@ from collections.abc import Callable
 from jaxattn.nn.cross_correlation import CrossCorrelation
 from jaxattn.nn.energy_gated import EnergyGated
 from jaxattn.nn.mechanism import Mechanism
+from jaxattn.nn.random_features import RandomFeatures
 from jaxattn.nn.softmax import Softmax
+
+
+def _features(pair: str = "oprf-orf", num_features: str = "128", redraw: str | None = None) -> RandomFeatures:
+    component, dash, weights = pair.partition("-")
+    if not dash:
+        raise ValueError(f"features need a pair COMPONENT-WEIGHTS, such as oprf-orf; got {pair!r}")
+    every = None
+    if redraw is not None:
+        word, equals, steps = redraw.partition("=")
+        if word != "redraw" or not equals:
+            raise ValueError(f"the third option of features is redraw=STEPS; got {redraw!r}")
+        every = int(steps)
+    return RandomFeatures(component, weights, int(num_features), redraw_every=every)
+
 
 # A new mechanism adds one line: its first word, and what makes it from the words after the colons.
 SPELLINGS: dict[str, Callable[..., Mechanism]] = {
     "softmax": lambda: Softmax(),
     "lags": lambda lags="8": CrossCorrelation(lags=int(lags)),
+    "features": _features,
 }
 GATES = {"running": "running", "prefix": "prefix", "none": None, "sequence": "sequence"}
 ACCEPTED = (
-    f"accepted: {', '.join(SPELLINGS)} (as in 'softmax' or 'lags:8'), each with +gate or "
+    f"accepted: {', '.join(SPELLINGS)} (as in 'softmax', 'lags:8' or 'features:oprf-orf:128'), each with +gate or "
     f"+gate={'|'.join(GATES)}"
 )
 
 
 def parse_mechanism(text: str, *, allow_leak: bool = False) -> Mechanism:
-    """The mechanism that `text` spells, such as "softmax", "lags:8" or "softmax+gate=running".
+    """The mechanism that `text` spells, such as "softmax", "lags:8", "features:oprf-orf:128", "softmax+gate=running".
 
     Args:
         text: a mechanism's name, its numbers after colons, and optionally `+gate` (running statistics) or

@@ -89,7 +89,7 @@ def layer(row: Module, *, flax: bool, kv_heads: int = 1, dtype: str = "float32")
         module = Attention(
             heads, features, mechanism=row.mechanism, num_kv_heads=kv_heads, dtype=jnp.dtype(dtype), rngs=rngs
         )
-    graph, state = nnx.split(module, nnx.Param)[:2]
+    graph, state, held = nnx.split(module, nnx.Param, ...)
     leaves, structure = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state))
     names = [".".join(str(key.key) for key in path) for path, _ in leaves]
     # Away from the symmetric initial values (biases 0, lags alike), or a wrong sign might not show.
@@ -99,16 +99,21 @@ def layer(row: Module, *, flax: bool, kv_heads: int = 1, dtype: str = "float32")
     @functools.partial(jax.jit, static_argnames="is_causal")
     def call(x, *parameters, mask=None, segment_ids=None, is_causal=True):
         new = jax.tree.unflatten(structure, parameters)
-        merged = nnx.merge(graph, _replaced(state, new))
+        merged = nnx.merge(graph, _replaced(state, new), held)
         if flax:
             return merged(x, mask=None if mask is None else mask[:, None, None, :], is_causal=is_causal)
         return merged(x, mask=mask, segment_ids=segment_ids, is_causal=is_causal)
+
+    core = row.core
+    if row.draws:
+        mechanism = module.attention_fn.mechanism if flax else module.mechanism
+        core = functools.partial(core, feature_map=getattr(mechanism, "inner", mechanism).feature_map)
 
     def reference(x, *parameters, mask=None, segment_ids=None, is_causal=True):
         return naive.layer(
             x,
             dict(zip(names, parameters, strict=True)),
-            row.core,
+            core,
             reads_keys=flax,
             mask=mask,
             segment_ids=segment_ids,

@@ -151,6 +151,46 @@ def gated_cross_correlation(
     )
 
 
+def linear_scores(phi_q, phi_k):
+    """Logarithms of the weights φ_q·φ_k of positive features."""
+    return jnp.log(jnp.einsum("btnm,bsnm->bnts", phi_q, repeat_heads(phi_k, phi_q.shape[2])))
+
+
+def linear(query, key, value, key_bias, *, features, mask=None, segment_ids=None, is_causal=True):
+    allowed = allowed_pairs(*query.shape[:2], mask, segment_ids, is_causal)
+    scores = linear_scores(features(query), features(key))
+    return attend(scores + jnp.moveaxis(key_bias, 1, 2)[:, :, None], value, allowed)
+
+
+def random_feature_scores(query, key, feature_map):
+    """log Σ_m f(w_m, x) f(w_m, y) of OPRF, from the rows and a; factors common to all pairs are left out."""
+    rows = feature_map.weights.matrix().astype(query.dtype)
+    heads, width = query.shape[2:]
+    a = jnp.asarray(feature_map.component.a, query.dtype).reshape(-1)
+    a = jnp.repeat(a, heads // len(a))[:, None]
+
+    def logarithms(x):
+        x = repeat_heads(x, heads) / width**0.25
+        projected = jnp.sqrt(1 - 4 * a) * jnp.einsum("btnh,mh->btnm", x, rows)
+        return projected + a * (rows**2).sum(-1) - 0.5 * (x**2).sum(-1, keepdims=True)
+
+    pairs = logarithms(query)[:, :, None] + logarithms(key)[:, None]  # (B, T, S, N, M)
+    return jnp.moveaxis(jax.nn.logsumexp(pairs, axis=-1), 3, 1)
+
+
+def random_features(query, key, value, key_bias, *, feature_map, mask=None, segment_ids=None, is_causal=True):
+    allowed = allowed_pairs(*query.shape[:2], mask, segment_ids, is_causal)
+    scores = random_feature_scores(query, key, feature_map)
+    return attend(scores + jnp.moveaxis(key_bias, 1, 2)[:, :, None], value, allowed)
+
+
+def gated_random_features(query, key, value, key_bias, energy, alpha, tau, *, feature_map, **keywords):
+    scores = random_feature_scores(query, key, feature_map)
+    return energy_gated(
+        query, key, value, key_bias, energy, alpha, tau, normalization="running", scores=scores, **keywords
+    )
+
+
 def layer(x, parameters, core, *, reads_keys, **keywords):
     """A multi-head layer around `core(query, key, value, key_bias, *own)`; parameters by path in the module."""
 

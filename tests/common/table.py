@@ -9,10 +9,11 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import naive
 
 import jaxattn
-from jaxattn.nn import CrossCorrelation, EnergyGated, Mechanism, Softmax
+from jaxattn.nn import CrossCorrelation, EnergyGated, Mechanism, RandomFeatures, Softmax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Kernel:
         step: (state, query, key, value, key_bias, *own) -> (state, output).
         only_causal: whether the mechanism exists with a causal mask only.
         long: a length at which the kernel works in several blocks, if it does.
+        sharp: whether scores of any size come out right; else only finite.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Kernel:
     step: Callable[..., Any]
     only_causal: bool = False
     long: int | None = None
+    sharp: bool = True
 
 
 # The arrays a mechanism may take besides query, key, value and key_bias: (shape, sequence axis).
@@ -176,6 +179,52 @@ def _gated_lags_step(state, query, key, value, key_bias, lag_logits, energy, alp
     return (inner, statistics), out
 
 
+def _positive(x):
+    return 0.1 + abs(x)
+
+
+def _linear(query, key, value, key_bias, *, mask, segment_ids, is_causal):
+    return jaxattn.linear_attention(
+        _positive(query),
+        _positive(key),
+        value,
+        key_bias=jaxattn.padding_key_bias(mask, key_bias),
+        segment_ids=segment_ids,
+        is_causal=is_causal,
+    )
+
+
+def _linear_init(sizes: Sizes, dtype: Any) -> Any:
+    return jaxattn.linear_attention_init_state(sizes.batch, sizes.heads, sizes.head_dim, sizes.head_dim)
+
+
+def _linear_step(state, query, key, value, key_bias):
+    return jaxattn.linear_attention_step(state, _positive(query), _positive(key), value, key_bias=key_bias)
+
+
+FEATURE_MAP = jaxattn.FeatureMap.create(jax.random.key(3), Sizes.head_dim, 14)
+
+
+def _features(query, key, value, key_bias, *, mask, segment_ids, is_causal):
+    return jaxattn.random_feature_attention(
+        query,
+        key,
+        value,
+        FEATURE_MAP,
+        key_bias=jaxattn.padding_key_bias(mask, key_bias),
+        segment_ids=segment_ids,
+        is_causal=is_causal,
+    )
+
+
+def _features_init(sizes: Sizes, dtype: Any) -> Any:
+    return jaxattn.random_feature_attention_init_state(sizes.batch, sizes.heads, sizes.head_dim, FEATURE_MAP)
+
+
+def _features_step(state, query, key, value, key_bias):
+    return jaxattn.random_feature_attention_step(state, query, key, value, FEATURE_MAP, key_bias=key_bias)
+
+
 def _gated_row(normalization: str | None, **options: Any) -> Kernel:
     return Kernel(
         f"energy-{normalization}".lower(),
@@ -205,6 +254,25 @@ KERNELS = (
         _gated_lags_init,
         _gated_lags_step,
     ),
+    Kernel(
+        "linear",
+        _linear,
+        functools.partial(naive.linear, features=_positive),
+        (),
+        _linear_init,
+        _linear_step,
+        long=300,
+    ),
+    Kernel(
+        "features",
+        _features,
+        functools.partial(naive.random_features, feature_map=FEATURE_MAP),
+        (),
+        _features_init,
+        _features_step,
+        long=300,
+        sharp=False,
+    ),
 )
 
 # As published, and not causal: the checks must say so.
@@ -220,11 +288,15 @@ LEAKING = Kernel(
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """One mechanism as a module: `mechanism` and the naive reference of what it does to queries, keys and values."""
+    """One mechanism as a module: `mechanism` and the naive reference of what it does to queries, keys and values.
+
+    With `draws` the reference also gets the module's feature map, whose random numbers are no parameters.
+    """
 
     name: str
     mechanism: Mechanism
     core: Callable[..., Any]
+    draws: bool = False
 
 
 MODULES = (
@@ -237,6 +309,13 @@ MODULES = (
     ),
     Module("lags", CrossCorrelation(lags=2), naive.cross_correlation),
     Module("lags-energy-running", EnergyGated(inner=CrossCorrelation(lags=2)), naive.gated_cross_correlation),
+    Module("features", RandomFeatures(num_features=14), naive.random_features, draws=True),
+    Module(
+        "features-energy-running",
+        EnergyGated(inner=RandomFeatures(num_features=14)),
+        naive.gated_random_features,
+        draws=True,
+    ),
 )
 
 LEAKING_MODULE = Module(

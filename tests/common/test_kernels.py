@@ -185,6 +185,8 @@ def test_huge_scores(row):
     own = [100 * x if name != "lag_logits" else x for name, x in zip(row.own, own, strict=True)]
     args = (*coarse, value, 30 * key_bias, *own)
     reference = lambda *a: naively(row)(*a, None, None)  # noqa: E731
-    assert_close_to_reference(whole(row), reference, args, max_error=1e-2)
+    if row.sharp:
+        assert_close_to_reference(whole(row), reference, args, max_error=1e-2)
     out, vjp = jax.vjp(whole(row), *args)
+    assert jnp.isfinite(out).all()
     assert all(jnp.isfinite(g).all() for g in vjp(jnp.ones_like(out)))

@@ -11,8 +11,12 @@ import pytest
 
 from train.checkpoints import Checkpoints
 
-# Evaluating often makes the run slow enough to be hit in the middle; dropout makes the random keys matter.
-FLAGS = shlex.split("--dropout 0.1 --steps 200 --eval-every 20 --log-every 10 --seeds 2 --keep 20")
+# Evaluating often makes the run slow enough to be hit in the middle; dropout and redrawn features make
+# the random keys matter, and features have statistics to go on from.
+FLAGS = shlex.split(
+    "--attention features:oprf-gaussian:8:redraw=30 --dropout 0.1 --steps 200 --eval-every 20 --log-every 10 "
+    "--seeds 2 --keep 20"
+)
 TIMEOUT = 120
 
 
