@@ -1,4 +1,4 @@
-"""Arrows between the packages run one way: train -> models -> nn -> kernels, positions."""
+"""Arrows between the packages run one way: train -> models -> nn -> features -> kernels, positions."""
 
 import ast
 import pathlib
@@ -12,10 +12,18 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 ALLOWED = {
     "jaxattn/kernels": {"jaxattn._checks", "jaxattn.kernels"},
     "jaxattn/positions": {"jaxattn._checks", "jaxattn.positions"},
-    "jaxattn/nn": {"jaxattn._checks", "jaxattn.kernels", "jaxattn.positions", "jaxattn.nn"},
+    "jaxattn/features": {"jaxattn._checks", "jaxattn.kernels", "jaxattn.features"},
+    "jaxattn/nn": {
+        "jaxattn._checks",
+        "jaxattn.kernels",
+        "jaxattn.features",
+        "jaxattn.positions",
+        "jaxattn.nn",
+    },
     "jaxattn/models": {
         "jaxattn._checks",
         "jaxattn.kernels",
+        "jaxattn.features",
         "jaxattn.positions",
         "jaxattn.nn",
         "jaxattn.models",
@@ -42,7 +50,7 @@ def test_a_room_imports_only_what_lies_below(room):
 
 
 def test_kernels_do_not_know_flax():
-    for room in ("jaxattn/kernels", "jaxattn/positions"):
+    for room in ("jaxattn/kernels", "jaxattn/features", "jaxattn/positions"):
         for path in (ROOT / room).rglob("*.py"):
             assert not any(name.split(".")[0] == "flax" for name in _imports(path)), path
 

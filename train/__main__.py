@@ -10,6 +10,7 @@ from train.errors import TrainingFailed, UserError
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "charlm": ("train.charlm", "train a character language model"),
     "sample": ("train.sample", "write text with a trained model"),
+    "diagnose": ("train.diagnose", "tell whether random features could replace a trained attention"),
     "study": ("train.study", "compare attentions and positions over seeds, into one JSON"),
 }
 

@@ -17,6 +17,8 @@ class ModelConfig:
     :redraw=1000 steps); each with +gate=running|prefix|none|sequence."""
     positions: str = "learned"
     """none, learned, sinusoidal, rotary, morlet or morlet:learned."""
+    qk_norm: float | None = None
+    """Normalise queries and keys to this root mean square at the start (a learned gain); good for random features."""
     num_layers: int = 4
     """Transformer blocks."""
     num_heads: int = 4
@@ -242,6 +244,8 @@ def _check(config: CharLMConfig) -> None:
         raise UserError(
             f"--accumulate must divide --batch-size = {optimizer.batch_size}; got {optimizer.accumulate}."
         )
+    if model.qk_norm is not None and model.qk_norm <= 0:
+        raise UserError(f"--qk-norm must be positive; got {model.qk_norm}.")
     if not 0 <= model.dropout < 1:
         raise UserError(f"--dropout must be in [0, 1); got {model.dropout}.")
     if not (optimizer.lr > 0 and optimizer.clip > 0 and optimizer.weight_decay >= 0):

@@ -78,6 +78,7 @@ def language_model(config: ModelConfig, vocab_size: int) -> Functional:
             max_length=config.context_length,
             mechanism=config.attention,
             positions=config.positions,
+            qk_norm=config.qk_norm,
             dropout=config.dropout,
             dtype=compute_dtype(config.dtype),
             allow_leak=config.allow_leak,

@@ -353,16 +353,14 @@ def diagnose(
     keys = jax.random.split(jax.random.key(seed), num_draws)
 
     def given(rms: float | None) -> tuple[_Data, Moments, float]:
-        x, y = (t if rms is None else _normalized(t, rms) for t in (query, key))
-        x, y = x * scale**0.5, y * scale**0.5
-        moments = Moments.of(x, y, query_mask, key_mask)
-        data = _Data(x[:, position], y, value, bias, query_mask[:, position], jnp.asarray(position))
-        averaging, exact = (float(s) for s in _averaging(data, is_causal))
+        size = 0.0 if rms is None else float(rms)
+        tensors = (query, key, value, bias, query_mask, key_mask, jnp.asarray(position))
+        data, moments, averaging, exact = _given(tensors, scale, size, is_causal)
         if exact == 0:
             raise ValueError(
                 "value must give an output other than 0 at some query; got an output of 0 everywhere."
             )
-        return data, moments, (averaging / exact) ** 0.5
+        return data, moments, float(averaging / exact) ** 0.5
 
     def row(
         pair: tuple[str, str], size: int, data: _Data, moments: Moments, averaging: float, rms: float | None
@@ -472,11 +470,6 @@ def _prepared(query: Array, key: Array, value: Array, key_bias: Array | None, ma
     return query, key, value, bias, query_mask, key_mask
 
 
-def _normalized(x: Array, rms: float) -> Array:
-    square = jnp.square(x).mean(axis=-1, keepdims=True)
-    return rms * x * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
-
-
 def _verdict(pair: tuple[str, str], rows: Sequence[DiagnosisRow], max_features: int) -> PairVerdict:
     rate = None
     sizes, errors = np.array([r.num_features for r in rows]), np.array([r.error for r in rows])
@@ -504,9 +497,22 @@ def _rank(verdict: PairVerdict, rows: Sequence[DiagnosisRow]) -> tuple[int, floa
     return (kind, -(verdict.rms or 0.0), verdict.num_features or 0, error)
 
 
-@partial(jax.jit, static_argnames="is_causal")
-def _averaging(data: _Data, is_causal: bool) -> tuple[Array, Array]:
-    """Sums of squares over all measured queries: of averaging minus exact, and of exact."""
+@partial(jax.jit, static_argnums=3)
+def _given(
+    tensors: tuple[Array, ...], scale: Array | float, rms: Array | float, is_causal: bool
+) -> tuple[_Data, Moments, Array, Array]:
+    """What to measure on, its statistics, and sums of squares over all measured queries: of averaging minus exact,
+    and of exact. Queries and keys are normalised unless `rms` is 0.
+    """
+    query, key, value, bias, query_mask, key_mask, position = tensors
+
+    def sized(x: Array) -> Array:
+        square = jnp.square(x).mean(axis=-1, keepdims=True)
+        factor = jnp.where(rms == 0, 1, rms * jax.lax.rsqrt(jnp.maximum(square, 1e-12)))
+        return (x * factor * jnp.sqrt(scale)).astype(x.dtype)
+
+    x, y = sized(query), sized(key)
+    data = _Data(x[:, position], y, value, bias, query_mask[:, position], position)
 
     def one(sequence: _Data) -> tuple[Array, Array]:
         allowed, log_prior, _, exact, _ = _exact(sequence, is_causal)
@@ -514,7 +520,8 @@ def _averaging(data: _Data, is_causal: bool) -> tuple[Array, Array]:
         wrong = _attend(uniform, sequence.v) - exact
         return _sum_of_squares(wrong, sequence).sum(), _sum_of_squares(exact, sequence).sum()
 
-    return jax.tree.map(jnp.sum, jax.lax.map(one, _sequences(data)))
+    averaging, exact = jax.lax.map(one, _sequences(data))
+    return data, Moments.of(x, y, query_mask, key_mask), averaging.sum(), exact.sum()
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))

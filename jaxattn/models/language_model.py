@@ -35,6 +35,7 @@ class LanguageModel(nnx.Module):
         mlp_ratio: hidden width of the MLPs over D.
         dropout: probability, on the embedding and on every branch.
         num_kv_heads: key/value heads; None for num_heads.
+        qk_norm: normalise queries and keys, with a gain that starts at this; see `jaxattn.nn.Attention`.
         allow_leak: lets the spelling "+gate=sequence" through, which reads later tokens.
         dtype: dtype of the computation; parameters are kept in `param_dtype`.
         param_dtype: dtype of the parameters.
@@ -67,6 +68,7 @@ class LanguageModel(nnx.Module):
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
         num_kv_heads: int | None = None,
+        qk_norm: float | None = None,
         allow_leak: bool = False,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
@@ -93,6 +95,7 @@ class LanguageModel(nnx.Module):
             mlp_ratio=mlp_ratio,
             dropout=dropout,
             num_kv_heads=num_kv_heads,
+            qk_norm=qk_norm,
             rotary_base=10000.0 if positions == "rotary" else None,
             kernel_init=init,
             out_init=out_init,

@@ -15,7 +15,7 @@ DEFAULT_INIT = nnx.initializers.lecun_normal()
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention: project, rotate if asked, attend by `mechanism`, project back.
+    """Multi-head self-attention: project, normalise and rotate if asked, attend by `mechanism`, project back.
 
     Args:
         num_heads: query heads N.
@@ -24,6 +24,9 @@ class Attention(nnx.Module):
         num_kv_heads: key/value heads K, a divisor of N; None for N.
         head_dim: width H of a head; None for D / N.
         out_features: width of the output; None for D.
+        qk_norm: divide every query and key by its root mean square and multiply it by a learned gain a coordinate
+            that starts at this number; None for no normalisation. It bounds |q| and |k|, on which the error of
+            random features depends (see `jaxattn.diagnose`).
         rotary_base: rotate queries and keys with this base (10000 is usual); None for no rotation.
         use_bias: whether the projections have offsets.
         kernel_init: initial values of the query, key and value projections.
@@ -33,7 +36,7 @@ class Attention(nnx.Module):
         rngs: random streams for the initial values.
 
     Raises:
-        ValueError: N is no multiple of K, or D of N when head_dim is None.
+        ValueError: N is no multiple of K, or D of N when head_dim is None; a qk_norm that is not positive.
 
     Example:
         >>> import jax.numpy as jnp
@@ -53,6 +56,7 @@ class Attention(nnx.Module):
         num_kv_heads: int | None = None,
         head_dim: int | None = None,
         out_features: int | None = None,
+        qk_norm: float | None = None,
         rotary_base: float | None = None,
         use_bias: bool = True,
         kernel_init: Initializer = DEFAULT_INIT,
@@ -71,6 +75,8 @@ class Attention(nnx.Module):
                     f"got {in_features}."
                 )
             head_dim = in_features // num_heads
+        if qk_norm is not None and qk_norm <= 0:
+            raise ValueError(f"qk_norm must be None or a positive gain; got {qk_norm}.")
         self.num_kv_heads = num_kv_heads
         self.rotary_base = rotary_base
 
@@ -102,6 +108,19 @@ class Attention(nnx.Module):
             param_dtype=param_dtype,
             rngs=rngs,
         )
+
+        def normalise() -> nnx.RMSNorm:
+            return nnx.RMSNorm(
+                head_dim,
+                scale_init=nnx.initializers.constant(qk_norm),
+                scale_metadata={"axes": ("head_dim",)},
+                dtype=dtype,
+                param_dtype=param_dtype,
+                rngs=rngs,
+            )
+
+        self.query_norm = nnx.data(None if qk_norm is None else normalise())
+        self.key_norm = nnx.data(None if qk_norm is None else normalise())
         self.mechanism = (mechanism or Softmax()).build(
             num_heads, head_dim, in_features, num_kv_heads=num_kv_heads, rngs=rngs
         )
@@ -159,6 +178,8 @@ class Attention(nnx.Module):
 
     def _project(self, x: Array, positions: Array | None) -> tuple[Array, Array, Array]:
         query, key, value = self.query(x), self.key(x), self.value(x)
+        if self.query_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
         if self.rotary_base is not None:
             query = rotary(query, positions, base=self.rotary_base)
             key = rotary(key, positions, base=self.rotary_base)

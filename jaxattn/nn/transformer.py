@@ -67,6 +67,7 @@ class TransformerBlock(nnx.Module):
         mlp_ratio: hidden width of the MLP over D.
         dropout: probability of dropping an element of a branch's output.
         num_kv_heads: see `Attention`.
+        qk_norm: see `Attention`.
         rotary_base: see `Attention`.
         kernel_init: initial values of all projections but the last of each branch.
         out_init: initial values of the last projection of each branch.
@@ -91,6 +92,7 @@ class TransformerBlock(nnx.Module):
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
         num_kv_heads: int | None = None,
+        qk_norm: float | None = None,
         rotary_base: float | None = None,
         kernel_init: Initializer = DEFAULT_INIT,
         out_init: Initializer = DEFAULT_INIT,
@@ -106,6 +108,7 @@ class TransformerBlock(nnx.Module):
             features,
             mechanism=mechanism,
             num_kv_heads=num_kv_heads,
+            qk_norm=qk_norm,
             rotary_base=rotary_base,
             **inits,
             **dtypes,
