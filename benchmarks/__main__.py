@@ -4,6 +4,7 @@ import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from benchmarks.cases import PASSES, PEERS
 
@@ -37,13 +38,15 @@ def parser() -> argparse.ArgumentParser:
         "--mechanisms",
         nargs="+",
         default=["softmax", "softmax+gate=running", "softmax+gate=none"],
-        help="spelled as for training: softmax, lags:8, softmax+gate=running, ...; ega-X is short for softmax+gate=X",
+        help="spelled as for training: softmax, lags:8, features:oprf-orf:128, softmax+gate=running, ...; "
+        "ega-X is short for softmax+gate=X",
     )
     add(
         "--implementations",
         nargs="+",
         default=["xla", "blockwise", "jax"],
-        help=f"of jaxattn.dot_product_attention (xla, blockwise, cudnn, ...), and the peers {', '.join(PEERS)}",
+        help="of jaxattn.dot_product_attention (xla, blockwise, cudnn, ...), linear for features, and the peers "
+        + ", ".join(PEERS),
     )
     add(
         "--passes",
@@ -53,6 +56,12 @@ def parser() -> argparse.ArgumentParser:
         help="what to time; both: forward + backward",
     )
     add("--repeats", type=int, default=10, help="rounds through all cases of one size and pass")
+    add(
+        "--max-seconds-per-case",
+        type=float,
+        default=None,
+        help="what all rounds of one case may take together; slow cases then take part in fewer, one at least",
+    )
     add(
         "--memory-passes",
         nargs="*",
@@ -70,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
         "--out", type=pathlib.Path, default=ROOT / "benchmarks/results/attention.json", help="the result file"
     )
 
+    _add_features(commands)
     report = commands.add_parser(
         "report", help="tables in README.md and docs/benchmarks.md, plots in docs/figures"
     )
@@ -90,6 +100,38 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _add_features(commands: Any) -> None:
+    features = commands.add_parser(
+        "features",
+        help="error of attention by random features, for all components and weights",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = features.add_argument
+    add("--components", nargs="+", default=None, help="component functions; all if not given")
+    add("--weights", nargs="+", default=None, help="weight families; all if not given")
+    add("--num-features", type=int, nargs="+", default=[64, 128, 256], help="features M")
+    add("--seeds", type=int, default=5, help="draws of random numbers a pair")
+    add("--length", type=int, default=256, help="tokens T; of a file, the first so many")
+    add("--causal", action=argparse.BooleanOptionalAction, default=False, help="causal attention")
+    add("--problems", type=int, default=4, help="sets of random queries, keys and values")
+    add("--heads", type=int, default=4, help="random heads N")
+    add("--head-dim", type=int, default=32, help="width H of a random head")
+    add("--variance", type=float, default=0.25, help="of the coordinates of random queries and keys")
+    add(
+        "--qkv",
+        type=pathlib.Path,
+        default=None,
+        help=".npz file with q, k, v, each (T, N, H) or (L, T, N, H)",
+    )
+    add(
+        "--out",
+        type=pathlib.Path,
+        default=None,
+        help="result file; results/features_accuracy_*.json if not given",
+    )
+    add("--fresh", action="store_true", help="measures everything anew; else what the result file lacks")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns the exit status."""
     top = parser()
@@ -104,6 +146,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from benchmarks import attention
 
             return attention.run(arguments)
+        if arguments.command == "features":
+            from benchmarks import features
+
+            return features.run(arguments)
         if arguments.command == "report":
             from benchmarks import report
 

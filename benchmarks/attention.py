@@ -3,20 +3,23 @@
 import argparse
 import dataclasses
 import gc
-import json
-import pathlib
-import sys
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.cases import Case, all_cases, spell_mechanism
+from benchmarks.cases import PEERS, Case, all_cases, spell_mechanism
+from benchmarks.flops import MATMUL, MATMUL_FLOPS, big_matmul, necessary_flops
 from benchmarks.memory import failure_status, measure_in_fresh_process
 from benchmarks.prepared import Prepared, TooLarge, prepare
+from benchmarks.results import say, write
 from benchmarks.timing import paired_ratio, summary, time_in_turns
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measures every case and writes the JSON after each group, so that an interruption loses one group at most."""
+    # Before torch is loaded: threads that spin while they wait would slow everything that takes turns with them, and
+    # torch most of all where other programs want the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     mechanisms = list(dict.fromkeys(spell_mechanism(m) for m in arguments.mechanisms))
     cases = all_cases(
         mechanisms=mechanisms,
@@ -35,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     # Memory first: a GPU belongs to one process at a time, and this one has not touched it yet.
     for i, case in enumerate(c for c in cases if c.direction in arguments.memory_passes):
         rows[case] |= measure_in_fresh_process(case, limit)
-        _say(f"memory {i + 1}: {_label(case)}: {_memory_text(rows[case])}")
+        say(f"memory {i + 1}: {_label(case)}: {_memory_text(rows[case])}")
 
     from benchmarks.provenance import provenance
 
@@ -43,25 +46,40 @@ def run(arguments: argparse.Namespace) -> int:
         "benchmark": "attention",
         "complete": False,
         "provenance": provenance(),
-        "settings": {"repeats": arguments.repeats, "memory_limit_bytes": limit},
+        "settings": {
+            "repeats": arguments.repeats,
+            "max_seconds_per_case": arguments.max_seconds_per_case,
+            "memory_limit_bytes": limit,
+        },
         "rows": list(rows.values()),
     }
     groups: dict[tuple[int, int, str], list[Case]] = {}
     for case in cases:
         groups.setdefault(case.group, []).append(case)
     for group in groups.values():
-        measure_group(group, rows, repeats=arguments.repeats, limit_bytes=limit)
+        measure_group(
+            group,
+            rows,
+            repeats=arguments.repeats,
+            limit_bytes=limit,
+            max_seconds=arguments.max_seconds_per_case,
+        )
         for case in group:
-            _say(f"{_label(case)}: {_time_text(rows[case])}")
+            say(f"{_label(case)}: {_time_text(rows[case])}")
         write(document, arguments.out)
     document["complete"] = True
     write(document, arguments.out)
-    _say(f"wrote {arguments.out}")
+    say(f"wrote {arguments.out}")
     return 0
 
 
 def measure_group(
-    group: Sequence[Case], rows: Mapping[Case, dict[str, Any]], *, repeats: int, limit_bytes: int | None
+    group: Sequence[Case],
+    rows: Mapping[Case, dict[str, Any]],
+    *,
+    repeats: int,
+    limit_bytes: int | None,
+    max_seconds: float | None = None,
 ) -> None:
     """Times the cases of one group in turns and completes their rows; what fails is recorded, not dropped."""
     prepared: dict[str, Prepared] = {}
@@ -80,7 +98,9 @@ def measure_group(
         else:
             prepared[case.name] = ready
             row |= {"status": "ok", "compile_s": ready.compile_s, "planned_temp_bytes": ready.temp_bytes}
-    samples, errors = time_in_turns(prepared, repeats=repeats)
+    if any(case.name in prepared and necessary_flops(case) for case in group):
+        prepared[MATMUL] = big_matmul()
+    samples, errors = time_in_turns(prepared, repeats=repeats, max_seconds=max_seconds)
     for case in group:
         row = rows[case]
         if case.name in errors:
@@ -88,21 +108,22 @@ def measure_group(
         if case.name not in samples:
             continue
         row |= summary(samples[case.name]) | {"samples_s": [float(f"{s:.4g}") for s in samples[case.name]]}
+        row["repeats"] = len(samples[case.name])
         row["ratios"] = {
             peer.name: paired_ratio(samples[case.name], samples[peer.name])
             for peer in group
-            if peer.mechanism == "softmax" and peer.name in samples
+            if (peer.mechanism == "softmax" or peer.implementation in PEERS) and peer.name in samples
         }
+        flops = necessary_flops(case)
+        if flops and MATMUL in samples:
+            share = flops / MATMUL_FLOPS * paired_ratio(samples[MATMUL], samples[case.name])
+            row |= {
+                "matmul_flops": flops,
+                "matmul_limit_fraction": share,
+                "matmul_limit_flops_per_s": MATMUL_FLOPS / summary(samples[MATMUL])["median_s"],
+            }
     prepared.clear()
     gc.collect()
-
-
-def write(document: dict[str, Any], path: pathlib.Path) -> None:
-    """Replaces the file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".partial")
-    fresh.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    fresh.replace(path)
 
 
 def _label(case: Case) -> str:
@@ -118,12 +139,10 @@ def _time_text(row: Mapping[str, Any]) -> str:
         return _failure(row)
     ratio = row["ratios"].get(f"softmax/{row['implementation']}")
     against = "" if ratio is None or row["mechanism"] == "softmax" else f", {ratio:.3f} of softmax"
+    if "matmul_limit_fraction" in row:
+        against += f", {row['matmul_limit_fraction']:.0%} of the matmul limit"
     return f"{row['median_s'] * 1e3:.2f} ms ({row['q1_s'] * 1e3:.2f}-{row['q3_s'] * 1e3:.2f}){against}"
 
 
 def _failure(row: Mapping[str, Any]) -> str:
     return f"{row['status']}: {row.get('message', '')}"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

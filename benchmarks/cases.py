@@ -4,9 +4,13 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from benchmarks import feature_cases
+
 PASSES = ("forward", "backward", "both")
-# Implementations that are not this project's: plain softmax attention to compare with, in the same run.
-PEERS = ("jax", "jax-cudnn", "torch")
+# Implementations that are not this project's, to compare with in the same run: plain softmax attention, ...
+SOFTMAX_PEERS = ("jax", "jax-cudnn", "torch")
+# ... and random features.
+PEERS = (*SOFTMAX_PEERS, feature_cases.PEER)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +47,8 @@ def spell_mechanism(text: str) -> str:
     """
     if text.startswith("ega-"):
         text = f"softmax+gate={text.removeprefix('ega-')}"
+    if feature_cases.spells_features(text):
+        return str(feature_cases.parse(text))
     from jaxattn.nn import parse_mechanism
 
     parse_mechanism(text, allow_leak=True)
@@ -62,16 +68,31 @@ def all_cases(
     dtype: str,
     causal: bool,
 ) -> list[Case]:
-    """Every combination; peers take part with plain softmax only."""
+    """Every combination that exists; peers take part with the one mechanism that they have."""
     mechanisms, implementations, passes = list(mechanisms), list(implementations), list(passes)
-    return [
+    cases = [
         Case(mechanism, implementation, direction, length, batch, heads, kv_heads, head_dim, dtype, causal)
         for head_dim in head_dims
         for length in lengths
         for direction in passes
         for implementation in implementations
-        for mechanism in (["softmax"] if implementation in PEERS else mechanisms)
+        for mechanism in mechanisms_of(implementation, mechanisms)
     ]
+    if not cases:
+        raise ValueError(f"none of {implementations} implements any of {mechanisms}.")
+    return cases
+
+
+def mechanisms_of(implementation: str, mechanisms: Iterable[str]) -> list[str]:
+    """The mechanisms that an implementation is measured with."""
+    if implementation in SOFTMAX_PEERS:
+        return ["softmax"]
+    features = [m for m in mechanisms if feature_cases.spells_features(m)]
+    if implementation == feature_cases.PEER:
+        return list(dict.fromkeys(feature_cases.peer_mechanism(m) for m in features))
+    if implementation == feature_cases.OURS:
+        return features
+    return [m for m in mechanisms if m not in features]
 
 
 def inputs(case: Case) -> tuple[Any, ...]:
@@ -102,6 +123,11 @@ def inputs(case: Case) -> tuple[Any, ...]:
     return (query, key, value, *own)
 
 
+def calibration_case(case: Case) -> Case:
+    """The case whose queries and keys the features are fitted to: so few tokens that it costs nothing."""
+    return dataclasses.replace(case, length=min(case.length, 256))
+
+
 def attention(case: Case) -> Callable[..., Any]:
     """The function of `inputs(case)` to be measured.
 
@@ -117,6 +143,8 @@ def attention(case: Case) -> Callable[..., Any]:
         return lambda query, key, value: jax.nn.dot_product_attention(
             query, key, value, is_causal=case.causal, implementation=implementation
         )
+    if feature_cases.spells_features(case.mechanism):
+        return feature_cases.attention(case, inputs(calibration_case(case)))
     common: dict[str, Any] = {"is_causal": case.causal, "implementation": case.implementation}
     base, _, gate = case.mechanism.partition("+")
     normalization = {"none": None}.get(gate.partition("=")[2], gate.partition("=")[2])

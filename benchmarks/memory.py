@@ -19,7 +19,7 @@ import tempfile
 from typing import Any
 
 from benchmarks.cases import Case
-from benchmarks.prepared import TooLarge, prepare
+from benchmarks.prepared import IN_TORCH, TooLarge, prepare
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _MARK = "MEASURED "
@@ -105,7 +105,7 @@ def _measure(case: Case, limit_bytes: int | None) -> dict[str, Any]:
     gc.collect()
     result: dict[str, Any] = {"status": "ok", "platform": platform}
     if platform != "cpu":
-        if case.implementation == "torch":
+        if case.implementation in IN_TORCH:
             import torch
 
             torch.cuda.reset_peak_memory_stats()

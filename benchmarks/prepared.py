@@ -6,7 +6,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks import feature_cases
 from benchmarks.cases import Case, attention, inputs
+from benchmarks.prepared_torch import prepare_torch
+
+IN_TORCH = ("torch", feature_cases.PEER)
 
 
 @dataclasses.dataclass
@@ -36,7 +40,9 @@ def prepare(case: Case, limit_bytes: int | None = None) -> Prepared:
         TooLarge: the plan exceeds `limit_bytes`.
         ValueError, NotImplementedError: the implementation does not do this case.
     """
-    return _prepare_torch(case) if case.implementation == "torch" else _prepare_jax(case, limit_bytes)
+    if case.implementation in IN_TORCH:
+        return Prepared(*prepare_torch(case))
+    return _prepare_jax(case, limit_bytes)
 
 
 def _prepare_jax(case: Case, limit_bytes: int | None) -> Prepared:
@@ -102,42 +108,3 @@ def _available_bytes(device: Any) -> int | None:
     except OSError:
         pass
     return None
-
-
-def _prepare_torch(case: Case) -> Prepared:
-    try:
-        import torch
-    except ImportError as error:
-        raise NotImplementedError("torch is not installed.") from error
-    import numpy as np
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-
-    def tensor(array: Any) -> Any:
-        plain = torch.from_numpy(np.asarray(array).astype(np.float32)).transpose(1, 2).contiguous()
-        return plain.to(device, getattr(torch, case.dtype)).requires_grad_()
-
-    arguments = [tensor(x) for x in inputs(case)[:3]]
-    cotangent = torch.randn_like(arguments[0])
-
-    def forward() -> Any:
-        return torch.nn.functional.scaled_dot_product_attention(
-            *arguments, is_causal=case.causal, enable_gqa=case.heads != case.kv_heads
-        )
-
-    def once(out: Any) -> None:
-        if case.direction == "forward":
-            with torch.no_grad():
-                forward()
-            return
-        if case.direction == "both":
-            out = forward()
-        torch.autograd.grad(out, arguments, cotangent, retain_graph=case.direction == "backward")
-
-    def run(out: Any, times: int) -> None:
-        for _ in range(times):
-            once(out)
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    return Prepared(lambda: forward() if case.direction == "backward" else None, run)

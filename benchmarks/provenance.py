@@ -11,7 +11,17 @@ import sys
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PACKAGES = ("jaxattn", "jax", "jaxlib", "flax", "numpy", "jax-cuda12-plugin", "jax-cuda13-plugin", "torch")
+PACKAGES = (
+    "jaxattn",
+    "jax",
+    "jaxlib",
+    "flax",
+    "numpy",
+    "jax-cuda12-plugin",
+    "jax-cuda13-plugin",
+    "torch",
+    "performer-pytorch",
+)
 
 
 def provenance() -> dict[str, Any]:
@@ -32,6 +42,7 @@ def provenance() -> dict[str, Any]:
         "load_average_at_start": [round(x, 2) for x in os.getloadavg()],
         "system": platform.platform(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", ""),
         "versions": {"python": platform.python_version()} | _versions(),
     }
 

@@ -15,17 +15,21 @@ def time_in_turns(
     *,
     repeats: int,
     min_sample_s: float = 0.02,
+    max_seconds: float | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Seconds of one run, `repeats` of them a case, taken in rounds through all cases.
 
     Each round runs every case once, in a new order, so that a slow phase of the machine hits all of them; a ratio
-    of two cases is then best taken round by round. A short case is repeated inside a sample until it lasts.
+    of two cases is then best taken round by round. A short case is repeated inside a sample until it lasts; a long
+    one takes part in the first rounds only.
 
     Args:
         prepared: the cases by name.
         repeats: rounds.
         min_sample_s: least duration of one sample, in seconds.
+        max_seconds: what the rounds of one case may take together, in seconds; every case takes part in one at
+            least. None: all take part in all.
         clock: gives seconds.
 
     Returns:
@@ -34,6 +38,7 @@ def time_in_turns(
     samples: dict[str, list[float]] = {}
     errors: dict[str, str] = {}
     inner: dict[str, int] = {}
+    rounds: dict[str, int] = {}
 
     def sample(name: str, times: int) -> float:
         what = prepared[name].setup()
@@ -43,17 +48,22 @@ def time_in_turns(
 
     for name in prepared:
         try:
-            sample(name, 1)  # the first run also allocates
-            inner[name] = max(1, math.ceil(min_sample_s / max(sample(name, 1), 1e-7)))
+            once = sample(name, 1)  # the first run also allocates
+            if max_seconds is None or once < max_seconds / 2:
+                once = sample(name, 1)
+            inner[name] = max(1, math.ceil(min_sample_s / max(once, 1e-7)))
+            rounds[name] = repeats
+            if max_seconds is not None:
+                rounds[name] = min(repeats, max(1, int(max_seconds / (once * inner[name]))))
             samples[name] = []
         except Exception as error:
             errors[name] = f"{type(error).__name__}: {error}"
     order = list(samples)
     shuffle = random.Random(0)
-    for _ in range(repeats):
+    for round_ in range(repeats):
         shuffle.shuffle(order)
         for name in order:
-            if name in errors:
+            if name in errors or round_ >= rounds[name]:
                 continue
             try:
                 samples[name].append(sample(name, inner[name]))
@@ -69,5 +79,6 @@ def summary(samples: Sequence[float]) -> dict[str, float]:
 
 
 def paired_ratio(samples: Sequence[float], peer: Sequence[float]) -> float:
-    """Median over the rounds of the ratio to the peer in the same round."""
-    return float(np.median(np.asarray(samples) / np.asarray(peer)))
+    """Median of the ratio to the peer in the same round, over the rounds (the first ones) that both took part in."""
+    common = min(len(samples), len(peer))
+    return float(np.median(np.asarray(samples[:common]) / np.asarray(peer[:common])))
