@@ -20,7 +20,15 @@ def test_examples_run(name):
 
 
 def _public():
-    for package in (jaxattn, jaxattn.kernels, jaxattn.positions, jaxattn.nn, jaxattn.models, jaxattn.testing):
+    for package in (
+        jaxattn,
+        jaxattn.kernels,
+        jaxattn.features,
+        jaxattn.positions,
+        jaxattn.nn,
+        jaxattn.models,
+        jaxattn.testing,
+    ):
         for name in package.__all__:
             if callable(thing := getattr(package, name)):
                 yield pytest.param(thing, id=f"{package.__name__}.{name}")

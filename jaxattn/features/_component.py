@@ -49,12 +49,20 @@ class Component(abc.ABC):
         return max(1, num_features // cls.features_per_row)
 
     @abc.abstractmethod
-    def query(self, weights: Weights, x: Float[Array, "*batch H"]) -> Scaled:
-        """(values (…, M), log scale (…)) of queries, scaled by the root of the attention scale."""
+    def query(
+        self, weights: Weights, x: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
+    ) -> Scaled:
+        """(values (…, M), log scale (…)) of queries, scaled by the root of the attention scale.
+
+        `scale` is the log scale that an earlier call with the same arguments returned: where finding it costs
+        something, that is saved.
+        """
 
     @abc.abstractmethod
-    def key(self, weights: Weights, y: Float[Array, "*batch H"]) -> Scaled:
-        """(values (…, M), log scale (…)) of keys, scaled likewise."""
+    def key(
+        self, weights: Weights, y: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
+    ) -> Scaled:
+        """(values (…, M), log scale (…)) of keys, scaled likewise; `scale` as above."""
 
     def calibrated(self, moments: Moments) -> "Component":
         """The component with the best parameters for these statistics of one head."""
@@ -78,11 +86,15 @@ def signed(weights: Weights, values: Array) -> Array:
     return values if weights.signs is None else values * weights.signs
 
 
-def exponentials(logarithms: Float[Array, "*batch M"], scale: Float[Array, "*batch"]) -> Scaled:
-    """e^logarithms as values up to 1 and a log scale; the part common to a token, `scale`, need not enter twice."""
+def exponentials(
+    logarithms: Float[Array, "*batch M"],
+    common: Float[Array, "*batch"],
+    scale: Float[Array, "*batch"] | None,
+) -> Scaled:
+    """e^(logarithms + common) as values up to 1 and a log scale, which is searched for unless it is known already."""
     # A shift between values and scale changes nothing, so it has no gradient.
-    top = jax.lax.stop_gradient(logarithms.max(axis=-1))
-    return jnp.exp(logarithms - top[..., None]), top + scale
+    top = jax.lax.stop_gradient(logarithms.max(axis=-1) if scale is None else scale - common)
+    return jnp.exp(logarithms - top[..., None]), top + common
 
 
 def half_square(x: Float[Array, "*batch H"]) -> Float[Array, "*batch"]:

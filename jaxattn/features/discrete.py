@@ -72,7 +72,9 @@ class _Discrete(Component):
     def _log_probability(self, counts: Array) -> Array:
         raise NotImplementedError
 
-    def key(self, weights: Weights, y: Float[Array, "*batch H"]) -> Scaled:
+    def key(
+        self, weights: Weights, y: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
+    ) -> Scaled:
         """Π_l y_l^{n_l} / sqrt(n_l! P(n_l))."""
         # Away from 0 and 1, where float32 quantiles end.
         uniform = jnp.clip(ndtr(weights.matrix()), 1e-7, 1 - 1e-7)
@@ -83,17 +85,17 @@ class _Discrete(Component):
         shifted = y - self.shift.astype(y.dtype)
         logarithms = jnp.log(jnp.maximum(jnp.abs(shifted), _TINY)) @ counts.T + constant.astype(y.dtype)
         odd = jnp.mod((shifted < 0).astype(y.dtype) @ counts.T, 2.0)
-        scale = (
-            half_square(y) - half_square(shifted)
-            if self.positive_option
-            else jnp.zeros(y.shape[:-1], y.dtype)
-        )
-        values, scale = exponentials(logarithms, scale)
+        common = jnp.zeros(y.shape[:-1], y.dtype)
+        if self.positive_option:
+            common = half_square(y) - half_square(shifted)
+        values, scale = exponentials(logarithms, common, scale)
         return values * (1 - 2 * odd), scale
 
-    def query(self, weights: Weights, x: Float[Array, "*batch H"]) -> Scaled:
+    def query(
+        self, weights: Weights, x: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
+    ) -> Scaled:
         """The same of queries."""
-        values, scale = self.key(weights, x)
+        values, scale = self.key(weights, x, scale)
         return signed(weights, values), scale
 
 

@@ -20,7 +20,10 @@ def _features(weights: Weights, x: Array, a: Array) -> tuple[Array, Array]:
     width = x.shape[-1]
     diagonal = jnp.broadcast_to(a, (width,)).astype(x.dtype)
     constant = weights.quadratic(diagonal) + 0.25 * jnp.log1p(-4 * diagonal).sum() + row_offset(weights)
-    return weights.apply(jnp.sqrt(1 - 4 * a).astype(x.dtype) * x) + constant, -half_square(x)
+    # The offsets go through a product, which accelerators round: the smaller they are, the less.
+    middle = constant.mean()
+    scaled = jnp.sqrt(1 - 4 * a).astype(x.dtype) * x
+    return weights.apply_plus(scaled, constant - middle), middle - half_square(x)
 
 
 @register
@@ -54,16 +57,20 @@ class PosRF(Component):
         offset = offset - 0.5 * jnp.log(2.0)
         return jnp.concatenate([projection + offset, offset - projection], axis=-1), -half_square(x)
 
-    def query(self, weights: Weights, x: Float[Array, "*batch H"]) -> Scaled:
+    def query(
+        self, weights: Weights, x: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
+    ) -> Scaled:
         """exp(w·x − |x|²/2)."""
-        values, scale = exponentials(*self._features(weights, x))
+        values, scale = exponentials(*self._features(weights, x), scale)
         if self.hyperbolic and weights.signs is not None:
             return values * jnp.concatenate([weights.signs, weights.signs]), scale
         return signed(weights, values), scale
 
-    def key(self, weights: Weights, y: Float[Array, "*batch H"]) -> Scaled:
+    def key(
+        self, weights: Weights, y: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
+    ) -> Scaled:
         """exp(w·y − |y|²/2)."""
-        return exponentials(*self._features(weights, y))
+        return exponentials(*self._features(weights, y), scale)
 
 
 @register
@@ -90,14 +97,18 @@ class GERF(Component):
         """The learned a."""
         return (1 - jnp.exp(self.t)) / 8
 
-    def query(self, weights: Weights, x: Float[Array, "*batch H"]) -> Scaled:
+    def query(
+        self, weights: Weights, x: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
+    ) -> Scaled:
         """D exp(a |w|² + sqrt(1 − 4a) w·x − |x|²/2)."""
-        values, scale = exponentials(*_features(weights, x, self.a))
+        values, scale = exponentials(*_features(weights, x, self.a), scale)
         return signed(weights, values), scale
 
-    def key(self, weights: Weights, y: Float[Array, "*batch H"]) -> Scaled:
+    def key(
+        self, weights: Weights, y: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
+    ) -> Scaled:
         """The same of keys."""
-        return exponentials(*_features(weights, y, self.a))
+        return exponentials(*_features(weights, y, self.a), scale)
 
 
 class _Calibrated(Component):
@@ -127,14 +138,18 @@ class _Calibrated(Component):
     def _transform_key(self, y: Array) -> Array:
         return y
 
-    def query(self, weights: Weights, x: Float[Array, "*batch H"]) -> Scaled:
+    def query(
+        self, weights: Weights, x: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
+    ) -> Scaled:
         """D exp(w'Aw + w'(I − 4A)^½ x − |x|²/2) of the transformed x."""
-        values, scale = exponentials(*_features(weights, self._transform_query(x), self.a))
+        values, scale = exponentials(*_features(weights, self._transform_query(x), self.a), scale)
         return signed(weights, values), scale
 
-    def key(self, weights: Weights, y: Float[Array, "*batch H"]) -> Scaled:
+    def key(
+        self, weights: Weights, y: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
+    ) -> Scaled:
         """The same of the transformed y."""
-        return exponentials(*_features(weights, self._transform_key(y), self.a))
+        return exponentials(*_features(weights, self._transform_key(y), self.a), scale)
 
 
 @register

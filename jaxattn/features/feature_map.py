@@ -218,7 +218,7 @@ class FeatureMap:
         functions, parameters = self.functions(1.0)
         one = [p[0] if by_head else p for p, by_head in zip(parameters, functions.by_head, strict=True)]
         x = jax.ShapeDtypeStruct((1, self.weights.head_dim), jnp.float32)
-        return jax.eval_shape(functions.key, one, x)[0].shape[-1]
+        return jax.eval_shape(functions.key, one, x, None)[0].shape[-1]
 
     def _apply(self, role: str, x: Array, scale: float | None) -> tuple[Array, Array]:
         check_dtype(role, x, jnp.floating, "floating point")
@@ -233,9 +233,9 @@ class FeatureMap:
         x = x.reshape(*x.shape[:-2], -1, groups, x.shape[-1])
         axes = [0 if by_head else None for by_head in functions.by_head]
         if heads:
-            values, scales = jax.vmap(function, (axes, -3), (-3, -2))(parameters, x)
+            values, scales = jax.vmap(function, (axes, -3, None), (-3, -2))(parameters, x, None)
         else:
-            values, scales = function(parameters, x)
+            values, scales = function(parameters, x, None)
         return values.reshape(*values.shape[:-3], -1, values.shape[-1]), scales.reshape(
             *scales.shape[:-2], -1
         )
@@ -267,10 +267,11 @@ class _Function:
     root: float
     per_key: bool
 
-    def __call__(self, parameters: Sequence[Array], x: Array) -> tuple[Array, Array]:
+    def __call__(self, parameters: Sequence[Array], x: Array, scale: Array | None) -> tuple[Array, Array]:
         weights, component = jax.tree.unflatten(self.structure, parameters)
         make = component.query if self.role == "query" else component.key
-        values, scale = make(weights, self.root * x)
+        # What comes back as `scale` under per_key is not the scale of the values.
+        values, scale = make(weights, self.root * x, None if self.per_key else scale)
         return values, jnp.zeros_like(scale) if self.per_key else scale
 
 

@@ -35,14 +35,18 @@ class TrigRF(Component):
         del key, head_dim, num_rows
         return cls()
 
-    def key(self, weights: Weights, y: Float[Array, "*batch H"]) -> Scaled:
+    def key(
+        self, weights: Weights, y: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
+    ) -> Scaled:
         """[cos(w·y), sin(w·y)] exp(|y|²/2)."""
         angle, size = weights.apply(y), jnp.exp(row_offset(weights))
         return jnp.concatenate([size * jnp.cos(angle), size * jnp.sin(angle)], axis=-1), half_square(y)
 
-    def query(self, weights: Weights, x: Float[Array, "*batch H"]) -> Scaled:
+    def query(
+        self, weights: Weights, x: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
+    ) -> Scaled:
         """[cos(w·x), sin(w·x)] exp(|x|²/2)."""
-        values, scale = self.key(weights, x)
+        values, scale = self.key(weights, x, scale)
         return _with_signs(weights, values, 2), scale
 
 
@@ -91,11 +95,15 @@ class HRF(Component):
         values = [positive, sign_of_lambda * side * positive, cos, side * cos, sin, side * sin]
         return jnp.concatenate(values, axis=-1), scale
 
-    def query(self, weights: Weights, x: Float[Array, "*batch H"]) -> Scaled:
+    def query(
+        self, weights: Weights, x: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
+    ) -> Scaled:
         """The six features, the second with −."""
         values, scale = self._features(weights, x, -1.0)
         return _with_signs(weights, values, 6), scale
 
-    def key(self, weights: Weights, y: Float[Array, "*batch H"]) -> Scaled:
+    def key(
+        self, weights: Weights, y: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
+    ) -> Scaled:
         """The six features."""
         return self._features(weights, y, 1.0)

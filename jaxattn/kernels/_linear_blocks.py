@@ -50,8 +50,9 @@ def divide(sums: Array) -> tuple[Array, Array]:
 def divide_gradient(grad: Array, out: Array, weight: Array) -> Array:
     """The cotangent of (..., V + 1) sums, from the cotangent of the quotient; 0 where nothing was summed."""
     nothing = jnp.abs(weight) < smallest(grad.dtype)
-    grad = jnp.where(nothing[..., None], 0, grad / jnp.where(nothing, 1, weight)[..., None])
-    return jnp.concatenate([grad, -(grad * out).sum(axis=-1, keepdims=True)], axis=-1)
+    inverse = jnp.where(nothing, 0, 1 / jnp.where(nothing, 1, weight))
+    sums = jnp.concatenate([grad, -(grad * out).sum(axis=-1, keepdims=True)], axis=-1)
+    return sums * inverse[..., None]
 
 
 def add_keys(state: State, phi: Array, log_weight: Array, value: Array) -> State:

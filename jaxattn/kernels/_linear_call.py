@@ -12,8 +12,8 @@ from jaxattn.kernels._arguments import accumulation_dtype
 from jaxattn.kernels._linear_blocks import ratio
 from jaxattn.kernels._linear_core import Features, Operands, Plan, attend
 
-# Tokens of a block. On a CPU the block should stay in cache, but below 4096 tokens one block is faster than a loop.
-_CPU_BLOCK, _CPU_WHOLE = 2048, 4096
+# Tokens of a block. On a CPU it should stay in cache.
+_CPU_BLOCK = 2048
 _ACCELERATOR_BLOCK = 16384
 _CHUNK = 128
 
@@ -26,7 +26,7 @@ class FeatureFunctions(NamedTuple):
     by_head: tuple[bool, ...] = ()
 
 
-def _identity(_: Sequence[Array], x: Array) -> tuple[Array, Array]:
+def _identity(_: Sequence[Array], x: Array, __: Array | None) -> tuple[Array, Array]:
     return x, jnp.zeros(x.shape[:-1], x.dtype)
 
 
@@ -143,8 +143,8 @@ def _take(x: Array, order: Array) -> Array:
 def _with_features(call: Call, features: FeatureFunctions, parameters: Sequence[Array]) -> Call:
     """The call with features in place of queries and keys."""
     axes = [0 if by_head else None for by_head in features.by_head]
-    phi_q, _ = jax.vmap(features.query, (axes, 2), 2)(parameters, call.query)
-    phi_k, scale = jax.vmap(features.key, (axes, 2), 2)(parameters, call.key)
+    phi_q, _ = jax.vmap(features.query, (axes, 2, None), 2)(parameters, call.query, None)
+    phi_k, scale = jax.vmap(features.key, (axes, 2, None), 2)(parameters, call.key, None)
     return call._replace(query=phi_q, key=phi_k, key_bias=call.key_bias + scale)
 
 
@@ -186,7 +186,7 @@ def make_plan(
     one_by_one = _on_cpu()
 
     def block(length: int, multiple: int = 1) -> int:
-        limit = (_CPU_WHOLE if length <= _CPU_WHOLE else _CPU_BLOCK) if one_by_one else _ACCELERATOR_BLOCK
+        limit = _CPU_BLOCK if one_by_one else _ACCELERATOR_BLOCK
         count = -(-length // limit)
         return -(-length // (count * multiple)) * multiple
 

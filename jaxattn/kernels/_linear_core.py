@@ -20,8 +20,9 @@ from jaxattn.kernels._linear_blocks import (
     keys_gradient,
 )
 
-# (parameter arrays of one head, x (..., D)) -> features (..., F) of magnitude about 1 at most, their log scale (...)
-Features = Callable[[Sequence[Array], Array], tuple[Array, Array]]
+# (parameter arrays of one head, x (..., D), log scale or None) -> features (..., F) of magnitude about 1 at most and
+# their log scale (...). Backward, the scale that came out forward is given again: it need not be searched for twice.
+Features = Callable[[Sequence[Array], Array, Array | None], tuple[Array, Array]]
 Parameters = Sequence[Array]
 
 
@@ -120,7 +121,7 @@ def empty_state(plan: Plan, parameters: Parameters, x: Operands) -> State:
     """The state of one sequence before its first key, every array with a leading axis of heads."""
     heads, width = x.key.shape[-2:]
     one = [p[0] if by_head else p for p, by_head in zip(parameters, plan.by_head, strict=True)]
-    features = jax.eval_shape(plan.key_features, one, jax.ShapeDtypeStruct((1, width), x.key.dtype))[0]
+    features = jax.eval_shape(plan.key_features, one, jax.ShapeDtypeStruct((1, width), x.key.dtype), None)[0]
     return State(
         jnp.zeros((heads, features.shape[-1], x.value.shape[-1] + 1), x.value.dtype),
         jnp.full((heads,), -jnp.inf, x.value.dtype),
@@ -140,16 +141,17 @@ def _grad_sums(plan: Plan, grad: Array, out: Array, weight: Array | None) -> Arr
 def causal_pass(
     plan: Plan, parameters: Parameters, x: Operands, state: State
 ) -> tuple[State, State, Array, Any]:
-    """One sequence, forward: (the last state, the states before every block, out, what to keep of the division)."""
+    """One sequence, forward: (the last state, the states before every block, out, what else the gradient needs)."""
 
     def head(parameters: Parameters, segments: Array | None, state: State, tokens: Any) -> Any:
         query, key, value, key_bias = tokens
-        phi_q = plan.query_features(parameters, query)[0]
-        phi_k, scale = plan.key_features(parameters, key)
+        phi_q, scale_q = plan.query_features(parameters, query, None)
+        phi_k, scale_k = plan.key_features(parameters, key, None)
         state, sums = causal_block(
-            state, phi_q, phi_k, scale + key_bias, value, segments, plan.chunk, plan.strict
+            state, phi_q, phi_k, scale_k + key_bias, value, segments, plan.chunk, plan.strict
         )
-        return state, _finish(plan, sums)
+        out, weight = _finish(plan, sums)
+        return state, (out, (weight, scale_q, scale_k))
 
     def body(state: State, block: Operands) -> Any:
         state_after, result = _over_heads(plan, head, parameters, block.segments, state, block[:4])
@@ -167,33 +169,33 @@ def _whole_pass(plan: Plan, parameters: Parameters, x: Operands) -> tuple[State,
 
     def add(parameters: Parameters, _: None, state: State, tokens: Any) -> Any:
         key, value, key_bias = tokens
-        phi, scale = plan.key_features(parameters, key)
-        return add_keys(state, phi, scale + key_bias, value), ()
+        phi, scale = plan.key_features(parameters, key, None)
+        return add_keys(state, phi, scale + key_bias, value), scale
 
     def ask(parameters: Parameters, _: None, state: State, query: Array) -> Any:
-        phi = plan.query_features(parameters, query)[0]
-        return (), _finish(plan, phi @ state.total)
+        phi, scale = plan.query_features(parameters, query, None)
+        return (), (*_finish(plan, phi @ state.total), scale)
 
-    state, _ = lax.scan(
-        lambda state, block: (_over_heads(plan, add, parameters, None, state, block)[0], None),
+    state, scale_k = lax.scan(
+        lambda state, block: _over_heads(plan, add, parameters, None, state, block),
         empty_state(plan, parameters, x),
         _blocks(x[1:4], plan.key_block),
     )
-    _, (out, kept) = lax.scan(
+    _, (out, weight, scale_q) = lax.scan(
         lambda _, query: (None, _over_heads(plan, ask, parameters, None, state, query)[1]),
         None,
         _blocks(x.query, plan.query_block),
     )
-    return state, _joined(out), _joined(kept)
+    return state, _joined(out), _joined((weight, scale_q, scale_k))
 
 
 def _vjp(
-    features: Features, parameters: Parameters, x: Array, learned: bool
+    features: Features, parameters: Parameters, x: Array, scale: Array, learned: bool
 ) -> tuple[tuple[Array, Array], Any]:
     """Features and log scale, and their transpose: (phi, scale) cotangents -> (parameter cotangents, x cotangent)."""
     if learned:
-        return jax.vjp(features, parameters, x)
-    values, vjp = jax.vjp(partial(features, parameters), x)
+        return jax.vjp(lambda parameters, x: features(parameters, x, scale), parameters, x)
+    values, vjp = jax.vjp(lambda x: features(parameters, x, scale), x)
     return values, lambda cotangent: ([], *vjp(cotangent))
 
 
@@ -206,12 +208,12 @@ def _causal_gradient(plan: Plan, learned: bool, parameters: Parameters, residual
 
     def head(parameters: Parameters, segments: Array | None, heads: Any, tokens: Any) -> Any:
         (grad_total, grad_parameters), state = heads
-        (query, key, value, key_bias), (out, kept, grad) = tokens
-        (phi_q, scale_q), query_vjp = _vjp(plan.query_features, parameters, query, learned)
-        (phi_k, scale), key_vjp = _vjp(plan.key_features, parameters, key, learned)
+        (query, key, value, key_bias), (out, (weight, scale_q, scale), grad) = tokens
+        (phi_q, _), query_vjp = _vjp(plan.query_features, parameters, query, scale_q, learned)
+        (phi_k, scale), key_vjp = _vjp(plan.key_features, parameters, key, scale, learned)
         grad_total, grad_phi_q, grad_phi_k, grad_log_weight, grad_value = causal_block_gradient(
             state, phi_q, phi_k, scale + key_bias, value, segments, plan.chunk, plan.strict,
-            grad_total, _grad_sums(plan, grad, out, kept),
+            grad_total, _grad_sums(plan, grad, out, weight),
         )  # fmt: skip
         from_query, grad_query = query_vjp((grad_phi_q, jnp.zeros_like(scale_q)))
         from_key, grad_key = key_vjp((grad_phi_k, grad_log_weight))
@@ -240,21 +242,22 @@ def _zeros(plan: Plan, parameters: Parameters, heads: int, learned: bool) -> lis
 
 
 def _whole_gradient(plan: Plan, learned: bool, parameters: Parameters, residuals: Any, grad: Array) -> Any:
-    x, state, out, kept = residuals
+    x, state, out, (weight, scale_q, scale_k) = residuals
 
     def asked(parameters: Parameters, _: None, heads: Any, tokens: Any) -> Any:
         (grad_total, grad_parameters), state = heads
-        query, out, kept, grad = tokens
-        (phi, scale), vjp = _vjp(plan.query_features, parameters, query, learned)
-        grad_sums = _grad_sums(plan, grad, out, kept)
-        grad_total += jnp.einsum("igf,igv->fv", phi, grad_sums)
+        query, out, weight, scale, grad = tokens
+        (phi, scale), vjp = _vjp(plan.query_features, parameters, query, scale, learned)
+        grad_sums = _grad_sums(plan, grad, out, weight)
+        # As one plain product: an einsum over two axes would have XLA copy phi into another layout first.
+        grad_total += phi.reshape(-1, phi.shape[-1]).T @ grad_sums.reshape(-1, grad_sums.shape[-1])
         from_query, grad_query = vjp((grad_sums @ state.total.T, jnp.zeros_like(scale)))
         return (grad_total, _plus(grad_parameters, from_query)), grad_query
 
     def added(parameters: Parameters, _: None, heads: Any, tokens: Any) -> Any:
         grad_parameters, grad_total, top = heads
-        key, value, key_bias = tokens
-        (phi, scale), vjp = _vjp(plan.key_features, parameters, key, learned)
+        (key, value, key_bias), scale = tokens
+        (phi, scale), vjp = _vjp(plan.key_features, parameters, key, scale, learned)
         grad_phi, grad_log_weight, grad_value = keys_gradient(grad_total, top, phi, scale + key_bias, value)
         from_key, grad_key = vjp((grad_phi, grad_log_weight))
         return _plus(grad_parameters, from_key), (grad_key, grad_value, grad_log_weight)
@@ -263,14 +266,14 @@ def _whole_gradient(plan: Plan, learned: bool, parameters: Parameters, residuals
     (grad_total, grad_parameters), grad_query = lax.scan(
         lambda carry, block: _over_heads(plan, asked, parameters, None, (carry, state), block),
         start,
-        _blocks((x.query, out, kept, grad), plan.query_block),
+        _blocks((x.query, out, weight, scale_q, grad), plan.query_block),
     )
     grad_parameters, grads = lax.scan(
         lambda carry, block: _over_heads(
             plan, added, parameters, None, (carry, grad_total, state.top), block
         ),
         grad_parameters,
-        _blocks(x[1:4], plan.key_block),
+        _blocks((x[1:4], scale_k), plan.key_block),
     )
     return grad_parameters, (_joined(grad_query), *_joined(grads))
 

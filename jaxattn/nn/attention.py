@@ -109,7 +109,9 @@ class Attention(nnx.Module):
             rngs=rngs,
         )
 
-        def normalise() -> nnx.RMSNorm:
+        def normalise() -> nnx.RMSNorm | None:
+            if qk_norm is None:
+                return None
             return nnx.RMSNorm(
                 head_dim,
                 scale_init=nnx.initializers.constant(qk_norm),
@@ -119,8 +121,7 @@ class Attention(nnx.Module):
                 rngs=rngs,
             )
 
-        self.query_norm = nnx.data(None if qk_norm is None else normalise())
-        self.key_norm = nnx.data(None if qk_norm is None else normalise())
+        self.query_norm, self.key_norm = nnx.data(normalise()), nnx.data(normalise())
         self.mechanism = (mechanism or Softmax()).build(
             num_heads, head_dim, in_features, num_kv_heads=num_kv_heads, rngs=rngs
         )
@@ -178,7 +179,7 @@ class Attention(nnx.Module):
 
     def _project(self, x: Array, positions: Array | None) -> tuple[Array, Array, Array]:
         query, key, value = self.query(x), self.key(x), self.value(x)
-        if self.query_norm is not None:
+        if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.rotary_base is not None:
             query = rotary(query, positions, base=self.rotary_base)

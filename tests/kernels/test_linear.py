@@ -66,7 +66,6 @@ def test_shared_keys(is_causal, bias_heads):
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
 def test_several_blocks(is_causal, monkeypatch):
     """Lengths that the blocks do not divide, and more or fewer keys than queries."""
-    monkeypatch.setattr(_linear_call, "_CPU_WHOLE", 16)
     monkeypatch.setattr(_linear_call, "_CPU_BLOCK", 16)
     compare(arrays(37, 50), is_causal=is_causal, chunk_size=4)
     if is_causal:
@@ -82,7 +81,6 @@ def test_heads_all_at_once(is_causal, monkeypatch):
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
 def test_segments_in_any_order(is_causal, monkeypatch):
-    monkeypatch.setattr(_linear_call, "_CPU_WHOLE", 16)
     monkeypatch.setattr(_linear_call, "_CPU_BLOCK", 16)
     segment_ids = jnp.asarray(RNG.integers(-1, 3, (B, 37)))
     compare(arrays(37), is_causal=is_causal, segment_ids=segment_ids, chunk_size=4)

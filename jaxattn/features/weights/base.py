@@ -36,6 +36,10 @@ class Weights(abc.ABC):
     def apply(self, x: Float[Array, "*batch H"]) -> Float[Array, "*batch M"]:
         """W x, in float32 (float64 for float64 input), by the family's fast algorithm."""
 
+    def apply_plus(self, x: Float[Array, "*batch H"], offset: Float[Array, " M"]) -> Float[Array, "*batch M"]:
+        """W x + offset; a family may have a faster way than one after the other."""
+        return self.apply(x) + offset
+
     @abc.abstractmethod
     def resample(self, key: PRNGKeyArray) -> "Weights":
         """The same family and learned parameters with new random numbers; may run inside jit."""
