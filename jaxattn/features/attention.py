@@ -43,7 +43,7 @@ def random_feature_attention(
         scale: factor on q·k, 1/sqrt(H) when None; the same as in `calibrate`.
         is_causal: query i attends to keys j <= i only, both counted from the start.
         segment_ids: (B, T) int: a query attends to keys of its own segment only; needs T = S.
-        chunk_size: tokens a chunk of the causal form; None for 128.
+        chunk_size: tokens a chunk of the causal form; None for 64 on a CPU, 128 elsewhere.
 
     Returns:
         (B, T, N, V) in the query's dtype; 0 for a query without any key.
@@ -121,7 +121,7 @@ def random_feature_attention_step(
         feature_map: the same in every step.
         key_bias: (B or 1, T, N or 1), added to the scores of the new keys; −inf removes a key for good.
         scale: factor on the scores, 1/sqrt(H) when None; the same in every step.
-        chunk_size: tokens a chunk when T is large; None for 128.
+        chunk_size: tokens a chunk when T is large; None for 64 on a CPU, 128 elsewhere.
 
     Returns:
         (new state, output (B, T, N, V) in the query's dtype).

@@ -15,7 +15,8 @@ from jaxattn.kernels._linear_core import Features, Operands, Plan, attend
 # Tokens of a block. On a CPU it should stay in cache.
 _CPU_BLOCK = 2048
 _ACCELERATOR_BLOCK = 16384
-_CHUNK = 128
+# Of a chunk: a larger one has larger products, and more pairs that meet one by one.
+_CPU_CHUNK, _ACCELERATOR_CHUNK = 64, 128
 
 
 class FeatureFunctions(NamedTuple):
@@ -191,7 +192,7 @@ def make_plan(
         return -(-length // (count * multiple)) * multiple
 
     # As many chunks as `chunk_size` asks for, but of equal size, so that little is padded.
-    chunks = -(-length // (chunk_size or _CHUNK))
+    chunks = -(-length // (chunk_size or (_CPU_CHUNK if one_by_one else _ACCELERATOR_CHUNK)))
     chunk = -(-length // chunks) if is_causal else 1
     query_block = block(length, chunk)
     return Plan(

@@ -76,7 +76,7 @@ def linear_attention_step(
         phi_k: (B, T, K, M).
         value: (B, T, K, V).
         key_bias: (B or 1, T, N or 1), log of the factor on φ_k; −inf removes the key for good.
-        chunk_size: tokens a chunk when T is large; None for 128.
+        chunk_size: tokens a chunk when T is large; None for 64 on a CPU, 128 elsewhere.
 
     Returns:
         (new state, output (B, T, N, V) in the dtype of `value`).

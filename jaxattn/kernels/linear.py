@@ -39,7 +39,7 @@ def linear_attention(
         is_causal: query i attends to keys j <= i only, both counted from the start.
         segment_ids: (B, T) int: a query attends to keys of its own segment only; needs T = S. Ids may come in any
             order.
-        chunk_size: C, tokens a chunk of the causal form; None for 128.
+        chunk_size: C, tokens a chunk of the causal form; None for 64 on a CPU, 128 elsewhere.
 
     Returns:
         (B, T, N, V) in the dtype of `value`; 0 for a query without any key. Features of any sign are accepted; where

@@ -51,7 +51,7 @@ class RandomFeatures(Mechanism):
         component_options: the component's own options, such as {"hyperbolic": True} for posrf.
         weight_options: the weight family's own options.
         stabilizer: "global", or "per_key" to compute what the published code does (no estimate of softmax).
-        chunk_size: tokens a chunk of the causal form; None for 128.
+        chunk_size: tokens a chunk of the causal form; None for 64 on a CPU, 128 elsewhere.
 
     Raises:
         ValueError: an unknown name, or a number out of range.
