@@ -53,6 +53,27 @@ def test_every_pair_runs(component, drawn):
     assert all(jnp.isfinite(g).all() for g in grads)
 
 
+def test_code_compiled_for_one_map_is_not_run_for_another():
+    """Maps with equally many leaves are different structures: no cache takes one for the other."""
+    structures = {}
+    for component in COMPONENTS:
+        structures[component, "orf"] = jax.tree.structure(
+            FeatureMap.create(jax.random.key(0), 4, 6, component, "orf")
+        )
+    for weights in WEIGHTS:
+        structures["posrf", weights] = jax.tree.structure(
+            FeatureMap.create(jax.random.key(0), 4, 6, "posrf", weights)
+        )
+    found = list(structures.items())
+    for i, (name, structure) in enumerate(found):
+        assert all(structure != other for _, other in found[:i]), name
+    x = normal(0, 1, 6, 1, 4)
+    for component in ("geomrf", "poisrf", "oprf", "gerf"):
+        feature_map = FeatureMap.create(jax.random.key(0), 4, 64, component).calibrate(x, x)
+        out = random_feature_attention(x, x, x, feature_map)
+        np.testing.assert_allclose(out, dense(feature_map)(x, x, x, is_causal=False), rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_one_feature_of_one_coordinate(component):
     feature_map = FeatureMap.create(jax.random.key(0), 1, 1, component)
