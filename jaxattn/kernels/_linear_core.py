@@ -117,12 +117,6 @@ def _joined(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
-def _scan(body: Callable[..., Any], start: Any, blocks: Any, reverse: bool = False) -> Any:
-    """`lax.scan`; of one or two blocks without a loop, so that XLA makes features once for both directions."""
-    few = jax.tree.leaves(blocks)[0].shape[0] <= 2
-    return lax.scan(body, start, blocks, reverse=reverse, unroll=2 if few else 1)
-
-
 def empty_state(plan: Plan, parameters: Parameters, x: Operands) -> State:
     """The state of one sequence before its first key, every array with a leading axis of heads."""
     heads, width = x.key.shape[-2:]
@@ -166,7 +160,7 @@ def causal_pass(
     if x.segments is not None:
         # No segment has the id of this one: the state is empty, and every weight on it is 0 anyway.
         state = state._replace(segment=jnp.broadcast_to(x.segments[0], state.top.shape))
-    last, (states, (out, kept)) = _scan(body, state, _blocks(x, plan.key_block))
+    last, (states, (out, kept)) = lax.scan(body, state, _blocks(x, plan.key_block))
     return last, states, _joined(out), _joined(kept)
 
 
@@ -182,12 +176,12 @@ def _whole_pass(plan: Plan, parameters: Parameters, x: Operands) -> tuple[State,
         phi, scale = plan.query_features(parameters, query, None)
         return (), (*_finish(plan, phi @ state.total), scale)
 
-    state, scale_k = _scan(
+    state, scale_k = lax.scan(
         lambda state, block: _over_heads(plan, add, parameters, None, state, block),
         empty_state(plan, parameters, x),
         _blocks(x[1:4], plan.key_block),
     )
-    _, (out, weight, scale_q) = _scan(
+    _, (out, weight, scale_q) = lax.scan(
         lambda _, query: (None, _over_heads(plan, ask, parameters, None, state, query)[1]),
         None,
         _blocks(x.query, plan.query_block),
@@ -233,7 +227,7 @@ def _causal_gradient(plan: Plan, learned: bool, parameters: Parameters, residual
     first = states.total[0]
     start = jnp.zeros_like(first), _zeros(plan, parameters, first.shape[0], learned)
     blocks = states, _blocks(x, plan.key_block), _blocks((out, kept, grad), plan.key_block)
-    (_, grad_parameters), grads = _scan(body, start, blocks, reverse=True)
+    (_, grad_parameters), grads = lax.scan(body, start, blocks, reverse=True)
     return grad_parameters, _joined(grads)
 
 
@@ -269,12 +263,12 @@ def _whole_gradient(plan: Plan, learned: bool, parameters: Parameters, residuals
         return _plus(grad_parameters, from_key), (grad_key, grad_value, grad_log_weight)
 
     start = jnp.zeros_like(state.total), _zeros(plan, parameters, state.top.shape[0], learned)
-    (grad_total, grad_parameters), grad_query = _scan(
+    (grad_total, grad_parameters), grad_query = lax.scan(
         lambda carry, block: _over_heads(plan, asked, parameters, None, (carry, state), block),
         start,
         _blocks((x.query, out, weight, scale_q, grad), plan.query_block),
     )
-    grad_parameters, grads = _scan(
+    grad_parameters, grads = lax.scan(
         lambda carry, block: _over_heads(
             plan, added, parameters, None, (carry, grad_total, state.top), block
         ),
