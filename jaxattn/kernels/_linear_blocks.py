@@ -95,7 +95,9 @@ def _factors(state: State, log_weight: Array, segments: Array | None, chunk: int
     if segments is None:
         reference = jnp.maximum(lax.cummax(log_weight), state.top)
     else:
-        reference = _segmented_cummax(log_weight, segments, state)
+        assert state.segment is not None
+        tops = jnp.concatenate([state.top[None], log_weight])
+        reference = segmented_cummax(tops, jnp.concatenate([state.segment[None], segments]))[1:]
     reference = reference.reshape(-1, chunk)
     scales = jnp.concatenate([state.top[None], reference[:, -1]])
     index = jnp.arange(chunk)
@@ -115,16 +117,13 @@ def _factors(state: State, log_weight: Array, segments: Array | None, chunk: int
     return _Factors(within, before, after, between, scales[-1])
 
 
-def _segmented_cummax(log_weight: Array, segments: Array, state: State) -> Array:
-    """The largest log weight among the keys so far of the same (contiguous) segment."""
+def segmented_cummax(log_weight: Array, segments: Array) -> Array:
+    """The largest log weight so far (along axis 0) of the same segment; segments are contiguous."""
 
     def later(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
         return jnp.where(a[1] == b[1], jnp.maximum(a[0], b[0]), b[0]), b[1]
 
-    assert state.segment is not None
-    tops = jnp.concatenate([state.top[None], log_weight])
-    ids = jnp.concatenate([state.segment[None], segments])
-    return lax.associative_scan(later, (tops, ids))[0][1:]
+    return lax.associative_scan(later, (log_weight, segments))[0]
 
 
 def _pieces(

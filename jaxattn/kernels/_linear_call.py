@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from jaxattn._checks import check_broadcastable, check_dtype, check_shape
 from jaxattn.kernels._arguments import accumulation_dtype
-from jaxattn.kernels._linear_blocks import ratio
+from jaxattn.kernels._linear_blocks import ratio, segmented_cummax
 from jaxattn.kernels._linear_core import Features, Operands, Plan, attend
 
 # Tokens of a block. On a CPU it should stay in cache.
@@ -247,21 +247,12 @@ def _attend_both_ways(call: Call, chunk_size: int | None) -> Array:
     so_far = _attend(call, IDENTITY, [], True, chunk_size, divided=False)
     to_come = jnp.flip(_attend(backward, IDENTITY, [], True, chunk_size, strict=True, divided=False), axis=1)
     # The two sums are relative to the largest key bias on their side of the query.
-    left = _running_max(call.key_bias, call.segments)
-    right = jnp.flip(_running_max(backward.key_bias, backward.segments), axis=1)
+    running_max = jax.vmap(jax.vmap(segmented_cummax, (1, None), 1))  # over batch and heads
+    left = running_max(call.key_bias, call.segments)
+    right = jnp.flip(running_max(backward.key_bias, backward.segments), axis=1)
     top = jnp.maximum(left, right)
     left, right = (jax.lax.stop_gradient(ratio(x, top))[..., None, None] for x in (left, right))
     sums = so_far * left + to_come * right
     weight = sums[..., -1:]
     nothing = weight == 0
     return jnp.where(nothing, 0, sums[..., :-1] / jnp.where(nothing, 1, weight))
-
-
-def _running_max(key_bias: Array, segments: Array) -> Array:
-    """(B, S, K) largest key bias so far in the segment."""
-
-    def later(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
-        return jnp.where(a[1] == b[1], jnp.maximum(a[0], b[0]), b[0]), b[1]
-
-    ids = jnp.broadcast_to(segments[..., None], key_bias.shape)
-    return jax.lax.associative_scan(later, (key_bias, ids), axis=1)[0]
