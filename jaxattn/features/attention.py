@@ -5,7 +5,8 @@ from jaxtyping import Array, Float, Int
 from jaxattn.features.feature_map import FeatureMap
 from jaxattn.kernels import LinearAttentionState, linear_attention_init_state
 from jaxattn.kernels._arguments import check_qkv, check_scale
-from jaxattn.kernels._linear_call import attend_call, check_chunk_size, prepare
+from jaxattn.kernels._grouped import prepare
+from jaxattn.kernels._linear_call import attend_call, check_chunk_size
 from jaxattn.kernels._linear_decode import step
 
 

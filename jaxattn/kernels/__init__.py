@@ -5,6 +5,11 @@ from jaxattn.kernels._decode import (
     dot_product_attention_init_state,
     dot_product_attention_step,
 )
+from jaxattn.kernels._hierarchical_decode import (
+    HierarchicalState,
+    hierarchical_init_state,
+    hierarchical_step,
+)
 from jaxattn.kernels._linear_decode import (
     LinearAttentionState,
     linear_attention_init_state,
@@ -25,14 +30,23 @@ from jaxattn.kernels.energy_attention import (
     energy_gated_attention_init_state,
     energy_gated_attention_step,
 )
+from jaxattn.kernels.hierarchical import (
+    hierarchical_attention,
+    hierarchical_energy,
+    hierarchical_weights,
+)
 from jaxattn.kernels.linear import linear_attention
 from jaxattn.kernels.padding import padding_key_bias
+from jaxattn.kernels.tree import Tree, TreeShape
 
 __all__ = [
     "CrossCorrelationState",
     "DotProductAttentionState",
     "EnergyGatedAttentionState",
+    "HierarchicalState",
     "LinearAttentionState",
+    "Tree",
+    "TreeShape",
     "cross_correlation",
     "cross_correlation_attention",
     "cross_correlation_init_state",
@@ -46,6 +60,11 @@ __all__ = [
     "energy_gated_attention",
     "energy_gated_attention_init_state",
     "energy_gated_attention_step",
+    "hierarchical_attention",
+    "hierarchical_energy",
+    "hierarchical_init_state",
+    "hierarchical_step",
+    "hierarchical_weights",
     "linear_attention",
     "linear_attention_init_state",
     "linear_attention_step",

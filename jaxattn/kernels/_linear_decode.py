@@ -9,8 +9,9 @@ from jaxtyping import Array, Float
 from jaxattn._checks import check_rank
 from jaxattn.kernels import _linear_core
 from jaxattn.kernels._arguments import check_qkv
+from jaxattn.kernels._grouped import prepare
 from jaxattn.kernels._linear_blocks import State
-from jaxattn.kernels._linear_call import IDENTITY, FeatureFunctions, make_plan, pad, per_key_head, prepare
+from jaxattn.kernels._linear_call import IDENTITY, FeatureFunctions, make_plan, pad, per_key_head
 
 
 class LinearAttentionState(NamedTuple):

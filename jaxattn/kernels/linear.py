@@ -3,7 +3,8 @@
 from jaxtyping import Array, Float, Int
 
 from jaxattn.kernels._arguments import check_qkv
-from jaxattn.kernels._linear_call import IDENTITY, attend_call, check_chunk_size, prepare
+from jaxattn.kernels._grouped import prepare
+from jaxattn.kernels._linear_call import IDENTITY, attend_call, check_chunk_size
 
 
 def linear_attention(

@@ -2,12 +2,12 @@
 
 import abc
 import dataclasses
-from collections.abc import Iterable
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxattn._pytree import register as register  # the families import it from here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,35 +70,6 @@ class Weights(abc.ABC):
     def sq_norms(self) -> Float[Array, " M"]:
         """|w_m|² of every row."""
         return jnp.square(self.matrix()).sum(axis=-1)
-
-
-def register(cls: type) -> type:
-    """Registers a frozen dataclass as a pytree: `int`, `str` and `bool` fields are static, the others are leaves.
-
-    Not by `jax.tree_util.register_dataclass`: with it the structures of two classes with equally many fields compare
-    equal, and code compiled for the one would be run for the other.
-    """
-    fields = dataclasses.fields(cls)
-    static = tuple(f.name for f in fields if f.type in (int, str, bool, int | None))
-    arrays = tuple(f.name for f in fields if f.name not in static)
-    keys = tuple(jax.tree_util.GetAttrKey(name) for name in arrays)
-
-    def flatten(x: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        return tuple(getattr(x, name) for name in arrays), (cls, *(getattr(x, name) for name in static))
-
-    def flatten_with_keys(x: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        children, auxiliary = flatten(x)
-        return tuple(zip(keys, children, strict=True)), auxiliary
-
-    def unflatten(auxiliary: tuple[Any, ...], children: Iterable[Any]) -> Any:
-        # Past __init__: transformations put placeholders where arrays belong.
-        made: Any = object.__new__(cls)
-        for name, value in (*zip(arrays, children, strict=True), *zip(static, auxiliary[1:], strict=True)):
-            object.__setattr__(made, name, value)
-        return made
-
-    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
-    return cls
 
 
 def apply_dense(rows: Float[Array, "M H"], x: Float[Array, "*batch H"]) -> Float[Array, "*batch M"]:
