@@ -10,9 +10,9 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # What each room may import of the project, itself included.
 ALLOWED = {
-    "jaxattn/kernels": {"jaxattn._checks", "jaxattn.kernels"},
+    "jaxattn/kernels": {"jaxattn._checks", "jaxattn._pytree", "jaxattn.kernels"},
     "jaxattn/positions": {"jaxattn._checks", "jaxattn.positions"},
-    "jaxattn/features": {"jaxattn._checks", "jaxattn.kernels", "jaxattn.features"},
+    "jaxattn/features": {"jaxattn._checks", "jaxattn._pytree", "jaxattn.kernels", "jaxattn.features"},
     "jaxattn/nn": {
         "jaxattn._checks",
         "jaxattn.kernels",

@@ -6,18 +6,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxattn._checks import check_choice
-from jaxattn.nn import (
-    Decoder,
-    LearnedPositions,
-    Mechanism,
-    MorletPositionalEncoding,
-    SinusoidalPositions,
-    parse_mechanism,
-)
+from jaxattn.kernels import Tree
+from jaxattn.models._positions import POSITIONS, make_positions
+from jaxattn.nn import Decoder, Mechanism, parse_mechanism
 from jaxattn.nn.parameters import parameter
 
-POSITIONS = ("none", "learned", "sinusoidal", "rotary", "morlet", "morlet:learned")
+__all__ = ["POSITIONS", "LanguageModel"]
 
 
 class LanguageModel(nnx.Module):
@@ -74,7 +68,6 @@ class LanguageModel(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_choice("positions", positions, POSITIONS)
         if isinstance(mechanism, str):
             mechanism = parse_mechanism(mechanism, allow_leak=allow_leak)
         self.max_length = max_length
@@ -85,7 +78,8 @@ class LanguageModel(nnx.Module):
         self.embedding = parameter(
             init, rngs.params(), (vocab_size, features), ("vocab", "embed"), param_dtype
         )
-        self.positions = nnx.data(_positions(positions, max_length, features, param_dtype, rngs))
+        added, rotary_base = make_positions(positions, max_length, features, param_dtype, rngs)
+        self.positions = nnx.data(added)
         self.dropout = nnx.Dropout(dropout)
         self.decoder = Decoder(
             num_layers,
@@ -96,7 +90,7 @@ class LanguageModel(nnx.Module):
             dropout=dropout,
             num_kv_heads=num_kv_heads,
             qk_norm=qk_norm,
-            rotary_base=10000.0 if positions == "rotary" else None,
+            rotary_base=rotary_base,
             kernel_init=init,
             out_init=out_init,
             dtype=dtype,
@@ -111,6 +105,7 @@ class LanguageModel(nnx.Module):
         mask: Bool[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "*#B T"] | None = None,
+        tree: Tree | None = None,
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "B T V"]:
@@ -121,6 +116,7 @@ class LanguageModel(nnx.Module):
             mask: True at real tokens, False at padding.
             segment_ids: tokens meet only within their segment (packing); give `positions` that restart too.
             positions: positions in tokens; None for 0 to T − 1.
+            tree: over the tokens, or a batch of trees, for a mechanism that takes one at the call.
             deterministic: no dropout.
             rngs: holds the stream "dropout" unless `deterministic`.
 
@@ -137,7 +133,13 @@ class LanguageModel(nnx.Module):
         x = self._embed(tokens, positions)
         x = self.dropout(x, deterministic=deterministic, rngs=rngs)
         x = self.decoder(
-            x, mask=mask, segment_ids=segment_ids, positions=positions, deterministic=deterministic, rngs=rngs
+            x,
+            mask=mask,
+            segment_ids=segment_ids,
+            positions=positions,
+            tree=tree,
+            deterministic=deterministic,
+            rngs=rngs,
         )
         return self._logits(x)
 
@@ -174,13 +176,3 @@ class LanguageModel(nnx.Module):
     def _logits(self, x: Array) -> Array:
         table = self.embedding[...].astype(self.dtype)
         return jnp.einsum("BTD,VD->BTV", x, table, preferred_element_type=jnp.float32)
-
-
-def _positions(name: str, length: int, features: int, param_dtype: Any, rngs: nnx.Rngs) -> nnx.Module | None:
-    if name == "learned":
-        return LearnedPositions(length, features, param_dtype=param_dtype, rngs=rngs)
-    if name == "sinusoidal":
-        return SinusoidalPositions(length, features)
-    if name.startswith("morlet"):
-        return MorletPositionalEncoding(length, features, center=name.partition(":")[2] or "origin")
-    return None

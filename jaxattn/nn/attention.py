@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxattn.kernels import Tree
 from jaxattn.nn.mechanism import Mechanism
 from jaxattn.nn.parameters import Initializer
 from jaxattn.nn.softmax import Softmax
@@ -27,6 +28,8 @@ class Attention(nnx.Module):
         qk_norm: divide every query and key by its root mean square and multiply it by a learned gain a coordinate
             that starts at this number; None for no normalisation. It bounds |q| and |k|, on which the error of
             random features depends (see `jaxattn.diagnose`).
+        projection_norm: LayerNorm of every query, key and value, head by head, after the projections.
+        query_residual: add every head's query to what it attends to, before the last projection.
         rotary_base: rotate queries and keys with this base (10000 is usual); None for no rotation.
         use_bias: whether the projections have offsets.
         kernel_init: initial values of the query, key and value projections.
@@ -57,6 +60,8 @@ class Attention(nnx.Module):
         head_dim: int | None = None,
         out_features: int | None = None,
         qk_norm: float | None = None,
+        projection_norm: bool = False,
+        query_residual: bool = False,
         rotary_base: float | None = None,
         use_bias: bool = True,
         kernel_init: Initializer = DEFAULT_INIT,
@@ -78,6 +83,7 @@ class Attention(nnx.Module):
         if qk_norm is not None and qk_norm <= 0:
             raise ValueError(f"qk_norm must be None or a positive gain; got {qk_norm}.")
         self.num_kv_heads = num_kv_heads
+        self.query_residual = query_residual
         self.rotary_base = rotary_base
 
         def project(heads: int, name: str) -> nnx.LinearGeneral:
@@ -121,7 +127,18 @@ class Attention(nnx.Module):
                 rngs=rngs,
             )
 
+        def standardise() -> nnx.LayerNorm:
+            return nnx.LayerNorm(
+                head_dim,
+                scale_metadata={"axes": ("head_dim",)},
+                bias_metadata={"axes": ("head_dim",)},
+                dtype=dtype,
+                param_dtype=param_dtype,
+                rngs=rngs,
+            )
+
         self.query_norm, self.key_norm = nnx.data(normalise()), nnx.data(normalise())
+        self.projection_norms = nnx.List([standardise() for _ in range(3 if projection_norm else 0)])
         self.mechanism = (mechanism or Softmax()).build(
             num_heads, head_dim, in_features, num_kv_heads=num_kv_heads, rngs=rngs
         )
@@ -135,6 +152,7 @@ class Attention(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "*#B T"] | None = None,
         is_causal: bool = False,
+        tree: Tree | None = None,
     ) -> Float[Array, "B T _"]:
         """Attends over the whole sequence.
 
@@ -145,10 +163,20 @@ class Attention(nnx.Module):
             segment_ids: tokens meet only within their segment (packing).
             positions: positions in tokens for the rotation; None for 0 to T − 1.
             is_causal: a token meets only itself and earlier tokens.
+            tree: over the T tokens, or a batch of B trees, for a mechanism that attends over one.
+
+        Raises:
+            ValueError: a tree is given to a mechanism that does not attend over one.
         """
+        if tree is not None and not self.mechanism.uses_tree:
+            raise ValueError(
+                "tree is for mechanisms that attend over one, such as Hierarchical(); "
+                f"got it with {type(self.mechanism).__name__}."
+            )
         if mask is not None:
             x = jnp.where(mask[..., None], x, 0)  # a NaN in padding would reach the projections' gradients
         query, key, value = self._project(x, positions)
+        extra: dict[str, Any] = {} if tree is None else {"tree": tree}
         out = self.mechanism(
             query,
             key,
@@ -158,8 +186,9 @@ class Attention(nnx.Module):
             attention_mask=attention_mask,
             segment_ids=segment_ids,
             is_causal=is_causal,
+            **extra,
         )
-        return self.out(out)
+        return self.out(out + query if self.query_residual else out)
 
     def init_state(self, batch: int, max_length: int, dtype: Any = jnp.float32) -> dict[str, Any]:
         """The decoding state for `batch` sequences of at most `max_length` tokens."""
@@ -175,10 +204,15 @@ class Attention(nnx.Module):
         positions = state["position"] + jnp.arange(x.shape[1])
         query, key, value = self._project(x, positions)
         mechanism, out = self.mechanism.step(state["mechanism"], query, key, value, inputs=x)
-        return {"mechanism": mechanism, "position": state["position"] + x.shape[1]}, self.out(out)
+        out = self.out(out + query if self.query_residual else out)
+        return {"mechanism": mechanism, "position": state["position"] + x.shape[1]}, out
 
     def _project(self, x: Array, positions: Array | None) -> tuple[Array, Array, Array]:
         query, key, value = self.query(x), self.key(x), self.value(x)
+        if len(self.projection_norms):
+            query, key, value = (
+                norm(x) for norm, x in zip(self.projection_norms, (query, key, value), strict=True)
+            )
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.rotary_base is not None:

@@ -105,6 +105,11 @@ class EnergyGatedModule(MechanismModule):
         self.alpha = parameter(nnx.initializers.constant(2.0), rngs.params(), (num_heads,), ("heads",))
         self.tau = parameter(nnx.initializers.zeros, rngs.params(), (num_heads,), ("heads",))
 
+    @property
+    def uses_tree(self) -> bool:
+        """Whether the inner mechanism attends over a tree."""
+        return self.inner.uses_tree
+
     def energy(
         self, inputs: Float[Array, "B S D"] | None, key: Float[Array, "B S K H"]
     ) -> Float[Array, "B S N"]:
@@ -131,8 +136,9 @@ class EnergyGatedModule(MechanismModule):
         attention_mask=None,
         segment_ids=None,
         is_causal=False,
+        **tree,
     ) -> Float[Array, "B T N V"]:
-        """Attends over the whole sequence."""
+        """Attends over the whole sequence; a `tree` is for the inner mechanism."""
         energy = self.energy(inputs, key)
         if self.normalization == "prefix" and isinstance(self.inner, SoftmaxModule):
             return energy_gated_attention(
@@ -167,6 +173,7 @@ class EnergyGatedModule(MechanismModule):
             attention_mask=attention_mask,
             segment_ids=segment_ids,
             is_causal=is_causal,
+            **tree,
         )
 
     def init_state(self, batch: int, max_length: int, num_kv_heads: int, dtype: Any) -> Any:

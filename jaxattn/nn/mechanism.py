@@ -13,8 +13,14 @@ class MechanismModule(nnx.Module):
     """Holds a mechanism's parameters; all mechanisms are called alike, which is what lets them nest.
 
     `inputs` is the layer's input at the key positions, before any projection; mechanisms that read the tokens
-    themselves (the energy gate) use it and the others do not need it.
+    themselves (the energy gate) use it and the others do not need it. Where `uses_tree` is True, the call also
+    takes `tree`, a `jaxattn.Tree` over the tokens or a batch of them.
     """
+
+    @property
+    def uses_tree(self) -> bool:
+        """Whether the call takes a tree."""
+        return False
 
     @abc.abstractmethod
     def __call__(
@@ -138,3 +144,15 @@ class AttentionFn(nnx.Module):
             # A key that no query of any head may see is padding, and padding must not enter statistics.
             token_mask = jnp.broadcast_to(mask.any(axis=(-3, -2)), key.shape[:2])
         return self.mechanism(query, key, value, mask=token_mask, attention_mask=mask, is_causal=is_causal)
+
+
+def fold_attention_mask(attention_mask: Array, key_bias: Array | None, length: int) -> Array:
+    """A mask (B, N, 1, S) as a key bias; one that depends on the query raises."""
+    if attention_mask.shape[-2] != 1:
+        raise ValueError(
+            "attention_mask must be the same for all queries, (B, N, 1, S): this mechanism sums keys up "
+            f"before queries come; got shape {attention_mask.shape}. is_causal, mask and segment_ids are accepted."
+        )
+    kept = jnp.moveaxis(attention_mask[..., 0, :], -1, -2)
+    kept = jnp.broadcast_to(kept, (*kept.shape[:-2], length, kept.shape[-1]))
+    return jnp.where(kept, 0.0 if key_bias is None else key_bias, -jnp.inf)

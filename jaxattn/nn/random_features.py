@@ -18,7 +18,7 @@ from jaxattn.features.attention import (
 )
 from jaxattn.features.feature_map import STABILIZERS
 from jaxattn.kernels import padding_key_bias
-from jaxattn.nn.mechanism import Mechanism, MechanismModule
+from jaxattn.nn.mechanism import Mechanism, MechanismModule, fold_attention_mask
 
 
 class FeatureDraw(nnx.Variable):
@@ -207,7 +207,7 @@ class RandomFeaturesModule(MechanismModule):
     ) -> Float[Array, "B T N V"]:
         """Attends over the whole sequence; an attention mask must be the same for all queries."""
         if attention_mask is not None:
-            key_bias = _fold(attention_mask, key_bias, key.shape[1])
+            key_bias = fold_attention_mask(attention_mask, key_bias, key.shape[1])
         out = random_feature_attention(
             query,
             key,
@@ -238,15 +238,3 @@ class RandomFeaturesModule(MechanismModule):
         return random_feature_attention_step(
             state, query, key, value, self.feature_map, key_bias=key_bias, chunk_size=self.chunk_size
         )
-
-
-def _fold(attention_mask: Array, key_bias: Array | None, length: int) -> Array:
-    """A mask (B, N, 1, S) as a key bias; one that depends on the query raises."""
-    if attention_mask.shape[-2] != 1:
-        raise ValueError(
-            "attention_mask must be the same for all queries, (B, N, 1, S), with random features: keys are summed "
-            f"before queries come; got shape {attention_mask.shape}. is_causal, mask and segment_ids are accepted."
-        )
-    kept = jnp.moveaxis(attention_mask[..., 0, :], -1, -2)
-    kept = jnp.broadcast_to(kept, (*kept.shape[:-2], length, kept.shape[-1]))
-    return jnp.where(kept, 0.0 if key_bias is None else key_bias, -jnp.inf)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from jaxattn.nn.cross_correlation import CrossCorrelation
 from jaxattn.nn.energy_gated import EnergyGated
+from jaxattn.nn.hierarchical import Hierarchical
 from jaxattn.nn.mechanism import Mechanism
 from jaxattn.nn.random_features import RandomFeatures
 from jaxattn.nn.softmax import Softmax
@@ -22,16 +23,33 @@ def _features(pair: str = "oprf-orf", num_features: str = "128", redraw: str | N
     return RandomFeatures(component, weights, int(num_features), redraw_every=every)
 
 
+def _tree(sizes: str | None = None, *options: str) -> Hierarchical:
+    include_self, sibling_bias = True, None
+    for option in options:
+        word, equals, kind = option.partition("=")
+        if option == "noself":
+            include_self = False
+        elif word == "bias" and equals:
+            sibling_bias = kind
+        else:
+            raise ValueError(
+                f"options of tree are noself and bias=learned|sinusoidal|fourier; got {option!r}"
+            )
+    branching = tuple(int(size) for size in sizes.split("x")) if sizes and sizes != "given" else None
+    return Hierarchical(branching, include_self=include_self, sibling_bias=sibling_bias)
+
+
 # A new mechanism adds one line: its first word, and what makes it from the words after the colons.
 SPELLINGS: dict[str, Callable[..., Mechanism]] = {
     "softmax": lambda: Softmax(),
     "lags": lambda lags="8": CrossCorrelation(lags=int(lags)),
     "features": _features,
+    "tree": _tree,
 }
 GATES = {"running": "running", "prefix": "prefix", "none": None, "sequence": "sequence"}
 ACCEPTED = (
-    f"accepted: {', '.join(SPELLINGS)} (as in 'softmax', 'lags:8' or 'features:oprf-orf:128'), each with +gate or "
-    f"+gate={'|'.join(GATES)}"
+    f"accepted: {', '.join(SPELLINGS)} (as in 'softmax', 'lags:8', 'features:oprf-orf:128' or 'tree:64x16'), each "
+    f"with +gate or +gate={'|'.join(GATES)}"
 )
 
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxattn.kernels import Tree
 from jaxattn.nn.attention import DEFAULT_INIT, Attention
 from jaxattn.nn.mechanism import Mechanism
 from jaxattn.nn.parameters import Initializer
@@ -68,6 +69,8 @@ class TransformerBlock(nnx.Module):
         dropout: probability of dropping an element of a branch's output.
         num_kv_heads: see `Attention`.
         qk_norm: see `Attention`.
+        projection_norm: see `Attention`.
+        query_residual: see `Attention`.
         rotary_base: see `Attention`.
         kernel_init: initial values of all projections but the last of each branch.
         out_init: initial values of the last projection of each branch.
@@ -93,6 +96,8 @@ class TransformerBlock(nnx.Module):
         dropout: float = 0.0,
         num_kv_heads: int | None = None,
         qk_norm: float | None = None,
+        projection_norm: bool = False,
+        query_residual: bool = False,
         rotary_base: float | None = None,
         kernel_init: Initializer = DEFAULT_INIT,
         out_init: Initializer = DEFAULT_INIT,
@@ -109,6 +114,8 @@ class TransformerBlock(nnx.Module):
             mechanism=mechanism,
             num_kv_heads=num_kv_heads,
             qk_norm=qk_norm,
+            projection_norm=projection_norm,
+            query_residual=query_residual,
             rotary_base=rotary_base,
             **inits,
             **dtypes,
@@ -126,6 +133,7 @@ class TransformerBlock(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "*#B T"] | None = None,
         is_causal: bool = False,
+        tree: Tree | None = None,
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "B T D"]:
@@ -137,6 +145,7 @@ class TransformerBlock(nnx.Module):
             segment_ids=segment_ids,
             positions=positions,
             is_causal=is_causal,
+            tree=tree,
         )
         x = x + self.dropout(attended, **drop)
         return x + self.dropout(self.mlp(self.mlp_norm(x)), **drop)
@@ -187,10 +196,18 @@ class _Stack(nnx.Module):
         mask: Bool[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "*#B T"] | None = None,
+        tree: Tree | None = None,
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "B T D"]:
-        """Applies all blocks; the arguments are those of `TransformerBlock`."""
+        """Applies all blocks; the arguments are those of `TransformerBlock`.
+
+        A tree is for those blocks that attend over one, of which there must be some.
+        """
+        if tree is not None and not any(block.attention.mechanism.uses_tree for block in self.blocks):
+            raise ValueError(
+                "tree is for mechanisms that attend over one, such as Hierarchical(); no block has one."
+            )
         for block in self.blocks:
             x = block(
                 x,
@@ -198,6 +215,7 @@ class _Stack(nnx.Module):
                 segment_ids=segment_ids,
                 positions=positions,
                 is_causal=self.is_causal,
+                tree=tree if block.attention.mechanism.uses_tree else None,
                 deterministic=deterministic,
                 rngs=rngs,
             )

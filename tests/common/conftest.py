@@ -1,11 +1,11 @@
-"""The common suite compiles hundreds of small programs and runs each once: compile them fast, not well."""
+"""The checks of one row share its compiled functions."""
 
-import jax
 import pytest
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+def pytest_collection_modifyitems(items):
+    """All checks of one row run in one process (with --dist loadgroup)."""
+    for item in items:
+        row = getattr(item, "callspec", None) and item.callspec.params.get("row")
+        if row is not None:
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{row.name}"))

@@ -1,7 +1,15 @@
 """Every mechanism once more, plainly: T×S arrays, no tricks, for float64. Masks are (B, T), True at tokens."""
 
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
+
+from jaxattn import Tree
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import naive_hierarchical
 
 
 def repeat_heads(x, num_heads):
@@ -189,6 +197,23 @@ def gated_random_features(query, key, value, key_bias, energy, alpha, tau, *, fe
     return energy_gated(
         query, key, value, key_bias, energy, alpha, tau, normalization="running", scores=scores, **keywords
     )
+
+
+def hierarchical(query, key, value, key_bias, *, mask=None, segment_ids=None, is_causal=True):
+    """Over a tree of threes and then pairs."""
+    assert segment_ids is None
+    key_bias = jnp.where(True if mask is None else mask[..., None], key_bias, -jnp.inf)
+    nested = Tree.uniform(query.shape[1], (3, 2)).to_nested()
+    form = naive_hierarchical.causal_tree_attention if is_causal else naive_hierarchical.tree_attention
+    arrays = naive_hierarchical.heads_first(query, key, value, key_bias)
+    out = form(*arrays, nested, scale=query.shape[-1] ** -0.5, include_self=True)[0]
+    return jnp.swapaxes(out, 1, 2)
+
+
+def gated_hierarchical(query, key, value, key_bias, energy, alpha, tau, *, mask=None, **keywords):
+    z = standardised_energy(energy, "running", mask, None)[:, :, 0]  # the same for every query
+    gate = jax.nn.log_sigmoid(alpha[:, None] * (z - tau[:, None]))
+    return hierarchical(query, key, value, key_bias + jnp.moveaxis(gate, 1, 2), mask=mask, **keywords)
 
 
 def layer(x, parameters, core, *, reads_keys, **keywords):

@@ -13,7 +13,7 @@ import jax
 import naive
 
 import jaxattn
-from jaxattn.nn import CrossCorrelation, EnergyGated, Mechanism, RandomFeatures, Softmax
+from jaxattn.nn import CrossCorrelation, EnergyGated, Hierarchical, Mechanism, RandomFeatures, Softmax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Kernel:
         only_causal: whether the mechanism exists with a causal mask only.
         long: a length at which the kernel works in several blocks, if it does.
         sharp: whether scores of any size come out right; else only finite.
+        segments: whether there are segment ids.
+        shifts: whether tokens behind left padding give what they give without it; a tree is cut by position.
     """
 
     name: str
@@ -52,6 +54,8 @@ class Kernel:
     only_causal: bool = False
     long: int | None = None
     sharp: bool = True
+    segments: bool = True
+    shifts: bool = True
 
 
 # The arrays a mechanism may take besides query, key, value and key_bias: (shape, sequence axis).
@@ -202,6 +206,30 @@ def _linear_step(state, query, key, value, key_bias):
     return jaxattn.linear_attention_step(state, _positive(query), _positive(key), value, key_bias=key_bias)
 
 
+def _tree_over(length: int) -> jaxattn.Tree:
+    return jaxattn.Tree.uniform(length, (3, 2))
+
+
+def _tree(query, key, value, key_bias, *, mask, segment_ids, is_causal):
+    assert segment_ids is None
+    return jaxattn.hierarchical_attention(
+        query,
+        key,
+        value,
+        _tree_over(query.shape[-3]),
+        key_bias=jaxattn.padding_key_bias(mask, key_bias),
+        is_causal=is_causal,
+    )
+
+
+def _tree_init(sizes: Sizes, dtype: Any) -> Any:
+    return jaxattn.hierarchical_init_state(sizes.batch, sizes.heads, sizes.head_dim, _tree_over(sizes.length))
+
+
+def _tree_step(state, query, key, value, key_bias):
+    return jaxattn.hierarchical_step(state, query, key, value, _tree_over(Sizes.length), key_bias=key_bias)
+
+
 FEATURE_MAP = jaxattn.FeatureMap.create(jax.random.key(3), Sizes.head_dim, 14)
 
 
@@ -273,6 +301,17 @@ KERNELS = (
         long=300,
         sharp=False,
     ),
+    Kernel(
+        "tree",
+        _tree,
+        naive.hierarchical,
+        (),
+        _tree_init,
+        _tree_step,
+        sharp=False,
+        segments=False,
+        shifts=False,
+    ),
 )
 
 # As published, and not causal: the checks must say so.
@@ -290,13 +329,15 @@ LEAKING = Kernel(
 class Module:
     """One mechanism as a module: `mechanism` and the naive reference of what it does to queries, keys and values.
 
-    With `draws` the reference also gets the module's feature map, whose random numbers are no parameters.
+    With `draws` the reference also gets the module's feature map, whose random numbers are no parameters; `segments`
+    says whether there are segment ids.
     """
 
     name: str
     mechanism: Mechanism
     core: Callable[..., Any]
     draws: bool = False
+    segments: bool = True
 
 
 MODULES = (
@@ -315,6 +356,13 @@ MODULES = (
         EnergyGated(inner=RandomFeatures(num_features=14)),
         naive.gated_random_features,
         draws=True,
+    ),
+    Module("tree", Hierarchical((3, 2)), naive.hierarchical, segments=False),
+    Module(
+        "tree-energy-running",
+        EnergyGated(inner=Hierarchical((3, 2))),
+        naive.gated_hierarchical,
+        segments=False,
     ),
 )
 
