@@ -2,14 +2,12 @@
 
 import dataclasses
 import hashlib
-import os
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 
 from train.config import DataConfig
+from train.data.download import RemoteFile, obtain
 from train.errors import UserError
 
 TINYSHAKESPEARE_URL = (
@@ -105,47 +103,17 @@ def _reference_text() -> str:
 
 
 def _tinyshakespeare(data_path: str | None) -> bytes:
-    """The first of: --data-path, the folder JAXATTN_DATA, the user's cache, a download (which fills the cache)."""
-    if data_path is not None:
-        path = Path(data_path)
-        path = path / TINYSHAKESPEARE_FILE if path.is_dir() else path
-        return _checked(_read(path), str(path))
-    import platformdirs
-
-    cached = Path(platformdirs.user_cache_dir("jaxattn")) / TINYSHAKESPEARE_FILE
-    folder = os.environ.get("JAXATTN_DATA")
-    for path in ([Path(folder) / TINYSHAKESPEARE_FILE] if folder else []) + [cached]:
-        if path.is_file():
-            return _checked(_read(path), str(path))
-    data = _checked(_download(), TINYSHAKESPEARE_URL)
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    partial = cached.with_suffix(f".{os.getpid()}.partial")
-    partial.write_bytes(data)
-    partial.replace(cached)  # atomic: a reader sees the whole file or none
-    return data
-
-
-def _download() -> bytes:
-    try:
-        with urllib.request.urlopen(TINYSHAKESPEARE_URL, timeout=30) as response:
-            return response.read()
-    except (urllib.error.URLError, OSError) as error:
-        reason = getattr(error, "reason", error)
-        raise UserError(
-            f"could not download tinyshakespeare ({reason}). Three ways without a network: --corpus reference "
-            f"(ships with Python); put {TINYSHAKESPEARE_FILE} into a folder and set JAXATTN_DATA to it, or give "
-            "--data-path; or --text-file PATH for any text of yours."
-        ) from error
-
-
-def _checked(data: bytes, source: str) -> bytes:
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != TINYSHAKESPEARE_SHA256:
-        raise UserError(
-            f"{source} is not the tinyshakespeare text: SHA-256 is {digest}, expected {TINYSHAKESPEARE_SHA256}. "
-            "Delete or replace it, or use it as it is with --text-file."
-        )
-    return data
+    file = RemoteFile(
+        TINYSHAKESPEARE_FILE,
+        TINYSHAKESPEARE_URL,
+        TINYSHAKESPEARE_SHA256,
+        what="the tinyshakespeare text",
+        offline="Three ways without a network: --corpus reference "
+        f"(ships with Python); put {TINYSHAKESPEARE_FILE} into a folder and set JAXATTN_DATA to it, or give "
+        "--data-path; or --text-file PATH for any text of yours.",
+        otherwise=", or use it as it is with --text-file",
+    )
+    return _read(obtain(file, data_path))
 
 
 def _read(path: Path) -> bytes:

@@ -1,0 +1,96 @@
+import jax
+import numpy as np
+import pytest
+
+from train.data.batches import BatchStream, make_batch
+from train.data.buckets import Buckets, Chosen, Kind, bucket_lengths
+from train.data.classification import Sequences
+
+LENGTHS = np.random.default_rng(0).integers(1, 60, 103)
+PART = Sequences.of([np.arange(1, n + 1) for n in LENGTHS], np.arange(103) % 3)
+
+
+def _buckets(batch_size=8, max_length=60):
+    return Buckets(LENGTHS, max_length=max_length, batch_size=batch_size)
+
+
+def _take(stream, count):
+    return [next(stream) for _ in range(count)]
+
+
+def _equal(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_an_epoch_meets_every_example_once_in_batches_of_few_lengths():
+    buckets = _buckets()
+    for chosen in (buckets.epoch(3, 0), buckets.epoch(3, 1), buckets.in_order()):
+        assert sorted(np.concatenate([c.rows for c in chosen])) == list(range(103))
+        assert len(chosen) == len(buckets) == 13
+        assert sorted(len(c.rows) for c in chosen) == [7] + [8] * 12
+        assert all(LENGTHS[c.rows].max() <= c.kind.length for c in chosen)
+        assert [k.length for k in buckets.kinds] == [16, 32, 60]
+        assert {c.kind for c in chosen} == set(buckets.kinds)
+    # all that fill a batch of their own length are in one
+    short = sum(len(c.rows) for c in buckets.in_order() if c.kind.length == 16)
+    assert short == (LENGTHS <= 16).sum() // 8 * 8
+
+
+def test_examples_with_large_trees_come_last_whatever_their_length():
+    wide = np.arange(103) % 10 == 0
+    kinds = [Kind(60, bool(large)) for large in wide]
+    buckets = Buckets(LENGTHS, max_length=60, batch_size=4, kinds=kinds)
+    chosen = buckets.in_order()
+    assert buckets.kinds[-1] == Kind(60, True)
+    for each in chosen:
+        assert each.kind.wide or not wide[each.rows].any()
+    assert sorted(np.concatenate([c.rows for c in chosen])) == list(range(103))
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    buckets = _buckets()
+    first = buckets.epoch(1, 0)
+    assert all(np.array_equal(a.rows, b.rows) for a, b in zip(first, _buckets().epoch(1, 0), strict=True))
+    for other in (buckets.epoch(2, 0), buckets.epoch(1, 1)):
+        assert not all(np.array_equal(a.rows, b.rows) for a, b in zip(first, other, strict=True))
+    assert [c.kind for c in first] == [c.kind for c in buckets.epoch(2, 0)]
+    assert [c.kind for c in first] != [c.kind for c in buckets.epoch(1, 1)]
+
+
+def test_bucket_lengths_are_few_and_end_at_the_maximum():
+    assert bucket_lengths(512) == (16, 32, 64, 128, 256, 512)
+    assert bucket_lengths(100) == (16, 32, 64, 100)
+    assert bucket_lengths(10) == (10,)
+    with pytest.raises(ValueError, match="at most 20"):
+        _buckets(max_length=20)
+
+
+def test_rows_that_fill_up_a_batch_have_no_weight():
+    batch = make_batch(PART, None, Chosen(Kind(60), np.array([5, 9, 11])), 8)
+    assert batch["weights"].mean() == 1
+    assert (batch["weights"][3:] == 0).all()
+    assert batch["mask"].sum(axis=1)[:3].tolist() == LENGTHS[[5, 9, 11]].tolist()
+    assert (batch["tokens"] > 0).tolist() == batch["mask"].tolist()
+    assert batch["labels"][:3].tolist() == [2, 0, 2]
+
+
+@pytest.mark.parametrize("before", [0, 1, 12, 13, 30])
+def test_a_restored_stream_gives_exactly_the_next_batches(before):
+    stream = BatchStream(PART, None, _buckets(), seeds=(0, 1))
+    _take(stream, before)
+    position = stream.get_state()
+    expected = _take(stream, 15)
+    fresh = BatchStream(PART, None, _buckets(), seeds=(0, 1))
+    _take(fresh, 2)
+    fresh.set_state(position)
+    assert all(_equal(a, b) for a, b in zip(expected, _take(fresh, 15), strict=True))
+
+
+def test_a_seed_reads_the_same_alone_beside_others_and_in_parts():
+    alone, beside = (BatchStream(PART, None, _buckets(), seeds=seeds) for seeds in ((5,), (4, 5)))
+    halves = [BatchStream(PART, None, _buckets(), seeds=(5,), rows=r) for r in (slice(0, 4), slice(4, 8))]
+    for _ in range(14):
+        one, two = next(alone), next(beside)
+        assert _equal(jax.tree.map(lambda x: x[0], one), jax.tree.map(lambda x: x[1], two))
+        parts = [next(half) for half in halves]
+        assert _equal(one, jax.tree.map(lambda a, b: np.concatenate([a, b], axis=1), *parts))

@@ -1,0 +1,122 @@
+"""Labelled texts as sequences of word ids, with the tree of paragraphs, sentences and words of each."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from train.data.classification import ClassificationData, Sequences
+from train.data.sentences import SHORT, join_short, sentence_lengths
+from train.data.tables import Texts
+from train.data.text_classification import LabelledTexts
+from train.data.trees import bounded
+from train.data.words import Vocabulary, plain, split_words
+from train.errors import UserError
+
+NO_WORD = ""
+"""In place of the words of a text without any; no vocabulary knows it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    """One part, cut into words."""
+
+    words: list[list[str]]
+    lengths: list[Any] | None
+    cut: int
+    empty: int
+    joined: int
+
+
+def text_examples(
+    texts: LabelledTexts, *, max_length: int, vocabulary_size: int, max_branching: int | None = None
+) -> ClassificationData:
+    """Turns texts into what the training loop reads.
+
+    Args:
+        texts: the data set.
+        max_length: longer texts lose their end; a note says how many did.
+        vocabulary_size: how many word ids there may be, padding and unknown included; the words are the most
+            frequent ones of the training texts.
+        max_branching: the largest family of the trees; None makes no trees.
+
+    Returns:
+        The data; its record holds the words, the classes and `max_length`, which is what reading new texts takes.
+
+    Raises:
+        UserError: a validation or test text has a label that no training text has, or all labels are the same.
+    """
+    parts = {"train": texts.train, "validation": texts.validation, "test": texts.test}
+    there = {name: part for name, part in parts.items() if part is not None}
+    labels = sorted(set(texts.train.labels))
+    if len(labels) < 2:
+        raise UserError(
+            f"the training texts of {texts.name} must have at least 2 labels; all are {labels[0]!r}."
+        )
+    for name, part in there.items():
+        _check_labels(name, part, labels)
+    read = {name: _read(part, max_length, max_branching) for name, part in there.items()}
+    vocabulary = Vocabulary.of(read["train"].words, vocabulary_size)
+    sequences = {
+        name: Sequences.of(
+            [vocabulary.encode(words or [NO_WORD]) for words in read[name].words],
+            [labels.index(x) for x in part.labels],
+        )
+        for name, part in there.items()
+    }
+    classes = tuple(texts.class_names.get(label, label) for label in labels)
+    train = sequences["train"]
+    largest = max(np.bincount(sequences["validation"].labels)) / len(sequences["validation"])
+    sizes = ", ".join(f"{len(part):,} {name}" for name, part in sequences.items())
+    notes = [
+        f"{sizes} texts; classes {', '.join(classes)}; {largest:.1%} of the validation texts are of one class",
+        f"{len(vocabulary):,} ids, which know {(train.codes > 1).mean():.1%} of the training words and "
+        f"{(sequences['validation'].codes > 1).mean():.1%} of the validation words; on average "
+        f"{train.lengths.mean():.0f} words a text",
+    ]
+    for what, counts in (
+        (f"cut at {max_length} words (--max-length)", {name: part.cut for name, part in read.items()}),
+        ("without a word, read as one unknown word", {name: part.empty for name, part in read.items()}),
+        (f"many sentences of less than {SHORT} words, joined", {n: part.joined for n, part in read.items()}),
+    ):
+        if any(counts.values()):
+            notes.append(f"{what}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    return ClassificationData(
+        name=texts.name,
+        classes=classes,
+        vocab_size=len(vocabulary),
+        max_length=max_length,
+        train=train,
+        validation=sequences["validation"],
+        test=sequences.get("test"),
+        ids={name: part.ids for name, part in there.items()},
+        lengths=None if max_branching is None else {name: part.lengths or [] for name, part in read.items()},
+        record={"words": vocabulary.words, "labels": labels, "classes": classes, "max_length": max_length},
+        notes=tuple(notes),
+    )
+
+
+def _read(part: Texts, max_length: int, max_branching: int | None) -> _Read:
+    words, lengths, cut, empty, joined = [], [], 0, 0, 0
+    for text in map(plain, part.texts):
+        found = split_words(text)
+        cut += len(found.words) > max_length
+        kept, starts = found.words[:max_length], found.starts[:max_length]
+        if max_branching is not None:
+            sentences = sentence_lengths(text, starts) if kept else [[1]]
+            short = join_short(sentences)
+            joined += short != sentences
+            lengths.append(bounded(short, max_branching))
+        empty += not kept
+        words.append(kept)
+    return _Read(words, None if max_branching is None else lengths, cut, empty, joined)
+
+
+def _check_labels(name: str, part: Texts, known: Sequence[str]) -> None:
+    for i, label in enumerate(part.labels):
+        if label not in known:
+            raise UserError(
+                f"the {name} text {part.ids[i]} has the label {label!r}, which no training text has; those have "
+                f"{', '.join(map(repr, known[:20]))}."
+            )
