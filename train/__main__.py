@@ -9,8 +9,13 @@ from train.errors import TrainingFailed, UserError
 # name -> (module with `main(argv)`, one line). Modules are imported only when chosen, so that help is quick.
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "charlm": ("train.charlm", "train a character language model"),
+    "classify": ("train.classify", "train a text classifier: SST-2, IMDB or texts of your own"),
+    "lra": ("train.lra", "train on a task of the Long Range Arena"),
     "sample": ("train.sample", "write text with a trained model"),
     "diagnose": ("train.diagnose", "tell whether random features could replace a trained attention"),
+    "classify-study": ("train.classify_study", "compare text classifiers over seeds, into one JSON"),
+    "sweep": ("train.sweep", "tasks of the Long Range Arena with many attentions and seeds"),
+    "report": ("train.lra_report", "a table and a heatmap of sweeps, beside published figures"),
     "study": ("train.study", "compare attentions and positions over seeds, into one JSON"),
 }
 

@@ -19,20 +19,23 @@ from train.errors import TrainingFailed, UserError
 from train.loop import TrainState
 
 FOLDER = "checkpoints"
-METRIC = "val_loss"
+BEST = {"val_loss": "min", "val_accuracy": "max"}
+"""By which number a checkpoint can be the best, and which way."""
 
 
 class Checkpoints:
     """The checkpoints in one folder."""
 
-    def __init__(self, folder: Path, *, keep: int = 1, read_only: bool = False):
+    def __init__(self, folder: Path, *, keep: int = 1, read_only: bool = False, metric: str = "val_loss"):
         """Opens the folder.
 
         Args:
             folder: holds one subfolder a step; made when it is missing.
-            keep: newest steps to keep; the best by validation loss stays as well.
+            keep: newest steps to keep; the best stays as well.
             read_only: change nothing on disk.
+            metric: the number that decides which is the best, one of `BEST`.
         """
+        self._metric = metric
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.folder = folder.resolve()
         self.warnings: list[str] = []
@@ -42,7 +45,10 @@ class Checkpoints:
             [
                 preservation_policy.LatestN(keep),
                 preservation_policy.BestN(
-                    n=1, get_metric_fn=_metric, reverse=True, keep_checkpoints_without_metrics=False
+                    n=1,
+                    get_metric_fn=self._score,
+                    reverse=BEST[metric] == "min",
+                    keep_checkpoints_without_metrics=False,
                 ),
             ]
         )
@@ -50,8 +56,8 @@ class Checkpoints:
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 # best_fn makes Orbax write the metrics; what is kept is decided by the policy alone.
-                best_fn=_metric,
-                best_mode="min",
+                best_fn=self._score,
+                best_mode=BEST[metric],
                 preservation_policy=policy,
                 cleanup_tmp_directories=not read_only,
                 create=not read_only,
@@ -64,20 +70,18 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """The step with the least validation loss, or the newest where none was evaluated."""
+        """The best step on the validation data, or the newest where none was evaluated."""
         best = self._manager.best_step()
         return best if best is not None else max(self.steps(), default=None)
 
-    def save(
-        self, step: int, state: TrainState, record: dict[str, Any], val_loss: float | None = None
-    ) -> None:
+    def save(self, step: int, state: TrainState, record: dict[str, Any], score: float | None = None) -> None:
         """Starts to write a checkpoint; returns as soon as the arrays are copied.
 
         Args:
             step: updates made; nothing happens if it is there already.
             state: arrays, all finite.
             record: JSON-able.
-            val_loss: decides which checkpoint is the best; None for one that was not evaluated.
+            score: decides which checkpoint is the best; None for one that was not evaluated.
         """
         if step in self._manager.all_steps():
             return
@@ -88,7 +92,7 @@ class Checkpoints:
                 optimizer=ocp.args.StandardSave(_optimizer_part(state)),
                 record=ocp.args.JsonSave(record),
             ),
-            metrics=None if val_loss is None else {METRIC: val_loss},
+            metrics=None if score is None else {self._metric: score},
             force=True,
         )
 
@@ -143,13 +147,25 @@ class Checkpoints:
         self._manager.reload()
         return target
 
+    def _check_kind(self, metrics: dict[str, float]) -> None:
+        others = [name for name in BEST if name in metrics and name != self._metric]
+        if others and self._metric not in metrics:
+            raise UserError(
+                f"{self.folder.parent} holds another kind of run: its checkpoints are measured by {others[0]}, not "
+                f"by {self._metric}. Choose another folder."
+            )
+
+    def _score(self, metrics: Any) -> float:
+        return metrics[self._metric]
+
     def _check_metrics(self, read_only: bool) -> None:
         # Orbax reads every step's metrics when it opens a folder; one damaged file would keep all steps shut.
         for step in sorted(int(child.name) for child in _step_folders(self.folder)):
             try:
                 file = self.folder / str(step) / "metrics" / "metrics"
                 if file.exists():
-                    json.loads(file.read_text())[METRIC]
+                    self._check_kind(metrics := json.loads(file.read_text()))
+                    self._score(metrics)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 message = f"the checkpoint {self.folder / str(step)} cannot be read ({_first_line(error)})"
                 if read_only:
@@ -213,10 +229,6 @@ def _verify(item: Path) -> None:
 def _first_line(error: Exception) -> str:
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__
-
-
-def _metric(metrics: Any) -> float:
-    return metrics[METRIC]
 
 
 def _optimizer_part(state: TrainState) -> dict[str, Any]:

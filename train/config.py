@@ -1,11 +1,11 @@
 """What `charlm` can be told: frozen dataclasses whose field docstrings are the text of --help."""
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from train.errors import UserError
+from train.flags import check_at_least, check_model, check_training, parse_with_presets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +14,8 @@ class ModelConfig:
 
     attention: str = "softmax+gate=running"
     """Mechanism: softmax, lags:8, features:oprf-orf:128 (random features: component-weights:number, optionally
-    :redraw=1000 steps); each with +gate=running|prefix|none|sequence."""
+    :redraw=1000 steps), tree:64x16 (a uniform tree: families of 64 tokens, then 16); each with
+    +gate=running|prefix|none|sequence."""
     positions: str = "learned"
     """none, learned, sinusoidal, rotary, morlet or morlet:learned."""
     qk_norm: float | None = None
@@ -54,7 +55,7 @@ class OptimizerConfig:
     steps: int = 1000
     """Updates in all; the cosine ends here."""
     batch_size: int = 16
-    """Windows per update, over all devices and micro-batches."""
+    """Windows or texts per update, over all devices and micro-batches."""
     accumulate: int = 1
     """Micro-batches per update: the same gradient in less memory."""
     lr: float = 1e-3
@@ -69,6 +70,10 @@ class OptimizerConfig:
     """On matrices only; norms, biases, gate and Morlet parameters are left alone."""
     clip: float = 1.0
     """Largest global norm of the gradient."""
+
+    def shape(self) -> str:
+        """How the rate falls after the warm-up: "cosine" or "linear"."""
+        return "cosine"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,13 +108,13 @@ class RunConfig:
     """vmap trains the seeds side by side, sequential one after the other in each step (less memory); auto takes
     vmap on accelerators if it fits, sequential on CPU, where it is faster."""
     out: str | None = None
-    """Run folder; by default runs/charlm-PRESET. The same command again resumes the run in it."""
+    """Run folder; by default runs/SUBCOMMAND-PRESET. The same command again resumes the run in it."""
     overwrite: bool = False
     """Start over in a folder that holds another run (its checkpoints are deleted)."""
     resume_step: int | None = None
     """Resume from this checkpoint instead of the newest; later ones are deleted."""
     keep: int = 3
-    """Newest checkpoints to keep, next to the best by validation loss."""
+    """Newest checkpoints to keep, next to the best on the validation data."""
     fsdp: int = 1
     """Devices over which the parameters are split; the others split the batch only."""
     distributed: bool = False
@@ -188,69 +193,22 @@ def parse(argv: Sequence[str]) -> CharLMConfig:
         >>> parse(["--preset", "paper", "--steps", "10"]).optimizer.steps
         10
     """
-    import tyro
-
-    default = PRESETS[_preset_named_in(argv)]
-    config = tyro.cli(
-        tyro.conf.OmitArgPrefixes[CharLMConfig],
-        args=list(argv),
-        default=default,
-        prog="python -m train charlm",
-    )
+    config = parse_with_presets(argv, PRESETS, prog="python -m train charlm")
     _check(config)
     return config
 
 
-def _preset_named_in(argv: Sequence[str]) -> str:
-    # The preset decides the defaults that --help shows, so it has to be known before the flags are read.
-    name = "demo"
-    for word, following in itertools.pairwise([*argv, ""]):
-        if word == "--preset":
-            name = following
-        elif word.startswith("--preset="):
-            name = word.removeprefix("--preset=")
-    if name not in PRESETS:
-        raise UserError(f"--preset must be one of {', '.join(PRESETS)}; got {name!r}.")
-    return name
-
-
 def _check(config: CharLMConfig) -> None:
-    model, optimizer, evaluation, run = config.model, config.optimizer, config.evaluation, config.run
-    at_least = {
-        "--num-layers": (model.num_layers, 1),
-        "--num-heads": (model.num_heads, 1),
-        "--features": (model.features, 1),
-        "--context-length": (model.context_length, 2),
-        "--steps": (optimizer.steps, 1),
-        "--batch-size": (optimizer.batch_size, 1),
-        "--accumulate": (optimizer.accumulate, 1),
-        "--warmup": (optimizer.warmup, 0),
-        "--eval-every": (evaluation.eval_every, 1),
-        "--eval-windows": (1 if evaluation.eval_windows is None else evaluation.eval_windows, 1),
-        "--prefix-windows": (evaluation.prefix_windows, 0),
-        "--log-every": (evaluation.log_every, 1),
-        "--sample-tokens": (evaluation.sample_tokens, 0),
-        "--seed": (run.seed, 0),
-        "--seeds": (run.seeds, 1),
-        "--keep": (run.keep, 1),
-        "--fsdp": (run.fsdp, 1),
-    }
-    for flag, (value, least) in at_least.items():
-        if value < least:
-            raise UserError(f"{flag} must be at least {least}; got {value}.")
-    if model.features % model.num_heads:
-        raise UserError(f"--num-heads must divide --features = {model.features}; got {model.num_heads}.")
-    if optimizer.batch_size % optimizer.accumulate:
-        raise UserError(
-            f"--accumulate must divide --batch-size = {optimizer.batch_size}; got {optimizer.accumulate}."
-        )
-    if model.qk_norm is not None and model.qk_norm <= 0:
-        raise UserError(f"--qk-norm must be positive; got {model.qk_norm}.")
-    if not 0 <= model.dropout < 1:
-        raise UserError(f"--dropout must be in [0, 1); got {model.dropout}.")
-    if not (optimizer.lr > 0 and optimizer.clip > 0 and optimizer.weight_decay >= 0):
-        raise UserError("--lr and --clip must be positive and --weight-decay not negative.")
-    if optimizer.warmup >= optimizer.steps:
-        raise UserError(f"--warmup must be less than --steps = {optimizer.steps}; got {optimizer.warmup}.")
+    check_model(config.model)
+    check_training(config.optimizer, config.evaluation, config.run)
+    evaluation = config.evaluation
+    check_at_least(
+        {
+            "--context-length": (config.model.context_length, 2),
+            "--eval-windows": (evaluation.eval_windows, 1),
+            "--prefix-windows": (evaluation.prefix_windows, 0),
+            "--sample-tokens": (evaluation.sample_tokens, 0),
+        }
+    )
     if evaluation.temperature < 0:
         raise UserError(f"--temperature must not be negative; got {evaluation.temperature}.")

@@ -1,11 +1,16 @@
-"""Loss over whole sets of windows, batch by batch, for every seed."""
+"""Losses over whole sets of windows, and logits of whole sets of sequences, batch by batch, for every seed."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from train.data.batches import make_batch
+from train.data.buckets import Buckets
+from train.data.classification import Part
+from train.data.trees import Trees
 from train.functional import Functional, Params
 from train.loop import across_seeds, make_eval_step, prefix_losses
 from train.sharding import put_replicated, put_rows, settle
@@ -34,6 +39,32 @@ def make_evaluate(
         return (np.asarray(total, np.float64) / len(windows)).tolist()
 
     return evaluate
+
+
+def make_predict(
+    model: Functional, mesh: Mesh, *, seeds: int, mode: str
+) -> Callable[[Params, Part, Trees | None, Buckets], np.ndarray]:
+    """The function (params, part, its trees, its buckets) -> logits (seeds, examples, classes) in float32."""
+
+    def run(params: Params, tokens: jax.Array, mask: jax.Array, tree: Any) -> jax.Array:
+        return across_seeds(lambda one: model.apply(one, tokens, mask=mask, tree=tree), seeds, mode)(params)
+
+    step = jax.jit(run, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def predict(params: Params, part: Part, trees: Trees | None, buckets: Buckets) -> np.ndarray:
+        found: np.ndarray | None = None
+        for chosen in buckets.in_order():
+            batch = make_batch(part, trees, chosen, buckets.batch_size)
+            inputs = put_rows(mesh, (batch["tokens"], batch["mask"], batch["tree"]))
+            # Waiting for each also keeps collectives in one order on all processes.
+            logits = np.asarray(step(params, *inputs), np.float32)
+            if found is None:
+                found = np.empty((seeds, len(part), logits.shape[-1]), np.float32)
+            found[:, chosen.rows] = logits[:, : len(chosen.rows)]
+        assert found is not None, "Buckets hold at least one example"
+        return found
+
+    return predict
 
 
 def evaluate_prefixes(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxattn.models import LanguageModel
 from jaxattn.nn import FeatureDraw, FeatureStatistic
@@ -21,15 +21,16 @@ HELD = (FeatureDraw, FeatureStatistic)
 
 
 class Functional(NamedTuple):
-    """A language model taken apart: no hidden state, only parameters in and numbers out."""
+    """A model taken apart: no hidden state, only parameters in and numbers out."""
 
     init: Callable[[PRNGKeyArray], Params]
     """Parameters from a key."""
-    apply: Callable[..., Float[Array, "B T V"]]
-    """(params, tokens (B, T), *, mask=None, dropout_key=None) -> logits; a key switches dropout on."""
-    train_apply: Callable[..., tuple[Float[Array, "B T V"], Params]]
-    """(params, tokens, dropout_key) -> (logits, the arrays in `held` for the next step)."""
-    module: Callable[[Params], LanguageModel]
+    apply: Callable[..., Float[Array, "..."]]
+    """(params, tokens (B, T), *, dropout_key=None, **inputs) -> logits; a key switches dropout on. The inputs, such
+    as mask, go to the module as they are."""
+    train_apply: Callable[..., tuple[Float[Array, "..."], Params]]
+    """(params, tokens, dropout_key, **inputs) -> (logits, the arrays in `held` for the next step)."""
+    module: Callable[[Params], Any]
     """The module that holds given parameters, for decoding."""
     axes: dict[str, tuple[str | None, ...]]
     """Logical axis names of every parameter."""
@@ -85,6 +86,28 @@ def language_model(config: ModelConfig, vocab_size: int) -> Functional:
             rngs=nnx.Rngs(params=key),
         )
 
+    return take_apart(
+        build, jax.ShapeDtypeStruct((1, config.context_length), jnp.int32), dropout=config.dropout > 0
+    )
+
+
+def take_apart(
+    build: Callable[[PRNGKeyArray], nnx.Module], tokens: Any, *, dropout: bool, **inputs: Any
+) -> Functional:
+    """Takes any model apart that maps tokens and other inputs to logits.
+
+    Args:
+        build: makes the module from a key.
+        tokens: an example, or its shape, to try the model on.
+        dropout: whether a dropout key has any effect.
+        **inputs: further inputs of the try.
+
+    Returns:
+        The model as functions of its parameters.
+
+    Raises:
+        UserError: what the model itself rejects, such as an unknown mechanism.
+    """
     anatomy: dict[str, Any] = {}
 
     def init(key: PRNGKeyArray) -> Params:
@@ -106,7 +129,7 @@ def language_model(config: ModelConfig, vocab_size: int) -> Functional:
         )
         return {_dotted(path): variable[...] for path, variable in variables.items()}
 
-    def module(params: Params) -> LanguageModel:
+    def module(params: Params) -> Any:
         paths: dict[str, tuple[Any, ...]] = anatomy["paths"]
         state = nnx.from_flat_state([(path, params[name]) for name, path in paths.items()])
         return nnx.merge(anatomy["graphdef"], state)
@@ -115,29 +138,29 @@ def language_model(config: ModelConfig, vocab_size: int) -> Functional:
         params: Params,
         tokens: Int[Array, "B T"],
         *,
-        mask: Bool[Array, "B T"] | None = None,
         dropout_key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B T V"]:
-        return call(module(params), tokens, mask, dropout_key)
+        **inputs: Any,
+    ) -> Float[Array, "..."]:
+        return call(module(params), tokens, inputs, dropout_key)
 
-    def call(model: LanguageModel, tokens: Array, mask: Array | None, dropout_key: Array | None) -> Array:
-        if dropout_key is None or config.dropout == 0:
-            return model(tokens, mask=mask)
-        return model(tokens, mask=mask, deterministic=False, rngs=nnx.Rngs(dropout=dropout_key))
+    def call(model: Any, tokens: Array, inputs: dict[str, Any], dropout_key: Array | None) -> Array:
+        if dropout_key is None or not dropout:
+            return model(tokens, **inputs)
+        return model(tokens, **inputs, deterministic=False, rngs=nnx.Rngs(dropout=dropout_key))
 
     def train_apply(
-        params: Params, tokens: Int[Array, "B T"], dropout_key: PRNGKeyArray
-    ) -> tuple[Float[Array, "B T V"], Params]:
+        params: Params, tokens: Int[Array, "B T"], dropout_key: PRNGKeyArray, **inputs: Any
+    ) -> tuple[Float[Array, "..."], Params]:
         model = module(params)
         model.set_attributes(calibrating=True, raise_if_not_found=False)
-        logits = call(model, tokens, None, dropout_key)
+        logits = call(model, tokens, inputs, dropout_key)
         after = nnx.to_flat_state(nnx.state(model, HELD))
         return logits, {_dotted(path): variable[...] for path, variable in after}
 
     try:
         # Traced without computing anything: gives the structure, and the model's complaints before any compile.
         shapes = jax.eval_shape(init, jax.random.key(0))
-        jax.eval_shape(apply, shapes, jax.ShapeDtypeStruct((1, config.context_length), jnp.int32))
+        jax.eval_shape(lambda params, tokens, inputs: apply(params, tokens, **inputs), shapes, tokens, inputs)
     except ValueError as error:
         raise UserError(str(error)) from error
     return Functional(init, apply, train_apply, module, anatomy["axes"], shapes, anatomy["held"])

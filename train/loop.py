@@ -45,7 +45,11 @@ def cross_entropy(logits: Float[Array, "*B T V"], targets: Int[Array, "*B T"]) -
 
 
 def learning_rate(config: OptimizerConfig) -> optax.Schedule:
-    """Linear warm-up from 0 to the peak, then a cosine down to 0 at the last step."""
+    """Linear warm-up from 0 to the peak, then a cosine, or a straight line, down to 0 at the last step."""
+    if config.shape() == "linear":
+        up = optax.linear_schedule(0.0, config.lr, config.warmup)
+        down = optax.linear_schedule(config.lr, 0.0, config.steps - config.warmup)
+        return optax.join_schedules([up, down], [config.warmup])
     return optax.warmup_cosine_decay_schedule(0.0, config.lr, config.warmup, config.steps, 0.0)
 
 
@@ -110,6 +114,26 @@ def make_init(
     return lambda: across_seeds(init_one, len(seeds), "vmap")(seed_keys(seeds, 0))
 
 
+Loss = Callable[[Functional, Params, Any, PRNGKeyArray], tuple[Float[Array, ""], Params]]
+"""(model, params, batch, dropout key) -> (the mean loss over the rows of the batch, the arrays held for the next)."""
+
+
+def next_token_loss(
+    model: Functional, params: Params, tokens: Int[Array, "B T1"], key: PRNGKeyArray
+) -> tuple[Float[Array, ""], Params]:
+    """The mean over all targets in nats per token."""
+    logits, held = model.train_apply(params, tokens[:, :-1], key)
+    return cross_entropy(logits, tokens[:, 1:]).mean(), held
+
+
+def class_loss(
+    model: Functional, params: Params, batch: dict[str, Any], key: PRNGKeyArray
+) -> tuple[Float[Array, ""], Params]:
+    """The weighted mean over the rows in nats per example; see `train.data.batches`."""
+    logits, held = model.train_apply(params, batch["tokens"], key, mask=batch["mask"], tree=batch["tree"])
+    return (batch["weights"] * cross_entropy(logits, batch["labels"])).mean(), held
+
+
 def make_train_step(
     model: Functional,
     optimizer: optax.GradientTransformation,
@@ -117,11 +141,12 @@ def make_train_step(
     seeds: Sequence[int],
     accumulate: int = 1,
     mode: str = "vmap",
-) -> Callable[[TrainState, Int[Array, "seeds B T1"]], tuple[TrainState, StepMetrics]]:
-    """The function (state, tokens) -> (state, metrics) of one update.
+    loss: Loss = next_token_loss,
+) -> Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]:
+    """The function (state, batch) -> (state, metrics) of one update.
 
-    The loss is the mean over all targets in nats per token. With `accumulate` = k the batch is cut into k
-    micro-batches whose gradients are averaged: the same gradient with the activations of B/k rows.
+    With `accumulate` = k the batch is cut into k micro-batches whose gradients are averaged: the same gradient with
+    the activations of B/k rows.
 
     A step that is not finite changes nothing but `failed`, so the parameters stay good.
 
@@ -131,23 +156,23 @@ def make_train_step(
         seeds: of the dropout; one a leading index.
         accumulate: k; must divide B.
         mode: see `across_seeds`.
+        loss: what is made small.
 
     Returns:
-        The step function, to be jitted.
+        The step function, to be jitted. A batch is an array (seeds, B, ...) or a tree of such.
     """
 
-    def loss_of(learned: Params, held: Params, tokens: Array, key: PRNGKeyArray) -> tuple[Array, Params]:
-        logits, held = model.train_apply(learned | held, tokens[:, :-1], key)
-        return cross_entropy(logits, tokens[:, 1:]).mean(), held
+    def loss_of(learned: Params, held: Params, batch: Any, key: PRNGKeyArray) -> tuple[Array, Params]:
+        return loss(model, learned | held, batch, key)
 
-    def gradient(params: Params, tokens: Array, key: PRNGKeyArray) -> tuple[Array, Params, Params]:
+    def gradient(params: Params, batch: Any, key: PRNGKeyArray) -> tuple[Array, Params, Params]:
         learned, held = model.split(params)
         loss_and_gradient = jax.value_and_grad(loss_of, has_aux=True)
         if accumulate == 1:
-            (loss, held), grads = loss_and_gradient(learned, held, tokens, key)
+            (loss, held), grads = loss_and_gradient(learned, held, batch, key)
             return loss, grads, held
         # Row r of a device goes to micro-batch r mod k, so that no row has to move between devices.
-        micro = tokens.reshape(-1, accumulate, tokens.shape[-1]).swapaxes(0, 1)
+        micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
 
         def add(carry, part):
             total, held = carry
@@ -160,8 +185,8 @@ def make_train_step(
         loss, grads = jax.tree.map(lambda x: x / accumulate, total)
         return loss, grads, held
 
-    def step_one(state: TrainState, tokens: Array, key: PRNGKeyArray) -> tuple[TrainState, StepMetrics]:
-        loss, grads, held = gradient(state.params, tokens, jax.random.fold_in(key, state.step))
+    def step_one(state: TrainState, batch: Any, key: PRNGKeyArray) -> tuple[TrainState, StepMetrics]:
+        loss, grads, held = gradient(state.params, batch, jax.random.fold_in(key, state.step))
         grad_norm = optax.tree.norm(grads)
         before, _ = model.split(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, before)
@@ -177,7 +202,7 @@ def make_train_step(
         return TrainState(kept[0], kept[1], state.step + 1, failed), StepMetrics(loss, grad_norm, failed)
 
     run = across_seeds(step_one, len(seeds), mode)
-    return lambda state, tokens: run(state, tokens, seed_keys(seeds, 1))
+    return lambda state, batch: run(state, batch, seed_keys(seeds, 1))
 
 
 def make_eval_step(

@@ -31,6 +31,17 @@ def spread(values: Sequence[float]) -> float | None:
     return (sum((v - centre) ** 2 for v in values) / (len(values) - 1)) ** 0.5
 
 
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Mean, with the spread where there are several seeds.
+
+    Example:
+        >>> mean_and_spread([1.0, 3.0])
+        '2.0000 ± 1.4142'
+    """
+    between = spread(values)
+    return f"{mean(values):.4f}" + ("" if between is None else f" ± {between:.4f}")
+
+
 class MetricsLog:
     """The records of a run, one a line in metrics.jsonl and as curves in TensorBoard.
 

@@ -27,6 +27,74 @@ def loss_curve(history: Sequence[Mapping[str, Any]], seeds: Sequence[int], path:
     _save(figure, path)
 
 
+def classification_curves(history: Sequence[Mapping[str, Any]], seeds: Sequence[int], path: Path) -> None:
+    """Training and validation loss, and validation accuracy, against steps, one line a seed."""
+    figure, axes = _figure(2)
+    train = [record for record in history if record["kind"] == "train"]
+    evals = [record for record in history if record["kind"] == "eval"]
+    marks: dict[str, Any] = {"marker": "o", "markersize": 3}
+    steps = [r["step"] for r in evals]
+    for i, seed in enumerate(seeds):
+        colour: dict[str, Any] = {"color": f"C{i % 10}"}
+        axes[0].plot(
+            [r["step"] for r in train], [r["loss"][i] for r in train], **colour, alpha=0.4, linewidth=1,
+            label=f"train, seed {seed}",
+        )  # fmt: skip
+        axes[0].plot(
+            steps, [r["val_loss"][i] for r in evals], **colour, **marks, label=f"validation, seed {seed}"
+        )
+        axes[1].plot(steps, [r["val_accuracy"][i] for r in evals], **colour, **marks, label=f"seed {seed}")
+    axes[0].set(xlabel="step", ylabel="loss (nats per example)")
+    axes[1].set(xlabel="step", ylabel="validation accuracy")
+    for axis in axes:
+        axis.legend(frameon=False)
+    _save(figure, path)
+
+
+def confusion(counts: np.ndarray, classes: Sequence[str], path: Path, *, title: str) -> None:
+    """A confusion matrix: true classes as rows, predicted ones as columns, numbers of examples in the cells."""
+    figure, axes = _figure(1)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = axes[0].imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    if len(classes) <= 20:
+        for (row, column), count in np.ndenumerate(counts):
+            colour = "white" if shares[row, column] > 0.6 else "black"
+            axes[0].text(column, row, f"{count:,.0f}", ha="center", va="center", fontsize=8, color=colour)
+    axes[0].set_xticks(range(len(classes)), classes, rotation=45 if len(classes) > 4 else 0)
+    axes[0].set_yticks(range(len(classes)), classes)
+    axes[0].set(xlabel="predicted", ylabel="true", title=title)
+    figure.colorbar(image, ax=axes[0], label="share of the true class")
+    _save(figure, path)
+
+
+def heatmap(
+    values: Sequence[Sequence[float | None]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    path: Path,
+    *,
+    title: str,
+    axes: tuple[str, str],
+) -> None:
+    """Numbers by two names as colours, each written in its cell; None leaves a cell empty."""
+    from matplotlib.figure import Figure
+
+    table = np.array(values, float)
+    figure = Figure(figsize=(2.5 + 0.7 * len(columns), 2 + 0.5 * len(rows)), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(table, aspect="auto", cmap="viridis")
+    middle = (np.nanmin(table) + np.nanmax(table)) / 2
+    for row, column in np.argwhere(np.isfinite(table)).tolist():
+        value = float(table[row, column])
+        colour = "white" if value < middle else "black"
+        axis.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8, color=colour)
+    axis.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set(ylabel=axes[0], xlabel=axes[1], title=title)
+    figure.colorbar(image, ax=axis)
+    _save(figure, path)
+
+
 def learned_parameters(params: Mapping[str, np.ndarray], out: Path) -> list[Path]:
     """Draws what the attention has learned, where the model has such parameters.
 

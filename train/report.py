@@ -71,19 +71,12 @@ def finish(
             "sha256": corpus.sha256,
             "characters": len(corpus.train) + len(corpus.validation),
         },
-        "val_loss": _over_seeds(final),
+        "val_loss": over_seeds(final),
         "val_bits_per_character": mean(final) / LN2,
-        "best_val_loss": _over_seeds(np.min(evals, axis=0).tolist()),
+        "best_val_loss": over_seeds(np.min(evals, axis=0).tolist()),
         "seconds": seconds,
         "tokens_per_second": float(np.median(rates)) if rates else None,
-        "device": {
-            "platform": jax.default_backend(),
-            "kind": jax.devices()[0].device_kind,
-            "count": jax.device_count(),
-            "mesh": dict(mesh.shape),
-        },
-        "versions": {"python": platform.python_version(), "jaxattn": jaxattn.__version__}
-        | {name: metadata.version(name) for name in DISTRIBUTIONS},
+        **provenance(mesh),
     }
     if config.evaluation.prefix_windows:
         windows = consecutive_windows(
@@ -91,8 +84,8 @@ def finish(
         )
         say(f"measuring {len(windows)} windows prefix by prefix, as generation sees them")
         summary["prefix_windows"] = len(windows)
-        summary["val_loss_whole"] = _over_seeds(evaluate(params, windows))
-        summary["val_loss_prefix"] = _over_seeds(
+        summary["val_loss_whole"] = over_seeds(evaluate(params, windows))
+        summary["val_loss_prefix"] = over_seeds(
             evaluate_prefixes(model, mesh, params, windows, seeds=len(seeds))
         )
 
@@ -124,5 +117,20 @@ def _sample(config: CharLMConfig, corpus: Corpus, model: Functional, params: dic
     )
 
 
-def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
+def provenance(mesh: Mesh) -> dict[str, Any]:
+    """The devices and versions that numbers come from."""
+    return {
+        "device": {
+            "platform": jax.default_backend(),
+            "kind": jax.devices()[0].device_kind,
+            "count": jax.device_count(),
+            "mesh": dict(mesh.shape),
+        },
+        "versions": {"python": platform.python_version(), "jaxattn": jaxattn.__version__}
+        | {name: metadata.version(name) for name in DISTRIBUTIONS},
+    }
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, spread and the numbers themselves."""
     return {"mean": mean(values), "spread": spread(values), "per_seed": list(values)}

@@ -24,6 +24,9 @@ WRITTEN = (
     "loss.png",
     "gates.png",
     "morlet.png",
+    "curves.png",
+    "confusion.png",
+    "predictions.tsv",
 )
 
 
@@ -51,7 +54,7 @@ def restore(
     Args:
         store: the run's checkpoints.
         target: shapes and shardings of the state.
-        identity: what must be equal in the checkpoint (see `CharLMConfig.identity`).
+        identity: what must be equal in the checkpoint (see `identity()` of the configurations).
         step: only this one; later ones are deleted.
 
     Returns:

@@ -66,7 +66,7 @@ def make_mesh(fsdp: int, *, batch_size: int, accumulate: int) -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of tokens (seeds, batch, length): the batch over every device."""
+    """Of arrays (seeds, batch, ...): the batch over every device."""
     return NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
 
 
@@ -137,17 +137,25 @@ def local_rows(mesh: Mesh, batch_size: int) -> slice:
     return slice(min(start for start, _, _ in ranges), max(stop for _, stop, _ in ranges))
 
 
-def put_batch(mesh: Mesh, tokens: np.ndarray, batch_size: int) -> jax.Array:
-    """The global batch as one array over all devices, from the rows (seeds, rows, length) this process read."""
-    shape = (tokens.shape[0], batch_size, tokens.shape[2])
-    return jax.make_array_from_process_local_data(batch_sharding(mesh), tokens, shape)
+def put_batch(mesh: Mesh, batch: Any, batch_size: int) -> Any:
+    """The global batch over all devices: each array from the rows (seeds, rows, ...) that this process read."""
+
+    def put(array: np.ndarray) -> jax.Array:
+        shape = (array.shape[0], batch_size, *array.shape[2:])
+        return jax.make_array_from_process_local_data(batch_sharding(mesh), array, shape)
+
+    return jax.tree.map(put, batch)
 
 
-def put_rows(mesh: Mesh, array: np.ndarray) -> jax.Array:
-    """An array that every process holds whole, split by its first axis over all devices."""
-    local = array[local_rows(mesh, len(array))]
+def put_rows(mesh: Mesh, arrays: Any) -> Any:
+    """An array, or a tree of them, that every process holds whole, split by the first axis over all devices."""
     sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-    return jax.make_array_from_process_local_data(sharding, local, array.shape)
+
+    def put(array: np.ndarray) -> jax.Array:
+        local = array[local_rows(mesh, len(array))]
+        return jax.make_array_from_process_local_data(sharding, local, array.shape)
+
+    return jax.tree.map(put, arrays)
 
 
 def put_replicated(mesh: Mesh, array: np.ndarray) -> jax.Array:

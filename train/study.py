@@ -26,7 +26,7 @@ STUDIES: dict[str, list[tuple[str, str]]] = {
         *[(a, "rotary") for a in ("softmax", "softmax+gate=none")],
     ],
 }  # fmt: skip
-START, END = "<!-- results:charlm -->", "<!-- /results -->"
+END = "<!-- /results -->"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -131,17 +131,18 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def renew(path: Path, text: str) -> None:
-    """Replaces what stands between the markers in a Markdown file.
+def renew(path: Path, text: str, *, name: str = "charlm") -> None:
+    """Replaces what stands between the markers of the table `name` in a Markdown file.
 
     Raises:
         UserError: the file has no markers.
     """
+    start = f"<!-- results:{name} -->"
     old = path.read_text(encoding="utf-8")
-    if START not in old or END not in old:
-        raise UserError(f"{path} has no lines {START} and {END} to put a table between.")
-    head, _, tail = old.partition(START)
-    path.write_text(f"{head}{START}\n{text}\n{END}{tail.partition(END)[2]}", encoding="utf-8")
+    head, found, tail = old.partition(start)
+    if not found or END not in tail:
+        raise UserError(f"{path} has no lines {start} and {END} to put a table between.")
+    path.write_text(f"{head}{start}\n{text}\n{END}{tail.partition(END)[2]}", encoding="utf-8")
 
 
 def _cell(value: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ import shlex
 import subprocess
 import sys
 
-import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -16,14 +15,6 @@ TINY = shlex.split(
     "--steps 8 --warmup 2 --lr 1e-2 --eval-every 4 --eval-windows 20 --log-every 2 --prefix-windows 0 "
     "--sample-tokens 0"
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Compiling takes longer than running models this small."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -51,6 +51,17 @@ def test_keeps_the_newest_and_the_best(store):
     assert reopened.best_step() == 20
 
 
+def test_accuracy_is_best_where_it_is_highest(tmp_path):
+    store = Checkpoints(tmp_path / "run" / "checkpoints", metric="val_accuracy")
+    for step, accuracy in ((10, 0.3), (20, 0.9), (30, 0.5), (40, 0.6)):
+        store.save(step, _state(step), {}, accuracy)
+    store.wait()
+    assert (store.steps(), store.best_step()) == ([20, 40], 20)
+    store.close()
+    with pytest.raises(UserError, match="measured by val_accuracy, not by val_loss"):
+        Checkpoints(store.folder, read_only=True)
+
+
 def test_restores_state_and_record(store):
     state, record, warnings = resume.restore(store, _target(), IDENTITY, step=None)
     assert (int(state.step[0]), record["step"], warnings) == (45, 45, [])

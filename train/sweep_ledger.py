@@ -1,0 +1,145 @@
+"""What a sweep has done: one JSON line a run, added when the run has ended, never changed."""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from train.errors import UserError
+
+RESULTS = "results.jsonl"
+PATIENCE = 60.0
+
+Key = tuple[str, int]
+"""Attention and seed."""
+
+
+class Ledger:
+    """The lines of a sweep's folder. Only one sweep at a time may have it open.
+
+    Args:
+        folder: of the sweep; made when it is missing.
+        settings: what all of its runs share, JSON-able.
+
+    Raises:
+        UserError: the folder holds a sweep with other settings, or another one is at work in it.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / RESULTS
+        self.lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
+        """Runs inherit it, so that the folder stays closed while one is left over from a sweep that was killed."""
+        _wait_for(self.lock, folder)
+        _check_settings(folder / "sweep.json", settings)
+        _cut_torn_line(self.path)
+        self._records = {key(record): record for record in read(self.path)}
+
+    def get(self, attention: str, seed: int) -> dict[str, Any] | None:
+        """The last line of a run; None if it never ended."""
+        return self._records.get((attention, seed))
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Adds a line; when this returns, it is on the disk."""
+        line = (json.dumps(record) + "\n").encode()
+        new = not self.path.exists()
+        file = os.open(self.path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644)
+        try:
+            while line:
+                line = line[os.write(file, line) :]
+            os.fsync(file)
+        finally:
+            os.close(file)
+        if new:
+            _sync_folder(self.path.parent)
+        self._records[key(record)] = dict(record)
+
+    def close(self) -> None:
+        """Lets others have the folder."""
+        os.close(self.lock)
+
+
+def key(record: Mapping[str, Any]) -> Key:
+    """By what a run is known in its sweep."""
+    return record["attention"], record["seed"]
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a sweep, oldest first; a last one without its end, as a crash leaves it, does not count.
+
+    Args:
+        path: the file, or the folder that holds it.
+
+    Raises:
+        UserError: a line is not readable.
+    """
+    path = path / RESULTS if path.is_dir() else path
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}.") from error
+    records = []
+    for number, line in enumerate(content.split(b"\n")[:-1], 1):
+        try:
+            record = json.loads(line)
+            key(record)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}, line {number}, is no line of a sweep; delete it or the file."
+            ) from error
+        records.append(record)
+    return records
+
+
+def _cut_torn_line(path: Path) -> None:
+    if path.exists() and (content := path.read_bytes()) and not content.endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)
+
+
+def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    if path.exists():
+        there = json.loads(path.read_text())
+        changes = [
+            f"{name} {there.get(name)!r} there and {settings[name]!r} here"
+            for name in settings
+            if there.get(name) != settings[name]
+        ]
+        if changes:
+            raise UserError(
+                f"{path.parent} holds a sweep with other settings: {', '.join(changes)}. Choose another --out."
+            )
+        return
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(settings, indent=1) + "\n")
+    partial.replace(path)
+
+
+def _wait_for(lock: int, folder: Path) -> None:
+    limit, told = time.monotonic() + PATIENCE, False
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() > limit:
+                os.close(lock)
+                raise UserError(
+                    f"another sweep is at work in {folder}; wait, or choose another --out."
+                ) from error
+            if not told:
+                print(f"waiting for another process in {folder}", flush=True)
+                told = True
+            time.sleep(0.1)
+
+
+def _sync_folder(folder: Path) -> None:
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
