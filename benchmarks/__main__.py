@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.cases import PASSES, PEERS
+from benchmarks.tree_cases import OURS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -38,14 +39,16 @@ def parser() -> argparse.ArgumentParser:
         "--mechanisms",
         nargs="+",
         default=["softmax", "softmax+gate=running", "softmax+gate=none"],
-        help="spelled as for training: softmax, lags:8, features:oprf-orf:128, softmax+gate=running, ...; "
-        "ega-X is short for softmax+gate=X",
+        help="spelled as for training: softmax, lags:8, features:oprf-orf:128, tree:64x16, softmax+gate=running, "
+        "...; ega-X is short for softmax+gate=X",
     )
     add(
         "--implementations",
         nargs="+",
         default=["xla", "blockwise", "jax"],
-        help="of jaxattn.dot_product_attention (xla, blockwise, cudnn, ...), linear for features, and the peers "
+        help="of jaxattn.dot_product_attention (xla, blockwise, cudnn, ...), linear for features, "
+        + ", ".join(OURS)
+        + " for trees, and the peers "
         + ", ".join(PEERS),
     )
     add(
@@ -74,6 +77,12 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=None,
         help="cases that need more are not run; what is free if not given",
+    )
+    add(
+        "--keep-memory",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="have malloc (glibc) keep freed memory while times are taken: no cliff where arrays exceed 32 MiB",
     )
     add(
         "--out", type=pathlib.Path, default=ROOT / "benchmarks/results/attention.json", help="the result file"

@@ -7,7 +7,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.cases import PEERS, Case, all_cases, spell_mechanism
+from benchmarks.allocator import keep_memory
+from benchmarks.cases import YARDSTICKS, Case, all_cases, spell_mechanism
 from benchmarks.flops import MATMUL, MATMUL_FLOPS, big_matmul, necessary_flops
 from benchmarks.memory import failure_status, measure_in_fresh_process
 from benchmarks.prepared import Prepared, TooLarge, prepare
@@ -42,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from benchmarks.provenance import provenance
 
+    kept = arguments.keep_memory and keep_memory()
     document: dict[str, Any] = {
         "benchmark": "attention",
         "complete": False,
@@ -50,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
             "repeats": arguments.repeats,
             "max_seconds_per_case": arguments.max_seconds_per_case,
             "memory_limit_bytes": limit,
+            "allocator_keeps_memory": kept,
         },
         "rows": list(rows.values()),
     }
@@ -112,7 +115,7 @@ def measure_group(
         row["ratios"] = {
             peer.name: paired_ratio(samples[case.name], samples[peer.name])
             for peer in group
-            if (peer.mechanism == "softmax" or peer.implementation in PEERS) and peer.name in samples
+            if (peer.mechanism == "softmax" or peer.implementation in YARDSTICKS) and peer.name in samples
         }
         flops = necessary_flops(case)
         if flops and MATMUL in samples:

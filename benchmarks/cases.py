@@ -4,13 +4,15 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from benchmarks import feature_cases
+from benchmarks import feature_cases, tree_cases
 
 PASSES = ("forward", "backward", "both")
 # Implementations that are not this project's, to compare with in the same run: plain softmax attention, ...
 SOFTMAX_PEERS = ("jax", "jax-cudnn", "torch")
-# ... and random features.
-PEERS = (*SOFTMAX_PEERS, feature_cases.PEER)
+# ... random features, and attention over trees.
+PEERS = (*SOFTMAX_PEERS, feature_cases.PEER, tree_cases.PEER)
+# What the ratios of a row are taken to, besides softmax.
+YARDSTICKS = (*PEERS, tree_cases.UNIFORM)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,8 @@ def spell_mechanism(text: str) -> str:
         text = f"softmax+gate={text.removeprefix('ega-')}"
     if feature_cases.spells_features(text):
         return str(feature_cases.parse(text))
+    if tree_cases.spells_tree(text):
+        tree_cases.branching(text)
     from jaxattn.nn import parse_mechanism
 
     parse_mechanism(text, allow_leak=True)
@@ -92,7 +96,12 @@ def mechanisms_of(implementation: str, mechanisms: Iterable[str]) -> list[str]:
         return list(dict.fromkeys(feature_cases.peer_mechanism(m) for m in features))
     if implementation == feature_cases.OURS:
         return features
-    return [m for m in mechanisms if m not in features]
+    trees = [m for m in mechanisms if tree_cases.spells_tree(m)]
+    if implementation == tree_cases.PEER:
+        return list(dict.fromkeys(tree_cases.peer_mechanism(m) for m in trees))
+    if implementation in tree_cases.OURS:
+        return trees
+    return [m for m in mechanisms if m not in features and m not in trees]
 
 
 def inputs(case: Case) -> tuple[Any, ...]:
@@ -145,6 +154,8 @@ def attention(case: Case) -> Callable[..., Any]:
         )
     if feature_cases.spells_features(case.mechanism):
         return feature_cases.attention(case, inputs(calibration_case(case)))
+    if tree_cases.spells_tree(case.mechanism):
+        return tree_cases.attention(case)
     common: dict[str, Any] = {"is_causal": case.causal, "implementation": case.implementation}
     base, _, gate = case.mechanism.partition("+")
     normalization = {"none": None}.get(gate.partition("=")[2], gate.partition("=")[2])

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks import check_features
+from benchmarks import check_features, check_trees
 from benchmarks.results import load
 
 GATED = "softmax+gate=running"
@@ -31,6 +31,7 @@ def run(paths: Sequence[pathlib.Path]) -> int:
 def judge(document: Mapping[str, Any]) -> Iterator[tuple[str, bool | None]]:
     """(what was promised and found, whether it holds or None if that was not measured)."""
     yield from check_features.judge(document)
+    yield from check_trees.judge(document)
     rows = [row for row in document["rows"] if row.get("status") == "ok"]
     passes, shortest, bound = GATE_BOUNDS["cpu" if document["provenance"]["platform"] == "cpu" else "gpu"]
     for row in rows:

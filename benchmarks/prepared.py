@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import feature_cases
+from benchmarks import feature_cases, tree_cases
 from benchmarks.cases import Case, attention, inputs
 from benchmarks.prepared_torch import prepare_torch
 
-IN_TORCH = ("torch", feature_cases.PEER)
+IN_TORCH = ("torch", feature_cases.PEER, tree_cases.PEER)
 
 
 @dataclasses.dataclass

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import feature_cases
+from benchmarks import feature_cases, tree_cases
 from benchmarks.cases import Case, inputs
 
 
@@ -21,11 +21,18 @@ def prepare_torch(case: Case) -> tuple[Callable[[], Any], Callable[[Any, int], N
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
+    # The peers for trees want (B, T, N H), as a projection gives it; the others (B, N, T, H).
+    over_tree = case.implementation == tree_cases.PEER
+
     def tensor(array: Any) -> Any:
-        plain = torch.from_numpy(np.asarray(array).astype(np.float32)).transpose(1, 2).contiguous()
+        plain = torch.from_numpy(np.asarray(array).astype(np.float32))
+        plain = plain.flatten(2) if over_tree else plain.transpose(1, 2).contiguous()
         return plain.to(device, getattr(torch, case.dtype)).requires_grad_()
 
-    attention = performer(case, device) if case.implementation == feature_cases.PEER else softmax(case)
+    if over_tree:
+        attention = h_transformer(case, device)
+    else:
+        attention = performer(case, device) if case.implementation == feature_cases.PEER else softmax(case)
     arguments = [tensor(x) for x in inputs(case)[:3]]
     cotangent = torch.randn_like(arguments[0])
 
@@ -71,3 +78,42 @@ def performer(case: Case, device: str) -> Callable[..., Any]:
         raise NotImplementedError("performer-pytorch has no grouped queries.")
     num_features = feature_cases.parse(case.mechanism).num_features
     return FastAttention(dim_heads=case.head_dim, nb_features=num_features, causal=False).to(device)
+
+
+def h_transformer(case: Case, device: str) -> Callable[..., Any]:
+    """Hierarchical attention of (B, T, N H) tensors by the layer of h-transformer-1d, without its projections."""
+    try:
+        from h_transformer_1d import h_transformer_1d as package
+    except ImportError as error:
+        raise NotImplementedError("h-transformer-1d is not installed.") from error
+    import torch
+
+    if case.heads != case.kv_heads:
+        raise NotImplementedError("h-transformer-1d has no grouped queries.")
+    block = tree_cases.branching(case.mechanism)[0]
+    if case.length < 8 * block:
+        raise NotImplementedError(f"h-transformer-1d needs 8 blocks of {block} tokens or more.")
+    options = {"dim": 1, "heads": case.heads, "dim_head": case.head_dim, "block_size": block}
+    layer = (
+        package.CausalHAttention1D(max_seq_len=case.length, **options)
+        if case.causal
+        else package.HAttention1D(**options)
+    )
+
+    class Given(torch.nn.Module):
+        """In place of the projection: what it would be cut into is there already."""
+
+        def forward(self, _: Any) -> Any:
+            return self
+
+        def chunk(self, *_: Any, **__: Any) -> Any:
+            return self.parts
+
+    layer.to_qkv, layer.to_out = Given(), torch.nn.Identity()
+    layer.to(device)
+
+    def attend(query: Any, key: Any, value: Any) -> Any:
+        layer.to_qkv.parts = query, key, value
+        return layer(query)
+
+    return attend

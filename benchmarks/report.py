@@ -13,6 +13,7 @@ from benchmarks.tables import replace_between_markers
 
 START, END = "<!-- benchmarks:attention -->", "<!-- /benchmarks -->"
 SPEED, ACCURACY = "<!-- results:features-speed -->", "<!-- results:features-accuracy -->"
+TREES = "<!-- results:tree-speed -->"
 RESULTS_END = "<!-- /results -->"
 EMPTY_PAGE = f"""# Benchmarks
 
@@ -33,9 +34,11 @@ def run(results: pathlib.Path, root: pathlib.Path) -> int:
     features = {path.stem: load(path, *KINDS) for path in sorted(results.glob("features_*.json"))}
     speed = {name: x for name, x in features.items() if x["benchmark"] == "attention"}
     accuracy = {name: x for name, x in features.items() if x["benchmark"] == "features" and x["rows"]}
-    if not attention and not speed and not accuracy:
+    trees = {path.stem: load(path) for path in sorted(results.glob("tree_*.json"))}
+    if not attention and not speed and not accuracy and not trees:
         raise FileNotFoundError(
-            f"no attention*.json or features_*.json in {results}: run `python -m benchmarks attention` first."
+            f"no attention*.json, features_*.json or tree_*.json in {results}: "
+            "run `python -m benchmarks attention` first."
         )
     figures = root / "docs/figures"
     figures.mkdir(parents=True, exist_ok=True)
@@ -48,6 +51,7 @@ def run(results: pathlib.Path, root: pathlib.Path) -> int:
     for start, end, documents, module in (
         (START, END, attention, attention_tables),
         (SPEED, RESULTS_END, speed, speed_tables),
+        (TREES, RESULTS_END, trees, speed_tables),
     ):
         page = [module.section(x, PASSES, _images(plot(x, figures, name))) for name, x in documents.items()]
         texts.append((start, end, page, [module.section(x, ("both",), []) for x in documents.values()]))

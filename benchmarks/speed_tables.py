@@ -1,20 +1,22 @@
-"""The tables of a run that compares attention by random features with exact attention and with other features."""
+"""The tables of a run that compares random features, or trees, with exact attention and with others of their kind."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks import feature_cases, tables
+from benchmarks import feature_cases, tables, tree_cases
 from benchmarks.attention_tables import measured
 from benchmarks.tables import TITLES, Row
 
+OURS = (feature_cases.OURS, *tree_cases.OURS)
+
 
 def section(document: Mapping[str, Any], passes: Sequence[str], images: Sequence[str]) -> str:
-    """Times and memory as measured, then what they say of our features."""
+    """Times and memory as measured, then what they say of what is ours."""
     causal = "causal" if document["rows"][0]["causal"] else "not causal"
     settings = document["settings"]
     fewer = " (slow cases in fewer: `repeats` in the file)" if settings.get("max_seconds_per_case") else ""
     parts = [
-        f"### Random features, {causal}: {tables.machine(document)}",
+        f"### {_subject(document['rows'])}, {causal}: {tables.machine(document)}",
         f"{tables.versions(document)} Medians of {settings['repeats']} rounds in which all cases take turns{fewer}; "
         "ratios are medians of those in the same round.",
     ]
@@ -29,27 +31,34 @@ def section(document: Mapping[str, Any], passes: Sequence[str], images: Sequence
     return "\n\n".join([*parts, *images, f"Command: `{document['provenance']['command']}`"])
 
 
+def _subject(rows: Sequence[Row]) -> str:
+    over_trees = any(row["implementation"] in tree_cases.OURS for row in rows)
+    return "Attention over trees" if over_trees else "Random features"
+
+
 def _compared(rows: Sequence[Row]) -> list[str]:
-    """For each kind of features: how many times faster than each peer, growth with T, share of the matmul limit."""
+    """For each of ours: how many times faster than each peer, growth with T, share of the matmul limit."""
     parts = []
-    ours = [row for row in rows if row["implementation"] == feature_cases.OURS and "median_s" in row]
-    for mechanism in dict.fromkeys(row["mechanism"] for row in ours):
-        line = {row["length"]: row for row in ours if row["mechanism"] == mechanism}
+    ours = [row for row in rows if row["implementation"] in OURS and "median_s" in row]
+    for name in dict.fromkeys(tables.name(row) for row in ours):
+        line = {row["length"]: row for row in ours if tables.name(row) == name}
         lines = {f"times faster than {_spoken(peer)}": _faster(line, peer) for peer in _peers(line)}
         grown = [_growth(line, length) for length in line]
         if any(grown):
             lines["growth of the time from T/2"] = grown
-        lines["share of the matmul limit"] = [
-            f"{row['matmul_limit_fraction']:.0%}" if "matmul_limit_fraction" in row else ""
-            for row in line.values()
-        ]
+        if any("matmul_limit_fraction" in row for row in line.values()):
+            lines["share of the matmul limit"] = [
+                f"{row['matmul_limit_fraction']:.0%}" if "matmul_limit_fraction" in row else ""
+                for row in line.values()
+            ]
         title = TITLES[ours[0]["direction"]]
-        parts += [f"{title}, `{mechanism}`:", tables.grid("", [f"T {length}" for length in line], lines)]
+        parts += [f"{title}, {name}:", tables.grid("", [f"T {length}" for length in line], lines)]
     return parts
 
 
 def _peers(line: Mapping[int, Row]) -> list[str]:
-    return list(dict.fromkeys(peer for row in line.values() for peer in row.get("ratios", {})))
+    own = {f"{row['mechanism']}/{row['implementation']}" for row in line.values()}
+    return list(dict.fromkeys(p for row in line.values() for p in row.get("ratios", {}) if p not in own))
 
 
 def _spoken(peer: str) -> str:
