@@ -20,7 +20,7 @@ demo: $(STAMP)  ## train a small language model on real text, plot its loss, wri
 	$(BIN)/python -m train charlm --preset demo $(DEMO_ARGS)
 
 test: $(STAMP)  ## run the whole test suite
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
