@@ -39,6 +39,7 @@ from jaxattn.kernels import (
     linear_attention,
     linear_attention_init_state,
     linear_attention_step,
+    multi_scale_conv,
     padding_key_bias,
 )
 from jaxattn.positions import morlet_encoding, morlet_init, morlet_window, rotary, sinusoidal_encoding
@@ -80,6 +81,7 @@ __all__ = [
     "morlet_encoding",
     "morlet_init",
     "morlet_window",
+    "multi_scale_conv",
     "nn",
     "padding_key_bias",
     "positions",

@@ -36,6 +36,7 @@ from jaxattn.kernels.hierarchical import (
     hierarchical_weights,
 )
 from jaxattn.kernels.linear import linear_attention
+from jaxattn.kernels.multi_scale_conv import multi_scale_conv
 from jaxattn.kernels.padding import padding_key_bias
 from jaxattn.kernels.tree import Tree, TreeShape
 
@@ -68,5 +69,6 @@ __all__ = [
     "linear_attention",
     "linear_attention_init_state",
     "linear_attention_step",
+    "multi_scale_conv",
     "padding_key_bias",
 ]

@@ -3,7 +3,9 @@
 from jaxattn.nn.attention import Attention
 from jaxattn.nn.cross_correlation import CrossCorrelation
 from jaxattn.nn.energy_gated import EnergyGated
+from jaxattn.nn.heads import PoolingHead
 from jaxattn.nn.hierarchical import Hierarchical
+from jaxattn.nn.inceptive_head import InceptiveHead
 from jaxattn.nn.inject import inject, replace_attention
 from jaxattn.nn.mechanism import AttentionFn, Mechanism, MechanismModule
 from jaxattn.nn.parameters import logical_axes
@@ -25,10 +27,12 @@ __all__ = [
     "FeatureDraw",
     "FeatureStatistic",
     "Hierarchical",
+    "InceptiveHead",
     "LearnedPositions",
     "Mechanism",
     "MechanismModule",
     "MorletPositionalEncoding",
+    "PoolingHead",
     "RandomFeatures",
     "SiblingBias",
     "SinusoidalPositions",

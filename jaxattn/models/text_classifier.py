@@ -1,0 +1,91 @@
+"""A classifier made of an encoder that exists, such as a pretrained one, and a head."""
+
+import inspect
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxattn.nn.heads import Head
+
+TokenMask = Bool[Array, "B L"] | Int[Array, "B L"] | None
+
+
+class TextClassifier(nnx.Module):
+    """Encoder, then head: what fine-tuning trains. `SequenceClassifier` is its counterpart from scratch.
+
+    Args:
+        encoder: a module called as `encoder(input_ids, attention_mask)` -> (B, L, d), such as
+            `TextEncoder.from_pretrained(...)`. Where its call takes `deterministic` and `rngs` it gets these too.
+        head: `InceptiveHead` or `PoolingHead` of width d.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxattn.models import TextClassifier
+        >>> from jaxattn.nn import InceptiveHead
+        >>> class Encoder(nnx.Module):
+        ...     def __init__(self, rngs):
+        ...         self.embedding = nnx.Embed(100, 16, rngs=rngs)
+        ...
+        ...     def __call__(self, input_ids, attention_mask):
+        ...         return self.embedding(input_ids)
+        >>> rngs = nnx.Rngs(0)
+        >>> model = TextClassifier(Encoder(rngs), InceptiveHead(16, 3, filters=8, num_heads=4, rngs=rngs))
+        >>> ids = jnp.array([[5, 6, 7, 0, 0]])
+        >>> model(ids, ids > 0).shape
+        (1, 3)
+    """
+
+    def __init__(self, encoder: nnx.Module, head: Head):
+        self.encoder, self.head = encoder, head
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B L"],
+        attention_mask: TokenMask = None,
+        *,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "B classes"]:
+        """Logits of the classes.
+
+        Args:
+            input_ids: token ids.
+            attention_mask: True or 1 at real tokens; None if all are real.
+            deterministic: no dropout, statistics as they are.
+            rngs: holds the stream "dropout" unless `deterministic`.
+
+        Returns:
+            Logits in float32.
+        """
+        mask = _given(input_ids, attention_mask)
+        drop: dict[str, Any] = {"deterministic": deterministic, "rngs": rngs}
+        taken = inspect.signature(type(self.encoder).__call__).parameters
+        hidden = self.encoder(input_ids, mask, **(drop if "deterministic" in taken else {}))
+        return self.head(hidden, mask, **drop)
+
+    def relevance(
+        self,
+        input_ids: Int[Array, "B L"],
+        attention_mask: TokenMask = None,
+        *,
+        classes: Int[Array, " B"] | None = None,
+    ) -> Float[Array, "B L"]:
+        """How much each token's last hidden state counts for the predicted class; see the head's `relevance`.
+
+        Args:
+            input_ids: token ids.
+            attention_mask: True or 1 at real tokens; None if all are real.
+            classes: which logit of each row; None for the largest.
+
+        Returns:
+            Numbers that sum to 1 over the real tokens.
+        """
+        mask = _given(input_ids, attention_mask)
+        return self.head.relevance(self.encoder(input_ids, mask), mask, classes=classes)
+
+
+def _given(input_ids: Array, attention_mask: Array | None) -> Array:
+    return jnp.ones(input_ids.shape, bool) if attention_mask is None else attention_mask.astype(bool)
