@@ -45,6 +45,10 @@ class LRADataConfig:
     """listops: expressions are longer."""
     max_depth: int | None = None
     """listops: depth of the deepest digit, the root having 1."""
+    contour_length: int | None = None
+    """pathfinder, generated: dashes of the two long paths; published are 14."""
+    distractors: int | None = None
+    """pathfinder, generated: short paths, at most; published are 5."""
     closing_brackets: bool = True
     """listops: keep the token "]", which the published pipeline loses."""
     data_seed: int | None = None
@@ -107,6 +111,8 @@ class LRARunConfig(ClassificationConfig):
             seed=data.data_seed or 0,
             workers=data.workers,
             max_length=None if listops else data.max_length,
+            contour_length=data.contour_length,
+            distractors=data.distractors,
             expressions=expressions,
             closing_brackets=data.closing_brackets,
             cache=data.data_cache,

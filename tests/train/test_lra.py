@@ -161,6 +161,8 @@ def test_the_rate_may_fall_as_a_cosine_too():
         ("--task text --data-cache x", "--data-cache is for listops and pathfinder"),
         ("--sizes 5 0 5", "--sizes must be at least 1 each; got 5 0 5"),
         ("--max-depth 1", "--max-depth must be 2 to 20; got 1"),
+        ("--distractors 0", "--distractors is for pathfinder where it is generated"),
+        ("--task pathfinder --contour-length 1", "--contour-length must be 2 to 14; got 1"),
         ("--min-length 200", "a length between the bounds"),
         ("--head-features 0", "--head-features must be at least 1; got 0"),
         ("--mlp-ratio 0", "--mlp-ratio must give the MLPs a width of at least 1; got 0.0"),

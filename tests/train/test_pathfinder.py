@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import math
 import pathlib
@@ -92,6 +93,20 @@ def test_the_label_is_what_the_dots_say(described, pictures):
             sure += 1
             assert on[:2].sum() == 1 and (on[:2].argmax() == on[2:].argmax()) == same
     assert sure > 0.9 * COUNT
+
+
+def test_fewer_dashes_and_no_short_paths_make_an_easier_set(tmp_path):
+    paths, first, label = describe_shard(3, 1, 40, 4, 0)
+    assert paths.direction.shape == (40, 2, 4) and paths.short_direction.shape == (40, 0, 4)
+    bright = [(make_shard(3, 1, 40, dashes, 0)["images"] > 0).sum(1).mean() for dashes in (4, 14)]
+    assert 2 * bright[0] < bright[1]  # pixels of the dashes, and of two dots
+    easy = dataclasses.replace(SMALL, contour_length=4, distractors=0)
+    splits = load_pathfinder(easy, folder=tmp_path, workers=1)
+    assert splits.facts["contour_length"] == 4 and splits.facts["distractors"] == 0
+    assert (splits.train.codes[:1024] == make_shard(0, 0, 1, 4, 0)["images"][0]).all()
+    for wrong in ({"contour_length": 1}, {"contour_length": 15}, {"distractors": 6}):
+        with pytest.raises(UserError, match="contour length of 2 to 14 and 0 to 5 distractors"):
+            dataclasses.replace(SMALL, **wrong)
 
 
 def test_a_flood_from_one_dot_reaches_the_other_on_the_same_path_only(described):

@@ -30,6 +30,10 @@ class LRAConfig:
     """Processes that generate; None takes one for each processor."""
     max_length: int | None = None
     """Bytes of a text of text and retrieval, which are cut there; None takes the task's."""
+    contour_length: int | None = None
+    """Dashes of a long path of the generated Pathfinder; None takes the published 14."""
+    distractors: int | None = None
+    """Short paths of it, at most; None takes the published 5."""
     expressions: TreeSpec = dataclasses.field(default_factory=TreeSpec)
     """Which expressions ListOps draws."""
     closing_brackets: bool = True
@@ -70,6 +74,11 @@ class LRATask:
             raise UserError(f"only listops has closing brackets to leave out; the task is {self.name}.")
         if config.max_length is not None and self.name not in ("text", "retrieval"):
             raise UserError(f"only text and retrieval can be cut; the task is {self.name}.")
+        easier = (config.contour_length, config.distractors) != (None, None)
+        if easier and (self.name != "pathfinder" or config.data_path is not None):
+            raise UserError(
+                f"only the generated pathfinder has contour_length and distractors; the task is {self.name}."
+            )
         return self.reader(config)
 
     @property
@@ -102,7 +111,13 @@ def _pathfinder(config: LRAConfig) -> Splits:
         path = given if (given / "metadata").is_dir() else download.find(PATHFINDER, config.data_path)
         assert path is not None
         return _fewer(load_released(path, cache=config.cache_folder()), config.sizes)
-    spec = pathfinder.PathfinderSpec(seed=config.seed, sizes=config.sizes or pathfinder.SIZES)
+    usual = pathfinder.PathfinderSpec()
+    spec = pathfinder.PathfinderSpec(
+        seed=config.seed,
+        sizes=config.sizes or usual.sizes,
+        contour_length=usual.contour_length if config.contour_length is None else config.contour_length,
+        distractors=usual.distractors if config.distractors is None else config.distractors,
+    )
     return pathfinder.load_pathfinder(spec, folder=config.cache_folder(), workers=config.workers)
 
 

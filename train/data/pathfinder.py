@@ -1,8 +1,8 @@
 """Pathfinder with 32 × 32 pixels of the Long Range Arena, generated: are the two dots on the same dashed path?
 
-Every picture has two long paths of 14 dashes and up to five short ones. One dot marks the start of a long path,
-the other the end of the same (label 1) or of the other (label 0). `pathfinder_paths` and `pathfinder_tables`
-say what is followed of the published generator, which drew each label by itself; here they come in pairs, one
+Every picture has two long paths, as published of 14 dashes, and up to five short ones. One dot marks the start
+of a long path, the other the end of the same (label 1) or of the other (label 0). `pathfinder_paths` and
+`pathfinder_tables` say what is followed of the published generator, which drew each label by itself; here they come in pairs, one
 of each, in random order, so that every part is balanced. Its contrasts are kept: short paths are brighter than
 long ones by 4/3.
 
@@ -20,7 +20,7 @@ import numpy as np
 from train.data.array_file import read_arrays, write_arrays
 from train.data.counter_random import Stream
 from train.data.lra_split import Split, Splits, split_up
-from train.data.pathfinder_paths import SIZE, Paths, draw_paths
+from train.data.pathfinder_paths import DISTRACTORS, SIZE, TARGET, Paths, draw_paths
 from train.data.pathfinder_tables import PATCH, tables
 from train.data.shards import Arrays, make_shards
 from train.errors import UserError
@@ -41,6 +41,10 @@ class PathfinderSpec:
     seed: int = 0
     sizes: tuple[int, int, int] = SIZES
     """Pictures for training, validation and test."""
+    contour_length: int = TARGET
+    """Dashes of a long path; fewer are easier."""
+    distractors: int = DISTRACTORS
+    """Short paths in a picture, at most."""
     shard_size: int = 2000
     """Pictures of a shard."""
 
@@ -51,6 +55,11 @@ class PathfinderSpec:
             raise UserError(
                 f"Pathfinder needs a seed of at least 0 and shards of at least 1; got {self.seed} and "
                 f"{self.shard_size}."
+            )
+        if not 2 <= self.contour_length <= TARGET or not 0 <= self.distractors <= DISTRACTORS:
+            raise UserError(
+                f"Pathfinder needs a contour length of 2 to {TARGET} and 0 to {DISTRACTORS} distractors; got "
+                f"{self.contour_length} and {self.distractors}."
             )
 
 
@@ -76,7 +85,9 @@ def load_pathfinder(spec: PathfinderSpec, *, folder: Path, workers: int | None =
         shards = folder / f"{path.stem}.shards"
         starts = range(0, sum(spec.sizes), spec.shard_size)
         counts = [min(spec.shard_size, sum(spec.sizes) - start) for start in starts]
-        tasks = {n: (spec.seed, n, count) for n, count in enumerate(counts)}
+        tasks = {
+            n: (spec.seed, n, count, spec.contour_length, spec.distractors) for n, count in enumerate(counts)
+        }
         made = make_shards(make_shard, tasks, folder=shards, about=about, workers=workers, title="Pathfinder")
         joined = {
             name: np.concatenate([part[name] for part in made.values()]) for name in ("images", "labels")
@@ -86,7 +97,8 @@ def load_pathfinder(spec: PathfinderSpec, *, folder: Path, workers: int | None =
         stored = read_arrays(path, about=about)
         assert stored is not None
     whole = picture_split(stored["images"], stored["labels"])
-    return split_up(whole, spec.sizes[:2], {"source": "generated", "seed": spec.seed})
+    facts = {"contour_length": spec.contour_length, "distractors": spec.distractors}
+    return split_up(whole, spec.sizes[:2], {"source": "generated", "seed": spec.seed, **facts})
 
 
 def picture_split(images: np.ndarray, labels: np.ndarray) -> Split:
@@ -95,19 +107,25 @@ def picture_split(images: np.ndarray, labels: np.ndarray) -> Split:
     return Split.end_to_end(images.reshape(-1), sizes, labels, first_id=0)
 
 
-def make_shard(seed: int, shard: int, count: int) -> Arrays:
+def make_shard(
+    seed: int, shard: int, count: int, contour_length: int = TARGET, distractors: int = DISTRACTORS
+) -> Arrays:
     """The first `count` pictures of a shard: `images` uint8 (count, 1024), `labels` uint8 (count,)."""
-    paths, first, label = describe_shard(seed, shard, count)
+    paths, first, label = describe_shard(seed, shard, count, contour_length, distractors)
     return {"images": draw(paths, first, label).reshape(count, LENGTH), "labels": label.astype(np.uint8)}
 
 
-def describe_shard(seed: int, shard: int, count: int) -> tuple[Paths, np.ndarray, np.ndarray]:
+def describe_shard(
+    seed: int, shard: int, count: int, contour_length: int = TARGET, distractors: int = DISTRACTORS
+) -> tuple[Paths, np.ndarray, np.ndarray]:
     """What is drawn on a shard's pictures.
 
     Args:
         seed: of the set.
         shard: its number.
         count: of pictures.
+        contour_length: dashes of a long path.
+        distractors: short paths, at most.
 
     Returns:
         The dashes; the long path on whose start a dot lies, int64 (count,); the labels, int64 (count,).
@@ -115,7 +133,7 @@ def describe_shard(seed: int, shard: int, count: int) -> tuple[Paths, np.ndarray
     stream = Stream("pathfinder", _VERSION, seed, shard)
     parts, have = [], 0
     while have < count:
-        parts.append(draw_paths(stream))
+        parts.append(draw_paths(stream, contour_length, distractors))
         have += len(parts[-1].direction)
     paths = Paths(*(np.concatenate(column)[:count] for column in zip(*parts, strict=True)))
     # A stream of their own: a shorter shard then is the beginning of a longer one.

@@ -34,13 +34,13 @@ class Paths(NamedTuple):
     """The dashes of some pictures: directions as in `Tables`, and where each starts (a first one) or ends."""
 
     direction: np.ndarray
-    """int16 (pictures, 2, 14)."""
+    """int16 (pictures, 2, dashes)."""
     place: np.ndarray
-    """int16 (pictures, 2, 14, 2): row and column."""
+    """int16 (pictures, 2, dashes, 2): row and column."""
     short_direction: np.ndarray
-    """int16 (pictures, 5, 4); −1 where no short path found room."""
+    """int16 (pictures, distractors, 4); −1 where no short path found room."""
     short_place: np.ndarray
-    """int16 (pictures, 5, 4, 2)."""
+    """int16 (pictures, distractors, 4, 2)."""
 
 
 class _Room:
@@ -68,23 +68,25 @@ class _Room:
         return (there + _CORE_ROOM[direction] >= _FULL).any(1)
 
 
-def draw_paths(stream: Stream) -> Paths:
-    """The pictures that come out of `LANES` beginnings: some three in a hundred.
+def draw_paths(stream: Stream, dashes: int = TARGET, distractors: int = DISTRACTORS) -> Paths:
+    """The pictures that come out of `LANES` beginnings: some three in a hundred of 14 dashes.
 
     Args:
-        stream: of random integers; the result depends on its name only.
+        stream: of random integers; the result depends on its name and on the other arguments only.
+        dashes: of a long path.
+        distractors: short paths, at most.
 
     Returns:
         Their dashes.
     """
-    direction, place, room = _long_paths(stream)
-    short_direction, short_place = _short_paths(stream, room, len(direction))
+    direction, place, room = _long_paths(stream, dashes)
+    short_direction, short_place = _short_paths(stream, room, len(direction), distractors)
     return Paths(direction, place, short_direction, short_place)
 
 
-def _long_paths(stream: Stream) -> tuple[np.ndarray, np.ndarray, _Room]:
-    direction = np.zeros((LANES, 2, TARGET), np.int16)
-    place = np.zeros((LANES, 2, TARGET, 2), np.int16)
+def _long_paths(stream: Stream, dashes: int) -> tuple[np.ndarray, np.ndarray, _Room]:
+    direction = np.zeros((LANES, 2, dashes), np.int16)
+    place = np.zeros((LANES, 2, dashes, 2), np.int16)
     first = stream.below(DEGREES, LANES)
     lanes = np.flatnonzero(_STARTS[first])
     first = first[lanes]
@@ -97,7 +99,7 @@ def _long_paths(stream: Stream) -> tuple[np.ndarray, np.ndarray, _Room]:
         direction[lanes, path, 0], place[lanes, path, 0] = now[path], start[path]
         pivot.append(start[path] + tables().pivot[now[path]])
         rooms[1 - path].occupy(lanes, now[path], start[path])
-    for dash in range(1, TARGET):
+    for dash in range(1, dashes):
         for path in (0, 1):
             found, chosen, end, here = _extend(stream, rooms[path], lanes, now[path], pivot[path])
             rooms[path].occupy(lanes[found], now[path][found], last[path][found])
@@ -110,10 +112,10 @@ def _long_paths(stream: Stream) -> tuple[np.ndarray, np.ndarray, _Room]:
     return direction[lanes], place[lanes], rooms[0].take(lanes)
 
 
-def _short_paths(stream: Stream, room: _Room, count: int) -> tuple[np.ndarray, np.ndarray]:
-    direction = np.full((count, DISTRACTORS, DISTRACTOR), -1, np.int16)
-    place = np.zeros((count, DISTRACTORS, DISTRACTOR, 2), np.int16)
-    for path in range(DISTRACTORS):
+def _short_paths(stream: Stream, room: _Room, count: int, paths: int) -> tuple[np.ndarray, np.ndarray]:
+    direction = np.full((count, paths, DISTRACTOR), -1, np.int16)
+    place = np.zeros((count, paths, DISTRACTOR, 2), np.int16)
+    for path in range(paths):
         waiting = np.arange(count)
         for _ in range(_RETRIES):
             trial = room.take(waiting)
