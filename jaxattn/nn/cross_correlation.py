@@ -71,6 +71,11 @@ class CrossCorrelationModule(MechanismModule):
             nnx.initializers.zeros, rngs.params(), (num_heads, 2 * config.lags + 1), ("heads", None)
         )
 
+    @property
+    def takes_pair_mask(self) -> bool:
+        """True."""
+        return True
+
     def __call__(
         self,
         query,

@@ -110,6 +110,16 @@ class EnergyGatedModule(MechanismModule):
         """Whether the inner mechanism attends over a tree."""
         return self.inner.uses_tree
 
+    @property
+    def takes_bias(self) -> bool:
+        """Whether the inner mechanism adds a bias to its scores."""
+        return self.inner.takes_bias
+
+    @property
+    def takes_pair_mask(self) -> bool:
+        """Whether the inner mechanism masks single pairs."""
+        return self.inner.takes_pair_mask
+
     def energy(
         self, inputs: Float[Array, "B S D"] | None, key: Float[Array, "B S K H"]
     ) -> Float[Array, "B S N"]:
@@ -136,9 +146,9 @@ class EnergyGatedModule(MechanismModule):
         attention_mask=None,
         segment_ids=None,
         is_causal=False,
-        **tree,
+        **inner,
     ) -> Float[Array, "B T N V"]:
-        """Attends over the whole sequence; a `tree` is for the inner mechanism."""
+        """Attends over the whole sequence; a `tree` or a `bias` is for the inner mechanism."""
         energy = self.energy(inputs, key)
         if self.normalization == "prefix" and isinstance(self.inner, SoftmaxModule):
             return energy_gated_attention(
@@ -153,6 +163,7 @@ class EnergyGatedModule(MechanismModule):
                 segment_ids=segment_ids,
                 is_causal=is_causal,
                 implementation=self.inner.implementation,
+                **inner,
             )
         key_bias = padding_key_bias(mask, key_bias)
         gate = energy_gate(
@@ -173,7 +184,7 @@ class EnergyGatedModule(MechanismModule):
             attention_mask=attention_mask,
             segment_ids=segment_ids,
             is_causal=is_causal,
-            **tree,
+            **inner,
         )
 
     def init_state(self, batch: int, max_length: int, num_kv_heads: int, dtype: Any) -> Any:

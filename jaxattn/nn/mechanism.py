@@ -22,6 +22,16 @@ class MechanismModule(nnx.Module):
         """Whether the call takes a tree."""
         return False
 
+    @property
+    def takes_bias(self) -> bool:
+        """Whether the call takes `bias`, (B, N, T, S) or what broadcasts to it, added to scores of single pairs."""
+        return False
+
+    @property
+    def takes_pair_mask(self) -> bool:
+        """Whether `attention_mask` may differ from query to query."""
+        return False
+
     @abc.abstractmethod
     def __call__(
         self,

@@ -54,6 +54,16 @@ class SoftmaxModule(MechanismModule):
         self.head_dim = head_dim
         self.implementation = implementation
 
+    @property
+    def takes_bias(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def takes_pair_mask(self) -> bool:
+        """True."""
+        return True
+
     def __call__(
         self,
         query,
@@ -66,14 +76,16 @@ class SoftmaxModule(MechanismModule):
         attention_mask=None,
         segment_ids=None,
         is_causal=False,
+        bias=None,
     ) -> Float[Array, "B T N V"]:
-        """Attends over the whole sequence."""
+        """Attends over the whole sequence; `bias` is added to the scores."""
         return dot_product_attention(
             query,
             key,
             value,
             key_bias=padding_key_bias(mask, key_bias),
             mask=attention_mask,
+            bias=bias,
             segment_ids=segment_ids,
             is_causal=is_causal,
             implementation=self.implementation,
