@@ -10,10 +10,18 @@ from train.errors import TrainingFailed, UserError
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "charlm": ("train.charlm", "train a character language model"),
     "classify": ("train.classify", "train a text classifier: SST-2, IMDB or texts of your own"),
+    "finetune": (
+        "train.finetune",
+        "fine-tune a pretrained text encoder with a head: irony, emotion, SST-2 or your texts",
+    ),
+    "predict": ("train.predict", "label texts with a fine-tuned encoder"),
     "lra": ("train.lra", "train on a task of the Long Range Arena"),
     "sample": ("train.sample", "write text with a trained model"),
     "diagnose": ("train.diagnose", "tell whether random features could replace a trained attention"),
     "classify-study": ("train.classify_study", "compare text classifiers over seeds, into one JSON"),
+        "train.finetune_study",
+        "compare heads of a fine-tuned encoder over seeds, into one JSON",
+    ),
     "sweep": ("train.sweep", "tasks of the Long Range Arena with many attentions and seeds"),
     "report": ("train.lra_report", "a table and a heatmap of sweeps, beside published figures"),
     "study": ("train.study", "compare attentions and positions over seeds, into one JSON"),

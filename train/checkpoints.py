@@ -19,7 +19,7 @@ from train.errors import TrainingFailed, UserError
 from train.loop import TrainState
 
 FOLDER = "checkpoints"
-BEST = {"val_loss": "min", "val_accuracy": "max"}
+BEST = {"val_loss": "min", "val_accuracy": "max", "val_f1": "max"}
 """By which number a checkpoint can be the best, and which way."""
 
 

@@ -1,19 +1,21 @@
 """Training of a sequence classifier on any task that comes as `ClassificationData`. Reads from top to bottom."""
 
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from jaxattn.models import SequenceClassifier
 from train import loop, sharding
-from train.classification_report import accuracies, finish, losses
+from train.classification_report import finish, measure
 from train.classify_config import ClassificationConfig
 from train.data.batches import Batch, BatchStream
 from train.data.buckets import Buckets
@@ -28,12 +30,36 @@ MakeModel = Callable[[Any, Any, Batch], Functional]
 """(config, data, a batch (seeds, B, ...) to try the model on) -> the model as functions of its parameters."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a classifier is trained, measured and reported; the defaults are those of training from scratch."""
+
+    loss: loop.Loss = loop.class_loss
+    optimizer: optax.GradientTransformation | None = None
+    """None for that of `loop.make_optimizer`."""
+    start: Params | None = None
+    """Values that parameters begin with, such as pretrained ones."""
+    measure: Callable[[np.ndarray, np.ndarray], dict[str, list[float]]] = measure
+    """(logits (seeds, examples, outputs), labels) -> a number for each seed, by name; "loss" among them."""
+    metric: str = "val_accuracy"
+    """"val_" and the one of these names that decides which checkpoint is the best."""
+    patience: int | None = None
+    """Evaluations without a better one after which training stops; None for no such end."""
+    describe: Callable[..., list[str]] | None = None
+    """As `describe` below."""
+    begin: Callable[[Path], None] | None = None
+    """Writes into the run folder what reading new inputs takes."""
+    finish: Callable[..., Any] = finish
+    """As `train.classification_report.finish`."""
+
+
 def train_classifier(
     config: ClassificationConfig,
     data: ClassificationData,
     *,
     command: str = "the same command",
     make_model: MakeModel | None = None,
+    recipe: Recipe | None = None,
 ) -> int:
     """Trains, or goes on training, until the last step, a signal, or a number that is not finite.
 
@@ -42,6 +68,7 @@ def train_classifier(
         data: the task.
         command: what to tell the user to type to resume.
         make_model: what is trained; None for `sequence_classifier`.
+        recipe: how; None for `Recipe()`.
 
     Returns:
         0 when finished, 130 or 143 when a signal stopped it (a checkpoint is then on disk).
@@ -51,6 +78,7 @@ def train_classifier(
         TrainingFailed: not finite, or no checkpoint can be read.
     """
     # 1. The pieces: devices, batches, model. All complaints come here, before anything is written.
+    recipe = recipe or Recipe()
     sharding.initialize_distributed(config.run.distributed)
     seeds, batch_size = config.seeds(), config.optimizer.batch_size
     mesh = sharding.make_mesh(config.run.fsdp, batch_size=batch_size, accumulate=config.optimizer.accumulate)
@@ -79,10 +107,16 @@ def train_classifier(
         streams,
         identity=config.identity() | {"data": data.sha256()},
         keeps={"task": data.record},
-        metric="val_accuracy",
-        loss=loop.class_loss,
+        metric=recipe.metric,
+        loss=recipe.loss,
+        optimizer=recipe.optimizer,
+        start=recipe.start,
+        patience=recipe.patience,
     )
-    run.begin(describe(config, data, model, mesh, run.out))
+    run.begin((recipe.describe or describe)(config, data, model, mesh, run.out))
+
+    if recipe.begin is not None and jax.process_index() == 0:
+        recipe.begin(run.out)
 
     # 3. Compile before the clock starts.
     began = time.monotonic()
@@ -96,12 +130,13 @@ def train_classifier(
 
     def check(params: Params) -> Checked:
         logits = predict(params, data.validation, trees.get("validation"), buckets["validation"])
-        loss = losses(logits, data.validation.labels).mean(axis=1).tolist()
-        accuracy = accuracies(logits, data.validation.labels)
-        line = (
-            f"validation accuracy {mean_and_spread(accuracy)}, loss {mean_and_spread(loss)} nats per example"
+        entry = {
+            f"val_{name}": values for name, values in recipe.measure(logits, data.validation.labels).items()
+        }
+        numbers = ", ".join(
+            f"{name.removeprefix('val_')} {mean_and_spread(values)}" for name, values in entry.items()
         )
-        return Checked({"val_loss": loss, "val_accuracy": accuracy}, mean(accuracy), line)
+        return Checked(entry, mean(entry[recipe.metric]), f"validation {numbers} nats per example")
 
     # 4. The loop.
     def tokens(batch: Batch) -> int:
@@ -115,7 +150,7 @@ def train_classifier(
     def predict_part(params: Params, name: str) -> np.ndarray:
         return predict(params, data.parts()[name], trees.get(name), buckets[name])
 
-    finish(config, data, run, predict_part, shapes=len(examples), batches=len(buckets["train"]))
+    recipe.finish(config, data, run, predict_part, shapes=len(examples), batches=len(buckets["train"]))
     run.store.close()
     return 0
 
@@ -166,12 +201,27 @@ def describe(
     config: ClassificationConfig, data: ClassificationData, model: Functional, mesh: Mesh, out: Path
 ) -> list[str]:
     """What is being trained, in a few lines."""
-    m, o = config.model, config.optimizer
-    device = jax.devices()[0]
+    m = config.model
+    return describe_run(
+        config,
+        data,
+        mesh,
+        out,
+        [
+            f"model    {m.attention}, positions {m.positions}, pooling {m.pooling}: {m.num_layers} layers, "
+            f"{m.num_heads} heads, features {m.features}, at most {data.max_length} tokens; "
+            f"{model.num_params():,} parameters"
+        ],
+    )
+
+
+def describe_run(
+    config: ClassificationConfig, data: ClassificationData, mesh: Mesh, out: Path, model: Sequence[str]
+) -> list[str]:
+    """The lines about the model, and those about data, steps, devices and folder."""
+    o, device = config.optimizer, jax.devices()[0]
     return [
-        f"model    {m.attention}, positions {m.positions}, pooling {m.pooling}: {m.num_layers} layers, "
-        f"{m.num_heads} heads, features {m.features}, at most {data.max_length} tokens; "
-        f"{model.num_params():,} parameters",
+        *model,
         *(
             f"{'data' if i == 0 else '':<8} {data.name + ': ' if i == 0 else ''}{n}"
             for i, n in enumerate(data.notes)
@@ -179,6 +229,6 @@ def describe(
         f"training {o.steps} steps of {o.batch_size} examples, seeds {', '.join(map(str, config.seeds()))}",
         f"devices  {jax.device_count()} {device.platform} ({device.device_kind}), "
         + " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-        + f", {np.dtype(compute_dtype(m.dtype)).name}",
+        + f", {np.dtype(compute_dtype(config.model.dtype)).name}",
         f"folder   {out}",
     ]

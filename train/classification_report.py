@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,14 @@ def confusion_counts(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return counts
 
 
+def measure(logits: np.ndarray, labels: np.ndarray) -> dict[str, list[float]]:
+    """Accuracy and mean loss of each seed."""
+    return {
+        "accuracy": accuracies(logits, labels),
+        "loss": losses(logits, labels).mean(axis=1).tolist(),
+    }
+
+
 def finish(
     config: ClassificationConfig,
     data: ClassificationData,
@@ -67,22 +75,63 @@ def finish(
         The content of summary.json.
     """
     seeds, out, say = run.seeds, run.out, run.progress.say
-    best = run.store.best_step()
-    assert best is not None, "the last step is always evaluated and saved"
+    best, params = best_checkpoint(run)
     measured = "test" if data.test is not None else "validation"
     labels = data.parts()[measured].labels
     say(f"measuring the best checkpoint, of step {best}, on all {measured} data")
-    params = run.state.params if best == run.total else run.store.params(best, run.target.params)
     logits = predict(params, measured)
-    accuracy = accuracies(logits, labels)
-    loss = losses(logits, labels).mean(axis=1).tolist()
     counts = confusion_counts(logits, labels)
+    numbers = measure(logits, labels)
+    summary = summarise(config, data, run, best, measured, numbers, shapes=shapes, batches=batches)
+    summary["confusion"] = counts.tolist()
+    if jax.process_index() == 0:
+        plots.classification_curves(run.log.history, seeds, out / "curves.png")
+        title = f"{measured} part" + (f", sum of {len(seeds)} seeds" if len(seeds) > 1 else "")
+        plots.confusion(counts.sum(axis=0), data.classes, out / "confusion.png", title=title)
+        ids = data.ids.get(measured) or [str(i) for i in range(len(labels))]
+        _write_predictions(out / "predictions.tsv", data.classes, seeds, ids, labels, logits)
+    return close_report(run, summary, numbers)
+
+
+def best_checkpoint(run: Run) -> tuple[int, Params]:
+    """The step of the best checkpoint, and its parameters."""
+    best = run.store.best_step()
+    assert best is not None, "the last step is always evaluated and saved"
+    return best, run.state.params if best == run.last else run.store.params(best, run.target.params)
+
+
+def summarise(
+    config: ClassificationConfig,
+    data: ClassificationData,
+    run: Run,
+    best: int,
+    measured: str,
+    numbers: Mapping[str, list[float]],
+    *,
+    shapes: int,
+    batches: int,
+) -> dict[str, Any]:
+    """What every run puts into summary.json: what it was, what it measured, what it cost.
+
+    Args:
+        config: of the run.
+        data: the task.
+        run: finished.
+        best: step of the best checkpoint.
+        measured: the part that `numbers` are of.
+        numbers: for each seed, by name.
+        shapes: how many shapes of batches were compiled.
+        batches: of an epoch.
+
+    Returns:
+        JSON-able values; a number on validation data has "val_" before its name.
+    """
     evals = {record["step"]: record for record in run.log.history if record["kind"] == "eval"}
     rates = [record["tokens_per_second"] for record in run.log.history if record["kind"] == "train"]
-    summary: dict[str, Any] = {
+    return {
         "config": dataclasses.asdict(config),
-        "seeds": list(seeds),
-        "steps": run.total,
+        "seeds": list(run.seeds),
+        "steps": run.last,
         "batches_per_epoch": batches,
         "parameters": run.model.num_params(),
         "data": {
@@ -93,33 +142,30 @@ def finish(
             "trees": data.lengths is not None,
         },
         "best_step": best,
-        "val_accuracy": over_seeds(evals[best]["val_accuracy"]),
-        "val_loss": over_seeds(evals[best]["val_loss"]),
-        "last_val_accuracy": over_seeds(evals[run.total]["val_accuracy"]),
+        **{name: over_seeds(evals[best][name]) for name in evals[best] if name.startswith("val_")},
+        "last_val_accuracy": over_seeds(evals[run.last]["val_accuracy"]),
         "measured_on": measured,
-        "accuracy": over_seeds(accuracy),
-        "loss": over_seeds(loss),
-        "confusion": counts.tolist(),
+        **{name: over_seeds(values) for name, values in numbers.items()},
         "compiled_shapes": shapes,
         "seconds": run.seconds,
-        "seconds_per_step": (run.seconds - run.checking) / run.total,
+        "seconds_per_step": (run.seconds - run.checking) / run.last,
         "tokens_per_second": float(np.median(rates)) if rates else None,
         "peak_memory": peak_memory(),
         **provenance(run.mesh),
     }
+
+
+def close_report(run: Run, summary: dict[str, Any], numbers: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Writes summary.json, the last file of a finished run, and says what came out."""
     if jax.process_index() == 0:
-        plots.classification_curves(run.log.history, seeds, out / "curves.png")
-        title = f"{measured} part" + (f", sum of {len(seeds)} seeds" if len(seeds) > 1 else "")
-        plots.confusion(counts.sum(axis=0), data.classes, out / "confusion.png", title=title)
-        ids = data.ids.get(measured) or [str(i) for i in range(len(labels))]
-        _write_predictions(out / "predictions.tsv", data.classes, seeds, ids, labels, logits)
-        (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    say(
-        f"done: {measured} accuracy {mean_and_spread(accuracy)}, loss {mean_and_spread(loss)}; validation accuracy "
-        f"{mean_and_spread(evals[best]['val_accuracy'])} at step {best}; {clock(run.seconds)}, "
-        f"{summary['seconds_per_step']:.3f} seconds a step"
+        (run.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    found = ", ".join(f"{name} {mean_and_spread(values)}" for name, values in numbers.items())
+    run.progress.say(
+        f"done: {summary['measured_on']} {found}; validation accuracy "
+        f"{mean_and_spread(summary['val_accuracy']['per_seed'])} at step {summary['best_step']}; "
+        f"{clock(run.seconds)}, {summary['seconds_per_step']:.3f} seconds a step"
     )
-    say(f"files: {', '.join(sorted(p.name for p in out.iterdir()))} in {out}")
+    run.progress.say(f"files: {', '.join(sorted(p.name for p in run.out.iterdir()))} in {run.out}")
     return summary
 
 

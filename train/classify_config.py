@@ -181,7 +181,7 @@ def parse(argv: Sequence[str]) -> ClassifyConfig:
             "--max-branching": (config.data.max_branching, 2),
         }
     )
-    _check_files(config.data)
+    check_files(config.data)
     if config.data.max_branching is not None and config.max_branching() is None:
         raise UserError(
             f"--max-branching is for --attention tree, which reads each text's tree; got --attention "
@@ -190,7 +190,8 @@ def parse(argv: Sequence[str]) -> ClassifyConfig:
     return config
 
 
-def _check_files(data: TextConfig) -> None:
+def check_files(data: Any) -> None:
+    """Raises unless the flags of the files of the user's own belong to --dataset and make sense."""
     own = {
         "--train-file": data.train_file,
         "--validation-file": data.validation_file,
@@ -207,7 +208,7 @@ def _check_files(data: TextConfig) -> None:
     if data.train_file is None:
         raise UserError("--dataset files needs --train-file.")
     if data.data_path is not None:
-        raise UserError("--data-path is for --dataset sst2 and imdb; got it with --dataset files.")
+        raise UserError("--data-path is for the named data sets; got it with --dataset files.")
     if data.validation_share is not None:
         if data.validation_file is not None:
             raise UserError("--validation-share is for runs without --validation-file; got both.")

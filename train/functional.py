@@ -16,8 +16,9 @@ from train.errors import UserError
 Params = dict[str, Array]
 """A model's arrays by dotted path, such as "decoder.blocks.0.attention.query.kernel"."""
 
-# Arrays that a model holds besides its parameters: random numbers and statistics of feature maps.
-HELD = (FeatureDraw, FeatureStatistic)
+# Arrays that a model holds besides its parameters: random numbers and statistics of feature maps, and running
+# statistics of batch normalisation.
+HELD = (FeatureDraw, FeatureStatistic, nnx.BatchStat)
 
 
 class Functional(NamedTuple):
@@ -114,7 +115,9 @@ def take_apart(
         graphdef, *states = nnx.split(build(key), (nnx.Param, *HELD), ...)
         params, rest = states
         if jax.tree.leaves(rest):
-            raise TypeError("a model may hold parameters and feature maps only; it also holds " + str(rest))
+            raise TypeError(
+                f"a model may hold parameters, feature maps and batch statistics only; it also holds {rest}"
+            )
         variables = dict(nnx.to_flat_state(params))
         anatomy.setdefault("graphdef", graphdef)
         held = {_dotted(path) for path, variable in variables.items() if isinstance(variable, HELD)}

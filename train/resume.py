@@ -27,6 +27,9 @@ WRITTEN = (
     "curves.png",
     "confusion.png",
     "predictions.tsv",
+    "predictions.csv",
+    "relevance.png",
+    "encoder",
 )
 
 

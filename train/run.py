@@ -9,15 +9,16 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from train import loop, resume, sharding
-from train.checkpoints import FOLDER, Checkpoints
+from train.checkpoints import BEST, FOLDER, Checkpoints
 from train.compilation import TrainStep, compile_steps
 from train.errors import TrainingFailed
-from train.functional import Functional
+from train.functional import Functional, Params
 from train.interrupt import StopRequest
-from train.metrics import MetricsLog, Progress
+from train.metrics import MetricsLog, Progress, mean
 
 
 class Stream(Protocol):
@@ -56,6 +57,9 @@ class Run:
         keeps: what its record holds besides, JSON-able.
         metric: which number decides on the best checkpoint; see `checkpoints.BEST`.
         loss: see `loop.make_train_step`.
+        optimizer: the update rule; None for that of `loop.make_optimizer`.
+        start: values of parameters to begin with, such as pretrained ones; the others are drawn for each seed.
+        patience: stop after so many evaluations without a better `metric`; None goes on to the last step.
 
     Raises:
         UserError: another run lives in the folder, or --resume-step does not exist.
@@ -73,12 +77,16 @@ class Run:
         keeps: Mapping[str, Any],
         metric: str = "val_loss",
         loss: loop.Loss = loop.next_token_loss,
+        optimizer: optax.GradientTransformation | None = None,
+        start: Params | None = None,
+        patience: int | None = None,
     ):
         self.config, self.model, self.mesh, self.streams = config, model, mesh, streams
         self.seeds: tuple[int, ...] = config.seeds()
         self.total: int = config.optimizer.steps
         self._loss, self._keeps, self._identity = loss, dict(keeps), dict(identity)
-        self.optimizer = loop.make_optimizer(config.optimizer)
+        self.optimizer = loop.make_optimizer(config.optimizer) if optimizer is None else optimizer
+        self._metric, self._patience = metric, patience
         init = loop.make_init(model, self.optimizer, self.seeds)
         shapes = jax.eval_shape(init)
         specs = sharding.param_specs(model.axes, model.shapes, config.run.fsdp)
@@ -96,11 +104,13 @@ class Run:
         restored = resume.restore(self.store, self.target, self._identity, step=config.run.resume_step)
         self.resumed = restored is not None
         if restored is None:
-            self.state = jax.jit(init, out_shardings=self.shardings)()
+            self.state = self._with(jax.jit(init, out_shardings=self.shardings)(), start or {})
         else:
             self.state, record, self.warnings = restored
             streams.set_state(record["data"])
         self.start = int(np.asarray(self.state.step)[0])
+        self.last = self.start
+        """Updates made so far."""
         self.seconds: float = record["seconds"]
         """Of training and evaluating, over all resumed parts."""
         self.checking: float = record.get("checking", 0.0)
@@ -108,11 +118,8 @@ class Run:
         leader = jax.process_index() == 0
         self.log = MetricsLog(self.out, record["history"], seeds=self.seeds, enabled=leader)
         self.progress = Progress(self.total, self.start, enabled=leader)
-
-    @property
-    def is_done(self) -> bool:
+        self.is_done = self.start == self.total or self._out_of_patience()
         """Whether nothing was left to train when the run was started."""
-        return self.start == self.total
 
     def begin(self, description: Sequence[str]) -> None:
         """Says what is being trained, and keeps the configuration in the folder."""
@@ -120,7 +127,7 @@ class Run:
             self.progress.say(line)
         if self.resumed:
             self.progress.say(
-                f"all {self.total} steps are done already"
+                f"all {self.start} steps are done already"
                 if self.is_done
                 else f"resuming after step {self.start}"
             )
@@ -173,13 +180,14 @@ class Run:
         ready: tuple[int, list[loop.StepMetrics], int] | None = None
         mark = time.monotonic()
         seen = 0
-        step = self.start
+        step, finished = self.start, self.is_done
         with StopRequest() as stop:
             try:
-                while step < self.total:
+                while not finished:
                     batch = next(self.streams)
                     self.state, metrics = train_step(self.state, batch)
                     step += 1
+                    self.last, finished = step, step == self.total
                     seen += tokens(batch)
                     pending.append(metrics)
                     sharding.settle(metrics)
@@ -217,10 +225,15 @@ class Run:
                         self.progress.say(f"step {step}: {checked.line}")
                         self.seconds = before + time.monotonic() - began
                         self._save(step, checked.score)
+                        if not finished and self._out_of_patience():
+                            self.progress.say(
+                                f"no better {self._metric} in {self._patience} evaluations: done"
+                            )
+                            finished = True
                         mark = time.monotonic()
                     elif stopping:
                         self._save(step)
-                    if stopping and step < self.total:
+                    if stopping and not finished:
                         self.store.wait()
                         self.progress.say(f"stopped after step {step}; saved {self.store.folder / str(step)}")
                         self.progress.say(f"to go on: {command}")
@@ -232,6 +245,25 @@ class Run:
                 self.log.close()
                 self.store.wait()
         return None
+
+    def _out_of_patience(self) -> bool:
+        if self._patience is None:
+            return False
+        scores = [mean(record[self._metric]) for record in self.log.history if record["kind"] == "eval"]
+        if not scores:
+            return False
+        best = max(scores) if BEST[self._metric] == "max" else min(scores)
+        return len(scores) - 1 - scores.index(best) >= self._patience
+
+    def _with(self, state: loop.TrainState, start: Params) -> loop.TrainState:
+        """The state with these parameters, the same for every seed."""
+
+        def place(name: str, value: Any) -> jax.Array:
+            whole = np.broadcast_to(np.asarray(value), self.target.params[name].shape)
+            placed = self.shardings.params[name]
+            return jax.make_array_from_callback(whole.shape, placed, lambda part: np.array(whole[part]))
+
+        return state._replace(params=state.params | {name: place(name, x) for name, x in start.items()})
 
     def _save(self, step: int, score: float | None = None) -> None:
         self._fail_if_not_finite(self.state.failed)

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 
 from jaxattn.models import LanguageModel, generate
-from train import checkpoints
 from train.config import ModelConfig
 from train.data.corpora import decode, encode
-from train.errors import TrainingFailed, UserError
+from train.errors import UserError
 from train.functional import language_model
+from train.trained import load_trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,31 +74,13 @@ def load(path: str, *, step: int | None = None, model_seed: int | None = None) -
         UserError: no such folder, step or seed.
         TrainingFailed: the checkpoint is damaged; names the steps to try instead.
     """
-    store = checkpoints.Checkpoints(checkpoints.find(path), read_only=True)
-    steps = store.steps()
-    chosen = store.best_step() if step is None else step
-    if chosen is None or chosen not in steps:
-        raise UserError(f"--step must be one of {', '.join(map(str, steps))}; got {step}.")
-    try:
-        record = store.record(chosen)
-        config = ModelConfig(**record["config"]["model"])
-        vocabulary = record["vocabulary"]
-        functional = language_model(config, len(vocabulary))
-        seeds = record["seeds"]
-        seed = seeds[0] if model_seed is None else model_seed
-        if seed not in seeds:
-            raise UserError(f"--model-seed must be one of {', '.join(map(str, seeds))}; got {seed}.")
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        target = {
-            name: jax.ShapeDtypeStruct((len(seeds), *shape.shape), shape.dtype, sharding=device)
-            for name, shape in functional.shapes.items()
-        }
-        params = store.params(chosen, target)
-    except TrainingFailed as error:
-        others = ", ".join(str(s) for s in steps if s != chosen)
-        hint = f"; try --step with one of {others}" if others else "; there is no other"
-        raise TrainingFailed(f"{error}{hint}.") from error
-    return functional.module({name: value[seeds.index(seed)] for name, value in params.items()}), vocabulary
+    functional, params, record = load_trained(
+        path,
+        lambda record: language_model(ModelConfig(**record["config"]["model"]), len(record["vocabulary"])),
+        step=step,
+        model_seed=model_seed,
+    )
+    return functional.module(params), record["vocabulary"]
 
 
 def write(

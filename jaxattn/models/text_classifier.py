@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -19,6 +20,7 @@ class TextClassifier(nnx.Module):
         encoder: a module called as `encoder(input_ids, attention_mask)` -> (B, L, d), such as
             `TextEncoder.from_pretrained(...)`. Where its call takes `deterministic` and `rngs` it gets these too.
         head: `InceptiveHead` or `PoolingHead` of width d.
+        freeze_encoder: use the encoder as it is, also in training: no dropout in it and no gradient into it.
 
     Example:
         >>> import jax.numpy as jnp
@@ -38,8 +40,8 @@ class TextClassifier(nnx.Module):
         (1, 3)
     """
 
-    def __init__(self, encoder: nnx.Module, head: Head):
-        self.encoder, self.head = encoder, head
+    def __init__(self, encoder: nnx.Module, head: Head, *, freeze_encoder: bool = False):
+        self.encoder, self.head, self.freeze_encoder = encoder, head, freeze_encoder
 
     def __call__(
         self,
@@ -63,7 +65,12 @@ class TextClassifier(nnx.Module):
         mask = _given(input_ids, attention_mask)
         drop: dict[str, Any] = {"deterministic": deterministic, "rngs": rngs}
         taken = inspect.signature(type(self.encoder).__call__).parameters
-        hidden = self.encoder(input_ids, mask, **(drop if "deterministic" in taken else {}))
+        if self.freeze_encoder or "deterministic" not in taken:
+            hidden = self.encoder(input_ids, mask)
+        else:
+            hidden = self.encoder(input_ids, mask, **drop)
+        if self.freeze_encoder:
+            hidden = jax.lax.stop_gradient(hidden)
         return self.head(hidden, mask, **drop)
 
     def relevance(

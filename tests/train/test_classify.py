@@ -125,7 +125,7 @@ def test_other_data_in_the_same_folder_is_refused(finished, cli, tmp_path):
             "--text-column is for --dataset files; got it with --dataset imdb",
         ),
         ("--dataset files", "--dataset files needs --train-file"),
-        ("--dataset files --train-file a --data-path b", "--data-path is for --dataset sst2 and imdb"),
+        ("--dataset files --train-file a --data-path b", "--data-path is for the named data sets"),
         ("--dataset files --train-file a --validation-share 2", "must be between 0 and 1; got 2.0"),
         (
             "--dataset files --train-file a --validation-file b --validation-share 0.2",

@@ -23,7 +23,7 @@ class Texts:
     """Names of the texts, for the file of predictions."""
 
 
-def read_table(path: Path, *, text_column: str, label_column: str) -> Texts:
+def read_table(path: Path, *, text_column: str, label_column: str | None) -> Texts:
     """Reads .tsv, .csv or .jsonl, also compressed (.gz, .xz), UTF-8.
 
     A .tsv has one row a line and no quoting; a .csv is quoted as spreadsheets do; both begin with the names of
@@ -32,7 +32,7 @@ def read_table(path: Path, *, text_column: str, label_column: str) -> Texts:
     Args:
         path: the file.
         text_column: name of the column of texts.
-        label_column: name of the column of labels; values are read as strings.
+        label_column: name of the column of labels; values are read as strings. None for texts without labels.
 
     Raises:
         UserError: the file cannot be read, is of another kind, or a row lacks a column; it says which.
@@ -45,13 +45,13 @@ def read_table(path: Path, *, text_column: str, label_column: str) -> Texts:
         with _open(path) as file:
             for number, (line, row) in enumerate(_READERS[kind](file, path)):
                 for flag, column in (("--text-column", text_column), ("--label-column", label_column)):
-                    if row.get(column) is None:
+                    if column is not None and row.get(column) is None:
                         there = ", ".join(map(repr, row))
                         raise UserError(
                             f"{flag} must be a column of {path}; line {line} has no {column!r}, but {there}."
                         )
                 texts.append(str(row[text_column]))
-                labels.append(str(row[label_column]).strip())
+                labels.append("" if label_column is None else str(row[label_column]).strip())
                 ids.append(str(row.get("id", number)))
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it first.") from error

@@ -55,7 +55,7 @@ def text_examples(
             f"the training texts of {texts.name} must have at least 2 labels; all are {labels[0]!r}."
         )
     for name, part in there.items():
-        _check_labels(name, part, labels)
+        check_labels(name, part, labels)
     read = {name: _read(part, max_length, max_branching) for name, part in there.items()}
     vocabulary = Vocabulary.of(read["train"].words, vocabulary_size)
     sequences = {
@@ -113,7 +113,8 @@ def _read(part: Texts, max_length: int, max_branching: int | None) -> _Read:
     return _Read(words, None if max_branching is None else lengths, cut, empty, joined)
 
 
-def _check_labels(name: str, part: Texts, known: Sequence[str]) -> None:
+def check_labels(name: str, part: Texts, known: Sequence[str]) -> None:
+    """Raises where a text has a label that is not among the known ones of the training texts."""
     for i, label in enumerate(part.labels):
         if label not in known:
             raise UserError(
