@@ -63,7 +63,9 @@ def finish(
         _plot_confusion(kind, counts.sum(axis=0), data.classes, out / "confusion.png", title)
         separator = config.data.label_separator or ","
         _write_predictions(out / "predictions.csv", data, measured, run.seeds, predicted, chances, separator)
-    if config.evaluation.relevance_texts:
+    if config.evaluation.relevance_texts and config.model.head == "cls":
+        run.progress.say("no relevance.png: the cls head reads one token, so that all relevance is on it")
+    elif config.evaluation.relevance_texts:
         first = first_seed(run, params)
         coloured = relevance(
             config, encoder, data, measured, run.model.module(first), predicted[0], chances[0]
