@@ -20,8 +20,8 @@ _SHA256 = {
     },
     "irony": {
         "mapping": "70e09046e181179b9870a2f59a3263bbb28c787831779e4ce4a18373d054296b",
-        "train_text": "fc69e6106c0f1f433a91536e08f83c71a391d7b219f7684d42f243a8089af77d",
-        "train_labels": "a888125a44f7dfaa25b026318748d0e62cc9a300d20f66eafd62011a19eaea23",
+        "train_text": "a888125a44f7dfaa25b026318748d0e62cc9a300d20f66eafd62011a19eaea23",
+        "train_labels": "fc69e6106c0f1f433a91536e08f83c71a391d7b219f7684d42f243a8089af77d",
         "val_text": "8806cf3793e300a485cfae34892fc3a0a2f9a183deb06c750c6531515c83051e",
         "val_labels": "ccf429f63b4e8d0e7f425ca09445f7c31f7cea8a1b7c283b015b117c4002fd07",
         "test_text": "53103da934a7308eee82f05f2a9781a8ea3e88604fdc1e02d3101108505c64be",
