@@ -3,18 +3,20 @@
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Int
 
 from jaxattn.nn.random_features import RandomFeaturesModule
 
+ArrayLike = Array | np.ndarray
 Model = TypeVar("Model", bound=nnx.Module)
 
 
 def calibrate(
     model: Model,
-    input_ids: Int[Array, "B L"],
-    attention_mask: Bool[Array, "B L"] | None = None,
+    input_ids: Int[ArrayLike, "B L"],
+    attention_mask: Bool[ArrayLike, "B L"] | Int[ArrayLike, "B L"] | None = None,
     *,
     passes: int = 2,
     **call: Any,

@@ -56,7 +56,10 @@ def _base(source: Mapping[str, Any], kind: str) -> float:
         "sliding_attention": ("local_rope_theta", 10000.0),
     }[kind]
     require(source, {"rope_scaling": ({},)})
-    given = (source.get("rope_parameters") or {}).get(kind) or {}
+    parameters = source.get("rope_parameters") or {}
+    if not set(parameters) <= set(KINDS):
+        raise ValueError(f"rope_parameters in config.json must have the keys {KINDS}; got {sorted(parameters)}.")
+    given = parameters.get(kind) or {}
     require(given, {"rope_type": ("default",), "partial_rotary_factor": (1,)})
     return float(setting(given, "rope_theta", setting(source, old, default)))
 

@@ -1,0 +1,186 @@
+"""Tiny models of every family with what torch computes from them, for tests that run without torch.
+
+    python tests/models/make_encoder_fixtures.py [folder of all-MiniLM-L6-v2]
+
+needs torch and transformers. It writes fixtures/*.npz: weights, config.json, a batch and all hidden states.
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+
+FIXTURES = pathlib.Path(__file__).resolve().parent / "fixtures"
+LENGTH = 20
+TEXTS = [
+    "A short text.",
+    "Energy-gated attention lets every token announce how much it matters.",
+    "Käsekuchen, 北京 and naïve café!",
+    "?",
+]
+
+SIZES = {
+    "vocab_size": 60,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+    "initializer_range": 0.3,
+}
+RELATIVE = {"model_type": "deberta-v2", **SIZES, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
+V3 = {
+    **RELATIVE,
+    "position_buckets": 4,
+    "max_relative_positions": 16,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+}
+DISTIL = {"dim": 16, "hidden_dim": 24, "n_layers": 2, "n_heads": 2}
+# ModernBERT's special tokens have ids beyond a small vocabulary.
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+
+CONFIGS = {
+    "bert": {"model_type": "bert", **SIZES, "hidden_act": "gelu_new", "layer_norm_eps": 1e-3},
+    "roberta": {"model_type": "roberta", **SIZES, "type_vocab_size": 1, "pad_token_id": 1},
+    "xlm-roberta": {"model_type": "xlm-roberta", **SIZES, "type_vocab_size": 1, "pad_token_id": 3},
+    "distilbert": {"model_type": "distilbert", **SIZES, **DISTIL},
+    "deberta-v3": V3,
+    "deberta-v2-convolution": {**V3, "conv_kernel_size": 3, "conv_act": "gelu"},
+    # Own projections, one row a distance, absolute positions and token types besides.
+    "deberta-v1-settings": {**RELATIVE, "type_vocab_size": 2, "max_relative_positions": 8},
+    "deberta-c2p-alone": {**RELATIVE, "pos_att_type": "c2p"},
+    "modernbert": {
+        "model_type": "modernbert",
+        **SIZES,
+        **SPECIAL,
+        "num_hidden_layers": 4,
+        "local_attention": 8,
+        "tie_word_embeddings": False,
+    },
+}
+
+
+def torch_model(name):
+    """A model with random weights, also where transformers starts from zeros and ones."""
+    import torch
+    import transformers
+
+    settings = dict(CONFIGS[name])
+    config = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
+    config._attn_implementation = "eager"
+    torch.manual_seed(sum(map(ord, name)))
+    model = transformers.AutoModel.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def batch(pad_token_id):
+    """Rows without padding, padded on the right, on the left, and with one token."""
+    mask = np.ones((4, LENGTH), bool)
+    mask[1, 13:] = False
+    mask[2, :7] = False
+    mask[3, 1:] = False
+    ids = np.random.default_rng(0).integers(4, 60, mask.shape)
+    return np.where(mask, ids, pad_token_id).astype(np.int32), mask
+
+
+def torch_states(model, ids, mask, token_type_ids=None):
+    """All hidden states, the last with the final normalisation: (layers + 1, B, L, D)."""
+    import torch
+
+    extra = {} if token_type_ids is None else {"token_type_ids": torch.tensor(token_type_ids).long()}
+    with torch.no_grad():
+        out = model(
+            input_ids=torch.tensor(ids).long(),
+            attention_mask=torch.tensor(mask).long(),
+            output_hidden_states=True,
+            **extra,
+        )
+    states = [state.numpy() for state in out.hidden_states]
+    states[-1] = out.last_hidden_state.numpy()
+    return np.stack(states)
+
+
+def token_types(config):
+    """A second text from the sixth token on, in models that tell texts apart."""
+    if getattr(config, "type_vocab_size", 0) < 2:
+        return None
+    return np.broadcast_to(np.arange(LENGTH) > 5, (4, LENGTH)).astype(np.int32)
+
+
+def write_family(name):
+    """One family's fixture."""
+    model = torch_model(name)
+    config = model.config.to_dict()
+    ids, mask = batch(config["pad_token_id"])
+    types = token_types(model.config)
+    extra = {} if types is None else {"token_type_ids": types}
+    np.savez_compressed(
+        FIXTURES / f"{name}.npz",
+        config=json.dumps(config, default=str),
+        input_ids=ids,
+        attention_mask=mask,
+        states=torch_states(model, ids, mask, types),
+        **extra,
+        **{f"weights/{key}": value.numpy() for key, value in model.state_dict().items()},
+    )
+
+
+def write_functions():
+    """Activations and the buckets of distances."""
+    import torch
+    from transformers.activations import ACT2FN
+    from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
+
+    x = np.linspace(-6, 6, 101, dtype=np.float32)
+    names = ["gelu", "gelu_python", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu"]
+    names += ["relu", "silu", "swish", "tanh"]
+    distance = np.arange(-1100, 1101)
+    np.savez_compressed(
+        FIXTURES / "functions.npz",
+        x=x,
+        distance=distance.astype(np.int16),
+        **{f"activation/{name}": ACT2FN[name](torch.tensor(x)).numpy() for name in names},
+        **{
+            f"buckets/{size}/{most}": make_log_bucket_position(torch.tensor(distance), size, most)
+            .numpy()
+            .astype(np.int16)
+            for size, most in ((4, 16), (256, 512), (32, 128), (256, 1024))
+        },
+    )
+
+
+def write_real(folder):
+    """A real model: token ids and last hidden states of a few texts."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    tokens = tokenizer(TEXTS, padding=True, return_tensors="np")
+    ids, mask = tokens["input_ids"], tokens["attention_mask"].astype(bool)
+    pair = tokenizer([TEXTS[0]], [TEXTS[1]], return_tensors="np")
+    np.savez_compressed(
+        FIXTURES / "all-minilm-l6-v2.npz",
+        texts=json.dumps(TEXTS),
+        input_ids=ids.astype(np.int32),
+        attention_mask=mask,
+        last=torch_states(model, ids, mask)[-1][mask],
+        pair_ids=pair["input_ids"].astype(np.int32),
+        pair_types=pair["token_type_ids"].astype(np.int32),
+    )
+
+
+if __name__ == "__main__":
+    FIXTURES.mkdir(exist_ok=True)
+    for family in CONFIGS:
+        write_family(family)
+    write_functions()
+    if len(sys.argv) > 1:
+        write_real(sys.argv[1])
