@@ -208,6 +208,21 @@ def test_errors_of_files_say_what_is_wrong(tmp_path):
         TextEncoder.from_pretrained(tmp_path, revision="main")
 
 
+def test_a_repository_in_the_cache_is_read_at_the_wanted_revision(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    arrays, weights = fixture("bert")
+    repository = tmp_path / "models--some--model"
+    for revision, commit, width in (("main", "a" * 40, 4), ("old", "b" * 40, 5)):
+        (repository / "refs").mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / revision).write_text(commit)
+        (repository / "snapshots" / commit).mkdir(parents=True)
+        changed = json.loads(str(arrays["config"])) | {"pad_token_id": width}
+        write(repository / "snapshots" / commit, changed, weights)
+    cached = {"local_files_only": True, "cache_dir": tmp_path}
+    assert TextEncoder.from_pretrained("some/model", **cached).config.pad_token_id == 4
+    assert TextEncoder.from_pretrained("some/model", revision="old", **cached).config.pad_token_id == 5
+
+
 def test_what_is_not_in_the_cache_says_what_to_do(tmp_path):
     pytest.importorskip("huggingface_hub")
     with pytest.raises(FileNotFoundError, match=r"Run once with a connection.*or give the path of a folder"):

@@ -51,12 +51,12 @@ class TextEmbeddings(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "B L D"]:
         """The embedding of the tokens; token_type_ids of None are zeros."""
-        x = self.word[...].astype(self.dtype)[input_ids]
+        x = self.word[...][input_ids].astype(self.dtype)
         if self.token_type is not None:
             types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-            x = x + self.token_type[...].astype(self.dtype)[types]
+            x = x + self.token_type[...][types].astype(self.dtype)
         if self.position is not None:
-            x = x + self.position[...].astype(self.dtype)[self.positions(input_ids)]
+            x = x + self.position[...][self.positions(input_ids)].astype(self.dtype)
         return self.dropout(self.norm(x), deterministic=deterministic, rngs=rngs)
 
 

@@ -58,7 +58,9 @@ def _base(source: Mapping[str, Any], kind: str) -> float:
     require(source, {"rope_scaling": ({},)})
     parameters = source.get("rope_parameters") or {}
     if not set(parameters) <= set(KINDS):
-        raise ValueError(f"rope_parameters in config.json must have the keys {KINDS}; got {sorted(parameters)}.")
+        raise ValueError(
+            f"rope_parameters in config.json must have the keys {KINDS}; got {sorted(parameters)}."
+        )
     given = parameters.get(kind) or {}
     require(given, {"rope_type": ("default",), "partial_rotary_factor": (1,)})
     return float(setting(given, "rope_theta", setting(source, old, default)))

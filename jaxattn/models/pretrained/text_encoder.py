@@ -251,7 +251,8 @@ class TextEncoder(nnx.Module):
         if self.tokenizer is None:
             raise ValueError(
                 "tokenize needs the tokenizer.json of the model, and there was none beside its weights. Where "
-                "transformers is installed, AutoTokenizer.from_pretrained(name).save_pretrained(folder) writes one."
+                "transformers is installed, AutoTokenizer.from_pretrained(name).save_pretrained(folder) writes one for most "
+                "models."
             )
         if isinstance(texts, str) or not len(texts):
             raise ValueError(f"texts must be a list of at least one text; got {texts!r}.")
@@ -284,7 +285,8 @@ class TextEncoder(nnx.Module):
             attention_mask: True (or 1) at tokens, False (or 0) at padding; None if nothing is padding.
             token_type_ids: 0 in the first and 1 in the second text of a pair; None for zeros.
             tree: over the L tokens, or a batch of trees, for the layers whose mechanism attends over one.
-            deterministic: no dropout.
+            deterministic: no dropout. Otherwise embeddings and branches are dropped with the config's
+                probabilities, weights of the attention never: there are none to drop in most mechanisms.
             rngs: holds the stream "dropout" unless `deterministic`.
 
         Raises:
