@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         nargs="+",
         default=list(DEFAULT),
         metavar="VARIANT",
-        help=f"of {', '.join(VARIANTS)}, or flags; the others are compared to the first (default: {' '.join(DEFAULT)})",
+        help=f"of {', '.join(VARIANTS)}, or flags; others are compared to the first (default: {' '.join(DEFAULT)})",
     )
     parser.add_argument("--encoder", default=MINILM, help=f"folder or name (default: {MINILM})")
     parser.add_argument("--encoder-name", help="what to call it in the record (default: as --encoder)")

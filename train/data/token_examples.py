@@ -69,9 +69,8 @@ def token_examples(
         ids, cut[name] = token_ids(
             encoder, part.texts, max_length, names=[f"{name} text {i}" for i in part.ids]
         )
-        labels: Any = [known.index(row[0]) for row in rows]
-        if several:
-            labels = np.array([[x in row for x in known] for row in rows], np.int32)
+        number = {label: place for place, label in enumerate(known)}
+        labels: Any = [[x in row for x in known] if several else number[row[0]] for row in rows]
         sequences[name] = Sequences.of(ids, labels)
     classes = tuple(texts.class_names.get(label, label) for label in known)
     sizes = ", ".join(f"{len(part):,} {name}" for name, part in sequences.items())
