@@ -59,14 +59,16 @@ def test_hidden_states_are_those_of_torch_and_padding_changes_nothing(name, tmp_
     for ours, theirs in zip(states, arrays["states"], strict=True):
         np.testing.assert_allclose(ours[mask], theirs[mask], atol=2e-5)
     assert all(jnp.isfinite(state).all() for state in states)
+    encoder.save_pretrained(tmp_path / "saved")
+    same_tensors(tmp_path / "saved", fixture(name)[1])
+    if name in ("xlm-roberta", "deberta-c2p-alone"):
+        return  # the same code as others for what follows
     # More padding, with an id in it that is no padding id.
     more = np.pad(ids, ((0, 0), (0, 5)), constant_values=7)
     types = {key: np.pad(value, ((0, 0), (0, 5))) for key, value in types_of(arrays).items()}
     padded = states_of(encoder, more, np.pad(mask, ((0, 0), (0, 5))), **types)
     for ours, theirs in zip(padded, states, strict=True):
         np.testing.assert_allclose(ours[:, : ids.shape[1]][mask], theirs[mask], atol=2e-6)
-    encoder.save_pretrained(tmp_path / "saved")
-    same_tensors(tmp_path / "saved", fixture(name)[1])
 
 
 def test_activations_and_buckets_are_those_of_torch():

@@ -251,8 +251,8 @@ class TextEncoder(nnx.Module):
         if self.tokenizer is None:
             raise ValueError(
                 "tokenize needs the tokenizer.json of the model, and there was none beside its weights. Where "
-                "transformers is installed, AutoTokenizer.from_pretrained(name).save_pretrained(folder) writes one for most "
-                "models."
+                "transformers is installed, AutoTokenizer.from_pretrained(name).save_pretrained(folder) writes "
+                "one for most models."
             )
         if isinstance(texts, str) or not len(texts):
             raise ValueError(f"texts must be a list of at least one text; got {texts!r}.")
