@@ -143,7 +143,9 @@ class FinetuneConfig(ClassificationConfig):
 
     def identity(self) -> dict[str, Any]:
         """Everything but the data that changes the trained numbers: a run may only go on if all of it is equal."""
-        return super().identity() | {"loss": self.data.loss, "class_weights": self.data.class_weights}
+        fields = super().identity() | {"loss": self.data.loss, "class_weights": self.data.class_weights}
+        # A checkpoint gives tuples back as lists.
+        return {name: list(x) if isinstance(x, tuple) else x for name, x in fields.items()}
 
     def resolved(self, batches: int) -> "FinetuneConfig":
         """The configuration with numbers of steps in place of epochs.
