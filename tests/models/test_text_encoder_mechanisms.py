@@ -10,6 +10,7 @@ from test_text_encoder import fixture, load, states_of, types_of
 from jaxattn import Tree
 from jaxattn.models import calibrate
 from jaxattn.nn import (
+    CrossCorrelation,
     EnergyGated,
     Hierarchical,
     RandomFeatures,
@@ -87,7 +88,9 @@ def test_calibration_has_no_memory_of_the_passes_before(tmp_path):
         np.testing.assert_allclose(once, thrice, rtol=1e-5)
 
 
-@pytest.mark.parametrize("mechanism", [Hierarchical((4,)), RandomFeatures(num_features=8)])
+@pytest.mark.parametrize(
+    "mechanism", [Hierarchical((4,)), RandomFeatures(num_features=8), CrossCorrelation(lags=2)]
+)
 def test_deberta_loses_no_relative_position_silently(mechanism, tmp_path):
     encoder, arrays = load(tmp_path, "deberta-v3")
     changed = replace_attention(encoder, mechanism, layers=[1])
@@ -113,6 +116,12 @@ def test_a_replaced_local_layer_of_modernbert_sees_the_whole_text(tmp_path):
     for block in encoder.blocks:
         block.attention.window = 100
     np.testing.assert_allclose(last(everywhere, arrays), last(encoder, arrays), atol=5e-5)
+
+
+def test_lags_keep_the_windows_of_modernbert(tmp_path):
+    encoder, arrays = load(tmp_path, "modernbert")
+    lags = replace_attention(encoder, CrossCorrelation(lags=0))  # no shift but 0: softmax
+    np.testing.assert_allclose(last(lags, arrays), expected(arrays), atol=2e-5)
 
 
 def test_softmax_by_another_backend_is_the_same(tmp_path):
