@@ -1,14 +1,31 @@
 """Every function of jaxattn is checked against its jaxtyping annotations while the tests run."""
 
+import atexit
+import importlib.metadata
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Eight CPU devices, so that sharding is tested for real; single-device tests just use the first.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+_FLAGS = ["--xla_force_host_platform_device_count=8"]
+if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):
+    # The older emitters compile in two thirds of the time. Later releases no longer know the flag, and abort.
+    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
 
-import jax
-import jaxtyping
-import pytest
+# What one worker or one process of the command line has compiled, the others need not: they share a cache, which
+# starts empty with every run of the suite. Smaller programs cost more to store than to compile again.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _cache = tempfile.mkdtemp(prefix="jaxattn-tests-")
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+
+import jax  # noqa: E402  (JAX reads the environment as it is imported)
+import jaxtyping  # noqa: E402  (JAX reads the environment as it is imported)
+import pytest  # noqa: E402  (JAX reads the environment as it is imported)
 
 # The suite compiles thousands of small programs and runs each once or twice: compile them fast, not well.
 jax.config.update("jax_disable_most_optimizations", True)

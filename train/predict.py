@@ -96,6 +96,7 @@ class Trained:
         run = jax.jit(lambda params, tokens, mask: self.functional.apply(params, tokens, mask=mask))
         found = np.empty((len(part), len(self.classes)))
         # Batches as in training: few lengths, so few programs.
+        batch_size = max(1, min(batch_size, len(part)))
         buckets = Buckets(part.lengths, max_length=self.max_length, batch_size=batch_size)
         for chosen in buckets.in_order():
             rows = np.resize(chosen.rows, batch_size)
@@ -165,8 +166,7 @@ def read_texts(file: str | None, text_column: str | None) -> tuple[list[str], li
     Raises:
         UserError: a file that cannot be read, has no such column, or holds no text.
     """
-    suffixes = [] if file is None else Path(file).suffixes
-    if file is not None and file != "-" and ".txt" not in suffixes:
+    if file is not None and file != "-" and Path(file).suffix != ".txt":
         table = read_table(Path(file), text_column=text_column or "text", label_column=None)
         return table.texts, [f"text {name} of {file}" for name in table.ids]
     if text_column is not None:

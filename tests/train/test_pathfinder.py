@@ -96,7 +96,7 @@ def test_the_label_is_what_the_dots_say(described, pictures):
 
 
 def test_fewer_dashes_and_no_short_paths_make_an_easier_set(tmp_path):
-    paths, first, label = describe_shard(3, 1, 40, 4, 0)
+    paths, _, _ = describe_shard(3, 1, 40, 4, 0)
     assert paths.direction.shape == (40, 2, 4) and paths.short_direction.shape == (40, 0, 4)
     bright = [(make_shard(3, 1, 40, dashes, 0)["images"] > 0).sum(1).mean() for dashes in (4, 14)]
     assert 2 * bright[0] < bright[1]  # pixels of the dashes, and of two dots

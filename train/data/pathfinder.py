@@ -2,9 +2,9 @@
 
 Every picture has two long paths, as published of 14 dashes, and up to five short ones. One dot marks the start
 of a long path, the other the end of the same (label 1) or of the other (label 0). `pathfinder_paths` and
-`pathfinder_tables` say what is followed of the published generator, which drew each label by itself; here they come in pairs, one
-of each, in random order, so that every part is balanced. Its contrasts are kept: short paths are brighter than
-long ones by 4/3.
+`pathfinder_tables` say what is followed of the published generator, which drew each label by itself; here they
+come in pairs, one of each, in random order, so that every part is balanced. Its contrasts are kept: short paths
+are brighter than long ones by 4/3.
 
 The data depend on the seed and the sizes alone, as for ListOps. The released files are read by
 `pathfinder_released`.
