@@ -20,6 +20,7 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "diagnose": ("train.diagnose", "tell whether random features could replace a trained attention"),
     "classify-study": ("train.classify_study", "compare text classifiers over seeds, into one JSON"),
     "finetune-study": ("train.finetune_study", "compare heads of an encoder over seeds, into one JSON"),
+    "zero-shot": ("train.zero_shot", "a fine-tuned encoder with other attention and no further training"),
     "sweep": ("train.sweep", "tasks of the Long Range Arena with many attentions and seeds"),
     "report": ("train.lra_report", "a table and a heatmap of sweeps, beside published figures"),
     "study": ("train.study", "compare attentions and positions over seeds, into one JSON"),

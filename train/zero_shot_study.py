@@ -1,0 +1,165 @@
+"""The zero-shot study itself: every variant measured, timed, and put into one record."""
+
+import datetime
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from jaxattn.nn import Softmax
+from train.data.token_examples import TextData
+from train.losses import probabilities
+from train.predict import Trained
+from train.report import over_seeds, provenance
+from train.scores import predictions
+from train.zero_shot_flops import attention_flops
+from train.zero_shot_layers import LayeredClassifier
+from train.zero_shot_measure import (
+    Measured,
+    Variant,
+    batches_of,
+    calibration_batch,
+    measure,
+    prepare,
+)
+from train.zero_shot_timing import SOFTMAX, relative, time_long, time_variants
+
+
+def study(
+    trained: Trained,
+    classifier: LayeredClassifier,
+    data: TextData,
+    tried: Sequence[Variant],
+    *,
+    batch_size: int,
+    repeats: int,
+    long: Sequence[int],
+) -> dict[str, Any]:
+    """Everything measured, as a record.
+
+    Args:
+        trained: the model.
+        classifier: the same by layers.
+        data: texts to calibrate on and to measure.
+        tried: the variants.
+        batch_size: texts at a time, and to calibrate on.
+        repeats: rounds of the timing.
+        long: lengths of texts of random tokens to be timed too.
+    """
+    part_name = "validation" if data.test is None else "test"
+    part = data.parts()[part_name]
+    batches = batches_of(part, batch_size)
+    lengths = sorted({batch.tokens.shape[1] for batch in batches})
+    calibration = calibration_batch(data.train, lengths[-1], batch_size)
+    print(
+        f"{len(part):,} texts padded to {' or '.join(map(str, lengths))} tokens; {len(tried)} variants",
+        flush=True,
+    )
+    states = classifier.states(calibration.tokens, calibration.mask)
+    prepared = {}
+    for variant in tried:
+        for seed in variant.seeds:
+            prepared[variant.name, seed] = prepare(classifier, variant, seed, calibration, states)
+        print(f"ready: {variant.name}", flush=True)
+    found = measure(classifier, batches, tried, prepared, say=lambda line: print(line, flush=True))
+
+    first = batches[0]
+    samples = time_variants(classifier, first, tried, prepared, repeats)
+    heads = trained.encoder.config.num_heads
+    sizes = (first.tokens.shape[1], heads, trained.encoder.config.hidden_size // heads)
+    per_text = {name: float(np.median(s)) / len(first.mask) for name, s in samples.items()}
+    said = predictions(trained.loss, probabilities(trained.loss, found.softmax))
+    return {
+        "date": datetime.date.today().isoformat(),
+        "model": {"layers": len(classifier.layers)},
+        "data": {
+            "name": data.name,
+            "part": part_name,
+            "examples": len(part),
+            "tokens": float(part.lengths.mean()),
+        },
+        "lengths": lengths,
+        "seeds": sorted({seed for variant in tried for seed in variant.seeds}),
+        "batch_size": batch_size,
+        "calibration_texts": len(calibration.rows),
+        "repeats": repeats,
+        **provenance(Mesh(np.array(jax.devices()[:1]), ("data",))),
+        "softmax": {
+            "accuracy": accuracy(said, part.labels),
+            "attention_flops": len(classifier.layers) * attention_flops(Softmax(), *sizes),
+            "dense_flops": dense_flops(classifier, sizes[0]),
+            "seconds_per_1000": 1000 * per_text[SOFTMAX],
+        },
+        "rows": [
+            row
+            | {
+                "seconds_per_1000": 1000 * per_text[f"{row['variant']} {row['layers']}"],
+                "relative_seconds": relative(samples, f"{row['variant']} {row['layers']}", SOFTMAX),
+            }
+            for row in rows_of(tried, found, trained.loss, part.labels, sizes, len(classifier.layers))
+        ],
+        "long": [
+            row
+            for length in long
+            for row in time_long(classifier, tried, prepared, length, sizes[1:], repeats)
+        ],
+    }
+
+
+def rows_of(
+    tried: Sequence[Variant],
+    found: Measured,
+    kind: str,
+    labels: np.ndarray,
+    sizes: tuple[int, int, int],
+    count: int,
+) -> list[dict[str, Any]]:
+    """One row for every variant and set of layers.
+
+    Args:
+        tried: the variants.
+        found: their logits and divergences.
+        kind: of the loss.
+        labels: of the texts.
+        sizes: (T, N, H) that operations are counted for.
+        count: of layers.
+    """
+    base = predictions(kind, probabilities(kind, found.softmax))
+    exact = attention_flops(Softmax(), *sizes)
+    rows = []
+    for variant in tried:
+        one = attention_flops(variant.mechanism, *sizes)
+        divergences = found.divergences[variant.name]
+        for name, numbers in variant.layers.items():
+            said = [predictions(kind, probabilities(kind, x)) for x in found.logits[variant.name, name]]
+            flops = one * len(numbers) + exact * (count - len(numbers))
+            rows.append(
+                {
+                    "variant": variant.name,
+                    "layers": name,
+                    "numbers": list(numbers),
+                    "accuracy": over_seeds([accuracy(x, labels) for x in said]),
+                    "agreement": over_seeds([accuracy(x, base) for x in said]),
+                    "divergence": None
+                    if divergences is None
+                    else over_seeds(divergences[:, list(numbers)].mean(axis=1).tolist()),
+                    "divergence_by_layer": None if divergences is None else divergences.mean(axis=0).tolist(),
+                    "attention_flops": flops,
+                    "relative_flops": flops / (count * exact),
+                }
+            )
+    return rows
+
+
+def accuracy(said: np.ndarray, labels: np.ndarray) -> float:
+    """The share of texts for which all of the prediction is right."""
+    return float((said == labels).reshape(len(labels), -1).all(axis=1).mean())
+
+
+def dense_flops(classifier: LayeredClassifier, length: int) -> int:
+    """Operations of all layers' projections and MLPs on one text: 2 for every weight and token."""
+    named = [pair for _, state in classifier.layers for pair in nnx.to_flat_state(state)]
+    return 2 * length * sum(variable.size for path, variable in named if path[-1] == "kernel")
