@@ -89,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     )
 
     _add_features(commands)
+    _add_training_step(commands)
     report = commands.add_parser(
         "report", help="tables in README.md and docs/benchmarks.md, plots in docs/figures"
     )
@@ -141,6 +142,31 @@ def _add_features(commands: Any) -> None:
     add("--fresh", action="store_true", help="measures everything anew; else what the result file lacks")
 
 
+def _add_training_step(commands: Any) -> None:
+    step = commands.add_parser(
+        "training-step",
+        help="time of a training step of the Long Range Arena's published set-up",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = step.add_argument
+    add("--task", default="text", help="of the Long Range Arena")
+    add("--lengths", type=int, nargs="+", default=[1024, 2048, 4096], help="tokens T")
+    add("--batch", type=int, default=2, help="sequences B")
+    add(
+        "--attentions",
+        nargs="+",
+        default=["softmax", "features:aderf-orf:128", "features:oprf-orf:128", "tree:64x16"],
+        help="spelled as for training; ratios are to softmax",
+    )
+    add("--repeats", type=int, default=5, help="rounds through all attentions")
+    add(
+        "--out",
+        type=pathlib.Path,
+        default=ROOT / "benchmarks/results/training_step.json",
+        help="the result file",
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns the exit status."""
     top = parser()
@@ -159,6 +185,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from benchmarks import features
 
             return features.run(arguments)
+        if arguments.command == "training-step":
+            from benchmarks import training_step
+
+            return training_step.run(arguments)
         if arguments.command == "report":
             from benchmarks import report
 

@@ -4,9 +4,10 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks import check_features, check_trees
+from benchmarks import check_features, check_training_step, check_trees
 from benchmarks.results import load
 
+JUDGED = ("attention", "training-step")
 GATED = "softmax+gate=running"
 # The energy gate over plain softmax of the same implementation: (passes, shortest T that counts, bound).
 GATE_BOUNDS = {"cpu": (("both",), 2048, 1.15), "gpu": (("forward", "both"), 4096, 1.05)}
@@ -17,19 +18,23 @@ VERDICTS = {True: "PASS", False: "FAIL", None: "OPEN"}
 
 def run(paths: Sequence[pathlib.Path]) -> int:
     """Prints every promise of the files with its figure; 1 if one is missed or none can be judged."""
-    verdicts = [verdict for path in paths for verdict in judge(load(path))]
+    verdicts = [verdict for path in paths for verdict in judge(load(path, *JUDGED))]
     for text, kept in verdicts:
         print(f"{VERDICTS[kept]}  {text}")
     judged = [kept for _, kept in verdicts if kept is not None]
     if not judged:
         print(
-            "nothing to judge: no gated case and no features at a length that counts, and no memory at T and 2T."
+            "nothing to judge: no gated case, features or training step at a length that counts, and no memory at T "
+            "and 2T."
         )
     return 0 if judged and all(judged) else 1
 
 
 def judge(document: Mapping[str, Any]) -> Iterator[tuple[str, bool | None]]:
     """(what was promised and found, whether it holds or None if that was not measured)."""
+    if document["benchmark"] == "training-step":
+        yield from check_training_step.judge(document)
+        return
     yield from check_features.judge(document)
     yield from check_trees.judge(document)
     rows = [row for row in document["rows"] if row.get("status") == "ok"]

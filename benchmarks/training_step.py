@@ -1,0 +1,127 @@
+"""Times whole training steps of the Long Range Arena's published set-up, all attentions in turns; one JSON file."""
+
+import argparse
+import gc
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from benchmarks.allocator import keep_memory
+from benchmarks.memory import failure_status
+from benchmarks.prepared import Prepared
+from benchmarks.results import say, write
+from benchmarks.timing import paired_ratio, summary, time_in_turns
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measures length by length and writes the JSON after each, so that an interruption loses one length at most."""
+    from benchmarks.provenance import provenance
+
+    keep_memory()
+    document: dict[str, Any] = {
+        "benchmark": "training-step",
+        "complete": False,
+        "provenance": provenance(),
+        "settings": {"task": arguments.task, "batch": arguments.batch, "repeats": arguments.repeats},
+        "rows": [],
+    }
+    for length in arguments.lengths:
+        rows = measure_length(arguments, length)
+        document["rows"] += rows
+        for row in rows:
+            ratio = row.get("ratios", {}).get("softmax")
+            said = f"{row['median_s']:.3g} s, {ratio:.3f} of softmax" if ratio else row["status"]
+            say(f"T {length} {row['attention']}: {said}")
+        write(document, arguments.out)
+    document["complete"] = True
+    write(document, arguments.out)
+    say(f"wrote {arguments.out}")
+    return 0
+
+
+def measure_length(arguments: argparse.Namespace, length: int) -> list[dict[str, Any]]:
+    """One row an attention; what fails is recorded, not dropped."""
+    rows, prepared = {}, {}
+    for attention in arguments.attentions:
+        row: dict[str, Any] = {
+            "attention": attention,
+            "length": length,
+            "batch": arguments.batch,
+            "status": "ok",
+        }
+        rows[attention] = row
+        start = time.perf_counter()
+        try:
+            call = training_step(arguments.task, attention, length, arguments.batch)
+        except Exception as error:
+            row |= {"status": failure_status(str(error)), "message": f"{type(error).__name__}: {error}"[:300]}
+            continue
+        row["compile_s"] = time.perf_counter() - start
+        prepared[attention] = Prepared(lambda: None, call)
+    samples, errors = time_in_turns(prepared, repeats=arguments.repeats)
+    for attention, row in rows.items():
+        if attention in errors:
+            row |= {"status": failure_status(errors[attention]), "message": errors[attention][:300]}
+        if attention in samples:
+            own = samples[attention]
+            row |= summary(own) | {"samples_s": [float(f"{s:.4g}") for s in own]}
+            row["ratios"] = {"softmax": paired_ratio(own, samples["softmax"])} if "softmax" in samples else {}
+    del prepared
+    gc.collect()
+    return list(rows.values())
+
+
+def training_step(task: str, attention: str, length: int, batch: int) -> Callable[[Any, int], None]:
+    """The compiled step of `python -m train lra --preset paper` on random tokens of full length.
+
+    Args:
+        task: of the Long Range Arena; it says the model, the optimiser and the number of ids.
+        attention: as for --attention.
+        length: tokens a sequence.
+        batch: sequences.
+
+    Returns:
+        Of (anything, n): takes n steps, one after the other, and waits for the last.
+
+    Raises:
+        UserError: no such task or attention.
+    """
+    import jax
+    import numpy as np
+
+    from train import loop
+    from train.data.lra import LRA_TASKS
+    from train.lra import lra_classifier
+    from train.lra_config import parse
+
+    config = parse(["--task", task, "--preset", "paper", "--attention", attention])
+    this = LRA_TASKS[task]
+    data: Any = SimpleNamespace(
+        two_tower=this.two_tower,
+        vocab_size=this.vocab_size,
+        classes=range(this.num_classes),
+        max_length=length,
+    )
+    draw = np.random.default_rng(0)
+    shape = (1, batch, 2, length) if this.two_tower else (1, batch, length)
+    rows: dict[str, Any] = {
+        "tokens": draw.integers(1, this.vocab_size, shape).astype(np.int32),
+        "mask": np.ones(shape, bool),
+        "labels": draw.integers(this.num_classes, size=(1, batch)).astype(np.int32),
+        "weights": np.ones((1, batch), np.float32),
+        "tree": None,
+    }
+    model = lra_classifier(config, data, rows)
+    optimizer = loop.make_optimizer(config.optimizer)
+    state = jax.jit(loop.make_init(model, optimizer, (0,)))()
+    step = loop.make_train_step(model, optimizer, seeds=(0,), loss=loop.class_loss)
+    compiled = jax.jit(step).lower(state, rows).compile()
+
+    def steps(_: Any, times: int) -> None:
+        now = state
+        for _ in range(times):
+            now, metrics = compiled(now, rows)
+        jax.block_until_ready((now, metrics))
+
+    return steps
