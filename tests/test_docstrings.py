@@ -39,3 +39,4 @@ def test_public_names_are_documented(thing):
     text = inspect.getdoc(thing) or ""
     assert text.splitlines()[:1] and text.splitlines()[0].strip(), "no summary line"
     assert ">>>" in text or not inspect.isfunction(thing), "no runnable example"
+    assert "Example:" not in text, "the pages show examples under the heading Examples:"

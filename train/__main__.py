@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 (training failed), 2 (the user can put it right), 130 or 143 (stopped by a signal).
 
-    Example:
+    Examples:
         >>> main([])
         usage: python -m train <subcommand> [options]
         ...

@@ -33,7 +33,7 @@ def accuracies(logits: np.ndarray, labels: np.ndarray) -> list[float]:
 def confusion_counts(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Numbers of examples (seeds, true class, predicted class).
 
-    Example:
+    Examples:
         >>> confusion_counts(np.array([[[0.0, 1.0], [2.0, 1.0]]]), np.array([0, 0])).tolist()
         [[[1, 1], [0, 0]]]
     """

@@ -167,7 +167,7 @@ def parse(argv: Sequence[str]) -> ClassifyConfig:
     Raises:
         UserError: for what makes no sense. Unknown flags and types exit with code 2 by themselves.
 
-    Example:
+    Examples:
         >>> parse(["--preset", "imdb-quick", "--attention", "tree"]).max_branching()
         32
     """

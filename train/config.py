@@ -189,7 +189,7 @@ def parse(argv: Sequence[str]) -> CharLMConfig:
     Raises:
         UserError: for numbers that make no sense. Unknown flags and types exit with code 2 by themselves.
 
-    Example:
+    Examples:
         >>> parse(["--preset", "paper", "--steps", "10"]).optimizer.steps
         10
     """

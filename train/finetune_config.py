@@ -190,7 +190,7 @@ def parse(argv: Sequence[str]) -> FinetuneConfig:
     Raises:
         UserError: for what makes no sense. Unknown flags and types exit with code 2 by themselves.
 
-    Example:
+    Examples:
         >>> parse(["--preset", "emotion", "--head", "cls"]).resolved(batches=102).optimizer.steps
         408
     """

@@ -145,7 +145,7 @@ def make_optimizer(config: FinetuneOptimizer, layers: int) -> optax.GradientTran
 def rate_share(name: str, config: FinetuneOptimizer, layers: int) -> float:
     """The learning rate of a parameter over --lr: d^(layers − 1 − i) in layer i, d^layers in the embeddings.
 
-    Example:
+    Examples:
         >>> config = FinetuneOptimizer(layerwise_decay=0.5)
         >>> [rate_share(f"encoder.{part}.x", config, 2) for part in ("embeddings", "blocks.0", "blocks.1", "norm")]
         [0.25, 0.5, 1.0, 1.0]

@@ -87,7 +87,7 @@ def named_in(argv: Sequence[str], flag: str, choices: Iterable[str]) -> str:
     Raises:
         UserError: none of `choices`.
 
-    Example:
+    Examples:
         >>> named_in(["--task", "text", "--steps", "3"], "--task", ["listops", "text"])
         'text'
     """

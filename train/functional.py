@@ -64,7 +64,7 @@ def language_model(config: ModelConfig, vocab_size: int) -> Functional:
     Raises:
         UserError: what the model itself rejects, such as an unknown mechanism.
 
-    Example:
+    Examples:
         >>> model = language_model(ModelConfig(num_layers=1, features=16, context_length=8), vocab_size=5)
         >>> params = model.init(jax.random.key(0))
         >>> model.apply(params, jnp.zeros((1, 8), int)).shape

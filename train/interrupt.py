@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 class StopRequest:
     """While active, the first signal only sets a flag; a second Ctrl-C interrupts at once.
 
-    Example:
+    Examples:
         >>> with StopRequest() as stop:
         ...     stop.exit_code is None
         True

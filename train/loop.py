@@ -56,7 +56,7 @@ def learning_rate(config: OptimizerConfig) -> optax.Schedule:
 def decays(name: str, ndim: int) -> bool:
     """Whether weight decay applies: to matrices, not to norms, biases, gates' alpha and tau, or Morlet parameters.
 
-    Example:
+    Examples:
         >>> decays("decoder.blocks.0.mlp.up.kernel", 2), decays("decoder.norm.scale", 1)
         (True, False)
     """

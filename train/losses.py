@@ -28,7 +28,7 @@ def softmax_loss(
     Returns:
         The loss of every example, in float32.
 
-    Example:
+    Examples:
         >>> softmax_loss(jnp.zeros((1, 4)), jnp.array([2]), jnp.array([1.0, 1.0, 2.0, 1.0])) / jnp.log(4)
         Array([2.], dtype=float32)
     """
@@ -66,7 +66,7 @@ def multilabel_loss(
     Returns:
         The loss of every example, in float32.
 
-    Example:
+    Examples:
         >>> multilabel_loss(jnp.zeros((1, 2)), jnp.array([[1, 0]])) / jnp.log(2)
         Array([1.], dtype=float32)
     """
@@ -118,7 +118,7 @@ def balanced_weights(kind: str, labels: np.ndarray, classes: int) -> np.ndarray:
     Returns:
         As the loss reads them: (C,), (2,), or (2, C) where every label is a question by itself.
 
-    Example:
+    Examples:
         >>> balanced_weights("softmax", np.array([0, 0, 0, 1]), 2)
         array([0.66666667, 2.        ])
     """
@@ -132,7 +132,7 @@ def balanced_weights(kind: str, labels: np.ndarray, classes: int) -> np.ndarray:
 def probabilities(kind: str, logits: np.ndarray) -> np.ndarray:
     """Probabilities (..., C) of the classes or labels, float64, from logits.
 
-    Example:
+    Examples:
         >>> probabilities("binary", np.array([[0.0]])).tolist()
         [[0.5, 0.5]]
     """

@@ -122,7 +122,7 @@ class LRARunConfig(ClassificationConfig):
 def slug(attention: str) -> str:
     """A spelling of a mechanism as a name of a folder.
 
-    Example:
+    Examples:
         >>> slug("features:oprf-orf:128+gate=running")
         'features-oprf-orf-128+gate=running'
     """
@@ -185,7 +185,7 @@ def parse(argv: Sequence[str]) -> LRARunConfig:
     Raises:
         UserError: for what makes no sense. Unknown flags and types exit with code 2 by themselves.
 
-    Example:
+    Examples:
         >>> parse(["--task", "text", "--preset", "paper"]).optimizer.lr
         0.0001
     """

@@ -14,7 +14,7 @@ def peak_memory() -> dict[str, Any]:
         `bytes`, and `of`: "device" for the largest of the accelerators, or "process" for all of the process (data
         and compilation included) where devices do not say, as CPUs do not.
 
-    Example:
+    Examples:
         >>> peak_memory()["bytes"] > 0
         True
     """

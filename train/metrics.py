@@ -21,7 +21,7 @@ def mean(values: Sequence[float]) -> float:
 def spread(values: Sequence[float]) -> float | None:
     """The sample standard deviation over seeds; None for a single one.
 
-    Example:
+    Examples:
         >>> spread([1.0, 3.0])
         1.4142135623730951
     """
@@ -34,7 +34,7 @@ def spread(values: Sequence[float]) -> float | None:
 def mean_and_spread(values: Sequence[float]) -> str:
     """Mean, with the spread where there are several seeds.
 
-    Example:
+    Examples:
         >>> mean_and_spread([1.0, 3.0])
         '2.0000 ± 1.4142'
     """
@@ -139,7 +139,7 @@ class Progress:
 def clock(seconds: float) -> str:
     """Seconds as hours, minutes and seconds.
 
-    Example:
+    Examples:
         >>> clock(3725)
         '1:02:05'
     """

@@ -81,7 +81,7 @@ def param_specs(axes: Mapping[str, tuple[str | None, ...]], shapes: Mapping[str,
     Returns:
         PartitionSpec by parameter.
 
-    Example:
+    Examples:
         >>> shape = {"kernel": np.zeros((8, 6))}
         >>> param_specs({"kernel": ("mlp", "embed")}, shape, fsdp=2)["kernel"]
         PartitionSpec(None, None, 'fsdp')

@@ -93,7 +93,7 @@ def spellings(
     Raises:
         UserError: an unknown name, or components without weights.
 
-    Example:
+    Examples:
         >>> spellings(["oprf"], ["orf", "sorf"], 8, ["softmax"])
         ['softmax', 'features:oprf-orf:8', 'features:oprf-sorf:8']
     """

@@ -77,7 +77,7 @@ def devices(named: Sequence[int] | None, environment: Mapping[str, str] = os.env
         named: what --devices says; None takes those that CUDA_VISIBLE_DEVICES or the system names.
         environment: to look into.
 
-    Example:
+    Examples:
         >>> devices(None, {"CUDA_VISIBLE_DEVICES": "2,3"}), devices(None, {"JAX_PLATFORMS": "cpu"})
         (['2', '3'], [None])
     """

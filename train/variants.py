@@ -131,7 +131,7 @@ def publish(
 def percent(value: Mapping[str, Any] | None) -> str:
     """A mean over seeds in percent with its spread; a difference has a sign, and nothing is an empty cell.
 
-    Example:
+    Examples:
         >>> percent({"mean": 0.5, "spread": 0.01}), percent({"to": "x", "mean": 0.5, "spread": None}), percent(None)
         ('50.00 ± 1.00', '+50.00', '')
     """

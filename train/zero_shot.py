@@ -171,7 +171,7 @@ def layer_numbers(text: str, count: int) -> tuple[int, ...]:
     Raises:
         UserError: it names none, or one that does not exist.
 
-    Example:
+    Examples:
         >>> layer_numbers("last:2", 6), layer_numbers("1,-1", 6)
         ((4, 5), (1, 5))
     """

@@ -61,7 +61,7 @@ def attention_weights(
     # The scale of a query cancels in its row, and so does one number for all keys.
     log_k = jnp.where(mask[..., None], log_k, -jnp.inf)
     scale_k = jnp.exp(log_k - log_k.max(axis=1, keepdims=True))
-    kernel = jnp.einsum("BTNM,BSNM,BSN->BNTS", phi_q, phi_k, scale_k)
+    kernel = jnp.einsum("BTNM,BSNM->BNTS", phi_q, phi_k * scale_k[..., None])
     total = kernel.sum(axis=-1, keepdims=True)
     return kernel / jnp.where(total == 0, 1, total)
 

@@ -28,7 +28,7 @@ def attention_flops(mechanism: Mechanism, length: int, num_heads: int, head_dim:
     Raises:
         TypeError: another mechanism.
 
-    Example:
+    Examples:
         >>> attention_flops(Softmax(), 512, 12, 32), attention_flops(Hierarchical((16,)), 512, 12, 32)
         (402653184, 14647296)
     """

@@ -35,18 +35,17 @@ class Batch(NamedTuple):
     mask: jax.Array
 
 
-class Measured(NamedTuple):
-    """logits (seeds, texts, outputs) by (variant, set of layers); mean divergences (seeds, layers) by variant."""
+class Predicted(NamedTuple):
+    """Logits of the measured texts: (texts, outputs), and (seeds, texts, outputs) by (variant, set of layers)."""
 
     softmax: np.ndarray
-    logits: dict[tuple[str, str], np.ndarray]
-    divergences: dict[str, np.ndarray | None]
+    variants: dict[tuple[str, str], np.ndarray]
 
 
 def two_lengths(lengths: np.ndarray) -> tuple[int, int]:
     """The two lengths, multiples of 8, that texts are padded to with the fewest tokens in all.
 
-    Example:
+    Examples:
         >>> two_lengths(np.array([5, 9, 10, 12, 40]))
         (16, 40)
     """
@@ -63,14 +62,16 @@ def make_batch(part: Part, rows: np.ndarray, length: int, size: int) -> Batch:
     return Batch(rows, jnp.asarray(padded.tokens), jnp.asarray(mask))
 
 
-def batches_of(part: Part, batch_size: int) -> list[Batch]:
-    """All texts, padded to one of two lengths, the shorter ones first."""
+def batches_of(part: Part, batch_size: int, texts: int | None = None) -> list[Batch]:
+    """All texts, or about so many evenly spaced ones, padded to one of two lengths, the shorter ones first."""
     lengths = part.lengths
     short, longest = two_lengths(lengths)
+    step = 1 if texts is None else -(-len(lengths) // texts)
+    chosen = np.arange(len(lengths)) % step == 0
     found = []
     for length, members in (
-        (short, np.flatnonzero(lengths <= short)),
-        (longest, np.flatnonzero(lengths > short)),
+        (short, np.flatnonzero(chosen & (lengths <= short))),
+        (longest, np.flatnonzero(chosen & (lengths > short))),
     ):
         for start in range(0, len(members), batch_size):
             found.append(make_batch(part, members[start : start + batch_size], length, batch_size))
@@ -119,62 +120,85 @@ def prepare(
     return Prepared(sets, [nnx.split(nnx.merge(*layer).attention.mechanism) for layer in every])
 
 
-def measure(
+def predict(
     classifier: LayeredClassifier,
     batches: Sequence[Batch],
     variants: Sequence[Variant],
     prepared: Mapping[tuple[str, int], Prepared],
     *,
     say: Callable[[str], None] = print,
-) -> Measured:
-    """Logits and divergences of all variants, batch by batch, so that what lies below a replaced layer is run once.
+) -> Predicted:
+    """Logits of all variants, batch by batch, so that what lies below the replaced layers is run once.
 
     Args:
         classifier: with softmax.
-        batches: the texts.
+        batches: all texts.
         variants: what to try.
         prepared: by (name of the variant, seed).
         say: reports progress.
     """
     texts = sum(len(batch.rows) for batch in batches)
-    count = len(classifier.layers)
-    softmax: Any = None
-    logits: dict[tuple[str, str], np.ndarray] = {}
-    sums = {
-        v.name: np.zeros((len(v.seeds), count))
-        for v in variants
-        if prepared[v.name, v.seeds[0]].mechanisms is not None
-    }
-    rows, done = 0, 0
+    found: dict[tuple[str, str, int], np.ndarray] = {}
+
+    def keep(key: tuple[str, str, int], batch: Batch, logits: jax.Array) -> None:
+        every = found.setdefault(key, np.zeros((texts, logits.shape[1]), np.float32))
+        every[batch.rows] = np.asarray(logits)[: len(batch.rows)]
+
+    done = 0
     for batch in batches:
         states = classifier.states(batch.tokens, batch.mask)
-        kept = len(batch.rows)
-        found = np.asarray(classifier.end(states[-1], batch.mask))[:kept]
-        if softmax is None:
-            softmax = np.zeros((texts, found.shape[1]), np.float32)
-            logits = {
-                (v.name, name): np.zeros((len(v.seeds), *softmax.shape), np.float32)
-                for v in variants
-                for name in v.layers
-            }
-        softmax[batch.rows] = found
-        # Rows that only fill the batch up count for nothing.
-        counted = batch.mask & (np.arange(len(batch.mask)) < kept)[:, None]
-        seen = [
-            query_key(*layer, x, batch.mask) for layer, x in zip(classifier.layers, states[:-1], strict=True)
-        ]
-        rows += int(counted.sum()) * seen[0][0].shape[2]
+        keep(("softmax", "", 0), batch, classifier.end(states[-1], batch.mask))
         for variant in variants:
-            for place, seed in enumerate(variant.seeds):
-                ready = prepared[variant.name, seed]
+            for seed in variant.seeds:
                 for name, numbers in variant.layers.items():
-                    first = min(numbers)
-                    out = classifier.run_from(first, ready.sets[name], states[first], batch.mask)
-                    logits[variant.name, name][place, batch.rows] = np.asarray(out)[:kept]
-                for number, mechanism in enumerate(ready.mechanisms or ()):
-                    total = layer_divergence(*mechanism, *seen[number], counted)
-                    sums[variant.name][place, number] += float(total)
-        done += kept
+                    layers, first = prepared[variant.name, seed].sets[name], min(numbers)
+                    logits = classifier.run_from(first, layers, states[first], batch.mask)
+                    keep((variant.name, name, seed), batch, logits)
+        done += len(batch.rows)
         say(f"{done:,} of {texts:,} texts")
-    divergences = {v.name: sums[v.name] / rows if v.name in sums else None for v in variants}
-    return Measured(softmax, logits, divergences)
+    return Predicted(
+        found["softmax", "", 0],
+        {
+            (v.name, name): np.stack([found[v.name, name, seed] for seed in v.seeds])
+            for v in variants
+            for name in v.layers
+        },
+    )
+
+
+def mean_divergences(
+    classifier: LayeredClassifier,
+    batches: Sequence[Batch],
+    variants: Sequence[Variant],
+    prepared: Mapping[tuple[str, int], Prepared],
+) -> dict[str, np.ndarray | None]:
+    """KL(attention ‖ softmax) of a row, (seeds, layers) by variant, at the softmax model's own queries and keys.
+
+    Args:
+        classifier: with softmax.
+        batches: texts; rows of real tokens and heads are averaged.
+        variants: what to measure.
+        prepared: by (name of the variant, seed).
+
+    Returns:
+        None for a variant whose weights may be negative.
+    """
+    totals: dict[str, Any] = {v.name: np.zeros((len(v.seeds), len(classifier.layers))) for v in variants}
+    rows = 0
+    for batch in batches:
+        states = classifier.states(batch.tokens, batch.mask)
+        # Rows that only fill the batch up count for nothing.
+        counted = batch.mask & (np.arange(len(batch.mask)) < len(batch.rows))[:, None]
+        for number, layer in enumerate(classifier.layers):
+            query, key = query_key(*layer, states[number], batch.mask)
+            rows += int(counted.sum()) * query.shape[2]
+            for variant in variants:
+                for place, seed in enumerate(variant.seeds):
+                    mechanisms = prepared[variant.name, seed].mechanisms
+                    if mechanisms is None:
+                        totals[variant.name] = None
+                    else:
+                        total = layer_divergence(*mechanisms[number], query, key, counted)
+                        totals[variant.name][place, number] += float(total)
+    one_layer = rows / len(classifier.layers)
+    return {name: None if total is None else total / one_layer for name, total in totals.items()}

@@ -1,7 +1,7 @@
 """The zero-shot study itself: every variant measured, timed, and put into one record."""
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,14 +18,18 @@ from train.scores import predictions
 from train.zero_shot_flops import attention_flops
 from train.zero_shot_layers import LayeredClassifier
 from train.zero_shot_measure import (
-    Measured,
+    Predicted,
     Variant,
     batches_of,
     calibration_batch,
-    measure,
+    mean_divergences,
+    predict,
     prepare,
 )
 from train.zero_shot_timing import SOFTMAX, relative, time_long, time_variants
+
+DIVERGENCE_TEXTS = 256
+"""Enough: rows and heads are averaged too."""
 
 
 def study(
@@ -64,7 +68,10 @@ def study(
         for seed in variant.seeds:
             prepared[variant.name, seed] = prepare(classifier, variant, seed, calibration, states)
         print(f"ready: {variant.name}", flush=True)
-    found = measure(classifier, batches, tried, prepared, say=lambda line: print(line, flush=True))
+    found = predict(classifier, batches, tried, prepared, say=lambda line: print(line, flush=True))
+    some = batches_of(part, batch_size, DIVERGENCE_TEXTS)
+    print(f"divergences on {sum(len(batch.rows) for batch in some)} texts", flush=True)
+    divergences = mean_divergences(classifier, some, tried, prepared)
 
     first = batches[0]
     samples = time_variants(classifier, first, tried, prepared, repeats)
@@ -85,6 +92,7 @@ def study(
         "seeds": sorted({seed for variant in tried for seed in variant.seeds}),
         "batch_size": batch_size,
         "calibration_texts": len(calibration.rows),
+        "divergence_texts": sum(len(batch.rows) for batch in some),
         "repeats": repeats,
         **provenance(Mesh(np.array(jax.devices()[:1]), ("data",))),
         "softmax": {
@@ -99,7 +107,9 @@ def study(
                 "seconds_per_1000": 1000 * per_text[f"{row['variant']} {row['layers']}"],
                 "relative_seconds": relative(samples, f"{row['variant']} {row['layers']}", SOFTMAX),
             }
-            for row in rows_of(tried, found, trained.loss, part.labels, sizes, len(classifier.layers))
+            for row in rows_of(
+                tried, found, divergences, trained.loss, part.labels, sizes, len(classifier.layers)
+            )
         ],
         "long": [
             row
@@ -111,7 +121,8 @@ def study(
 
 def rows_of(
     tried: Sequence[Variant],
-    found: Measured,
+    found: Predicted,
+    divergences: Mapping[str, np.ndarray | None],
     kind: str,
     labels: np.ndarray,
     sizes: tuple[int, int, int],
@@ -121,7 +132,8 @@ def rows_of(
 
     Args:
         tried: the variants.
-        found: their logits and divergences.
+        found: their logits.
+        divergences: of each, (seeds, layers).
         kind: of the loss.
         labels: of the texts.
         sizes: (T, N, H) that operations are counted for.
@@ -132,9 +144,9 @@ def rows_of(
     rows = []
     for variant in tried:
         one = attention_flops(variant.mechanism, *sizes)
-        divergences = found.divergences[variant.name]
+        far = divergences[variant.name]
         for name, numbers in variant.layers.items():
-            said = [predictions(kind, probabilities(kind, x)) for x in found.logits[variant.name, name]]
+            said = [predictions(kind, probabilities(kind, x)) for x in found.variants[variant.name, name]]
             flops = one * len(numbers) + exact * (count - len(numbers))
             rows.append(
                 {
@@ -144,9 +156,9 @@ def rows_of(
                     "accuracy": over_seeds([accuracy(x, labels) for x in said]),
                     "agreement": over_seeds([accuracy(x, base) for x in said]),
                     "divergence": None
-                    if divergences is None
-                    else over_seeds(divergences[:, list(numbers)].mean(axis=1).tolist()),
-                    "divergence_by_layer": None if divergences is None else divergences.mean(axis=0).tolist(),
+                    if far is None
+                    else over_seeds(far[:, list(numbers)].mean(axis=1).tolist()),
+                    "divergence_by_layer": None if far is None else far.mean(axis=0).tolist(),
                     "attention_flops": flops,
                     "relative_flops": flops / (count * exact),
                 }

@@ -29,8 +29,9 @@ def table(record: Mapping[str, Any]) -> str:
             f"average, padded to {' or '.join(map(str, record['lengths']))}; {record['model']['encoder']}, "
             f"{record['model']['layers']} layers, fine-tuned with softmax and then not trained any further. Random "
             f"features: mean ± standard deviation of seeds {seeds}, statistics from {record['calibration_texts']} "
-            "training texts. Divergences are of the softmax model's own queries and keys, averaged over rows, "
-            "heads and the layers replaced. Times are of the whole forward pass, over those of softmax, medians of "
+            "training texts. Divergences are of the softmax model's own queries and keys in "
+            f"{record['divergence_texts']} of the texts, averaged over rows, heads and the layers replaced. Times "
+            "are of the whole forward pass, over those of softmax, medians of "
             f"{record['repeats']} rounds in turns: of {record['batch_size']} texts of {short} tokens, of one longer "
             "text. Operations are those of the attention's matrix products. "
             f"{device['kind']}, jax {versions['jax']}, {record['date']}.",

@@ -66,7 +66,7 @@ def assert_causal(
         AssertionError: if something leaks, naming the position, the argument and the size of the leak.
         ValueError: if the arguments cannot be cut: no sequence, or one position only.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from jaxattn.testing import assert_causal
         >>> x = jax.random.normal(jax.random.key(0), (2, 8, 4))

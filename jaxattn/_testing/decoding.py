@@ -45,7 +45,7 @@ def assert_decode_matches(
         AssertionError: if an output differs, naming the first position that does, or if the state changes its shape.
         ValueError: if the sequence arguments differ in length, or `prefill` does not fit.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from jaxattn.testing import assert_decode_matches
         >>> x = jax.random.normal(jax.random.key(0), (2, 8, 4))

@@ -59,7 +59,7 @@ def assert_padding_invariant(
         AssertionError: if padding shows, naming what was changed and the size of the difference.
         ValueError: if the sequence arguments differ in length, or `lengths` leaves no padding.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from jaxattn.testing import assert_padding_invariant
         >>> x = jax.random.normal(jax.random.key(0), (2, 8, 4))

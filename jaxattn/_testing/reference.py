@@ -41,7 +41,7 @@ def assert_matches_reference(
     Raises:
         AssertionError: with the maximal absolute and relative error of every array that differs, by argument.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from jaxattn.testing import assert_matches_reference
         >>> x = jax.random.normal(jax.random.key(0), (4, 8))
@@ -85,7 +85,7 @@ def assert_close_to_reference(
     Raises:
         AssertionError: with the relative error of every array beyond the bound.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from jaxattn.testing import assert_close_to_reference
         >>> x = 0.1 * jax.random.normal(jax.random.key(0), (4, 8))

@@ -52,7 +52,7 @@ def random_feature_attention(
     Raises:
         ValueError: an argument has a wrong shape, dtype or value; the message says which and what is accepted.
 
-    Example:
+    Examples:
         >>> import jax, jaxattn
         >>> q = jax.random.normal(jax.random.key(0), (1, 64, 2, 16)) / 2
         >>> feature_map = jaxattn.FeatureMap.create(jax.random.key(1), 16, 256).calibrate(q, q)
@@ -90,7 +90,7 @@ def random_feature_attention_init_state(
     Raises:
         ValueError: a size is not positive.
 
-    Example:
+    Examples:
         >>> import jax, jaxattn
         >>> feature_map = jaxattn.FeatureMap.create(jax.random.key(0), 16, 32)
         >>> jaxattn.random_feature_attention_init_state(2, 4, 16, feature_map).total.shape
@@ -130,7 +130,7 @@ def random_feature_attention_step(
     Raises:
         ValueError: a shape or dtype does not fit the state.
 
-    Example:
+    Examples:
         >>> import jax, jaxattn
         >>> feature_map = jaxattn.FeatureMap.create(jax.random.key(0), 16, 32)
         >>> state = jaxattn.random_feature_attention_init_state(1, 2, 16, feature_map)

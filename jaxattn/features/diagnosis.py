@@ -95,7 +95,7 @@ def diagnose(
         ValueError: an argument has a wrong shape, dtype, name or value, or the tensors hold NaN or infinity where
             they count.
 
-    Example:
+    Examples:
         >>> import jax, jaxattn
         >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 64, 2, 16)) / 2
         >>> diagnosis = jaxattn.diagnose(q, k, v, pairs=["oprf-orf"], num_features=(128,), num_draws=4)

@@ -82,7 +82,7 @@ class FeatureMap:
             ValueError: an unknown name or a size below 1.
             TypeError: an option that the component or the family does not have.
 
-        Example:
+        Examples:
             >>> import jax
             >>> from jaxattn import FeatureMap
             >>> feature_map = FeatureMap.create(jax.random.key(0), 16, 32, "saderf", "fastfood")

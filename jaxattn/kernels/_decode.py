@@ -51,7 +51,7 @@ def dot_product_attention_init_state(
     Raises:
         ValueError: a size is not positive, or `num_heads` is not a multiple of `num_kv_heads`.
 
-    Example:
+    Examples:
         >>> state = dot_product_attention_init_state(2, 16, 1, 8, num_heads=4)
         >>> state.key.shape, state.key_bias.shape
         ((2, 16, 1, 8), (2, 16, 4))
@@ -109,7 +109,7 @@ def dot_product_attention_step(
     Raises:
         ValueError: a shape or dtype does not fit the state.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> state = dot_product_attention_init_state(1, 8, 2, 4, num_heads=2)
         >>> x = jnp.ones((1, 3, 2, 4))

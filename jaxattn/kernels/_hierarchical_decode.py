@@ -53,7 +53,7 @@ def hierarchical_init_state(
     Raises:
         ValueError: a size is not positive, or the tree is not ordered or of another batch.
 
-    Example:
+    Examples:
         >>> from jaxattn import Tree
         >>> state = hierarchical_init_state(1, 2, 8, Tree.uniform(4096, 16))
         >>> [key.shape for key in state.key]
@@ -115,7 +115,7 @@ def hierarchical_step(
     Raises:
         ValueError: a shape or dtype does not fit the state or the tree.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxattn import Tree
         >>> tree = Tree.uniform(100, 4)

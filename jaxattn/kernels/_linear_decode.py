@@ -43,7 +43,7 @@ def linear_attention_init_state(
     Raises:
         ValueError: a size is not positive.
 
-    Example:
+    Examples:
         >>> linear_attention_init_state(2, 4, 16, 8).total.shape
         (2, 4, 16, 9)
     """
@@ -85,7 +85,7 @@ def linear_attention_step(
     Raises:
         ValueError: a shape or dtype does not fit the state.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> state = linear_attention_init_state(1, 2, 4, 8)
         >>> phi, value = jnp.ones((1, 3, 2, 4)), jnp.ones((1, 3, 2, 8))

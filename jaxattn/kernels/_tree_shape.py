@@ -16,7 +16,7 @@ class TreeShape(NamedTuple):
         families: (F_l, b_l) for every level from the leaves up: families and the size of the largest.
         tiles: (P_l, R_l) for levels 1 … L − 1: tiles of tokens and their width; None for a tree that is not ordered.
 
-    Example:
+    Examples:
         >>> from jaxattn.kernels.tree import Tree
         >>> Tree.from_lengths([[3, 5], [4]]).shape
         TreeShape(length=12, families=((3, 5), (2, 2), (1, 2)), tiles=((2, 8), (1, 16)))
@@ -41,7 +41,7 @@ class TreeShape(NamedTuple):
         Raises:
             ValueError: there are no shapes.
 
-        Example:
+        Examples:
             >>> from jaxattn.kernels.tree import Tree
             >>> one, two = Tree.from_lengths([3, 5]), Tree.from_lengths([2, 2, 2])
             >>> TreeShape.union([one.shape, two.shape]).families
@@ -66,7 +66,7 @@ class TreeShape(NamedTuple):
         Returns:
             A shape that holds everything this one holds.
 
-        Example:
+        Examples:
             >>> TreeShape(12, ((3, 5), (1, 3)), ((2, 16),)).rounded()
             TreeShape(length=16, families=((4, 8), (1, 4)), tiles=((2, 16),))
         """

@@ -58,7 +58,7 @@ def cross_correlation(
     Raises:
         ValueError: a wrong shape or dtype, or an even number of lags.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxattn.kernels import cross_correlation
         >>> q, k = jnp.ones((1, 6, 4, 8)), jnp.ones((1, 6, 2, 8))
@@ -117,7 +117,7 @@ def cross_correlation_attention(
     Raises:
         ValueError: a wrong shape, dtype or name.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxattn.kernels import cross_correlation_attention
         >>> x = jnp.ones((1, 6, 2, 8))
@@ -193,7 +193,7 @@ def cross_correlation_init_state(
     Raises:
         ValueError: a size is not positive, `lags` is negative, or K does not divide N.
 
-    Example:
+    Examples:
         >>> from jaxattn.kernels import cross_correlation_init_state
         >>> state = cross_correlation_init_state(1, 16, 2, 8, num_heads=4, lags=3)
         >>> state.attention.key.shape, state.key.shape
@@ -248,7 +248,7 @@ def cross_correlation_step(
     Raises:
         ValueError: a shape or dtype does not fit the state.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxattn.kernels import cross_correlation_init_state, cross_correlation_step
         >>> state = cross_correlation_init_state(1, 8, 2, 4, num_heads=2, lags=1, per_head=False)

@@ -79,7 +79,7 @@ def dot_product_attention(
             the message says which, what it was and what is accepted.
         ImportError: implementation="tokamax" and tokamax is not installed.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> x = jax.random.normal(jax.random.key(0), (2, 16, 4, 8))
         >>> out = dot_product_attention(x, x[:, :, :2], x[:, :, :2], is_causal=True)

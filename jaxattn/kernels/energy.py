@@ -58,7 +58,7 @@ def energy_gate(
     Raises:
         ValueError: a wrong shape, dtype or name; "prefix"; "sequence" with `is_causal` and not `allow_leak`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxattn.kernels import energy_gate
         >>> gate = energy_gate(jnp.array([[0.0], [1.0], [-1.0]]), alpha=2.0, tau=0.0)
@@ -111,7 +111,7 @@ def energy_gate_init_state(batch: int, num_heads: int) -> Statistics:
     Returns:
         A pytree of four float32 arrays (B, N); its size does not grow with the sequence.
 
-    Example:
+    Examples:
         >>> from jaxattn.kernels import energy_gate_init_state
         >>> energy_gate_init_state(2, 4).count.shape
         (2, 4)
@@ -144,7 +144,7 @@ def energy_gate_step(
     Raises:
         ValueError: a wrong shape, dtype or name, or a normalisation that cannot stream.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxattn.kernels import energy_gate_init_state, energy_gate_step
         >>> state = energy_gate_init_state(1, 2)

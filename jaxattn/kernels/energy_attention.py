@@ -84,7 +84,7 @@ def energy_gated_attention(
         ValueError: a wrong shape, dtype or name; "sequence" with `is_causal` and not `allow_leak`; "prefix"
             without `is_causal` or with T != S.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jaxattn.kernels import energy_gated_attention
@@ -202,7 +202,7 @@ def energy_gated_attention_init_state(
     Raises:
         ValueError: a size is not positive, or `num_heads` is not a multiple of `num_kv_heads`.
 
-    Example:
+    Examples:
         >>> from jaxattn.kernels import energy_gated_attention_init_state
         >>> energy_gated_attention_init_state(2, 16, 1, 8, num_heads=4).energy.shape
         (2, 16, 4)
@@ -254,7 +254,7 @@ def energy_gated_attention_step(
     Raises:
         ValueError: a wrong shape, dtype or name.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxattn.kernels import energy_gated_attention_init_state, energy_gated_attention_step
         >>> state = energy_gated_attention_init_state(1, 8, 2, 4, num_heads=2)

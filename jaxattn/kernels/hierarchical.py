@@ -61,7 +61,7 @@ def hierarchical_attention(
     Raises:
         ValueError: an argument has a wrong shape, dtype or value; the message says which and what is accepted.
 
-    Example:
+    Examples:
         >>> import jax, jaxattn
         >>> q = jax.random.normal(jax.random.key(0), (2, 10, 4, 8))
         >>> jaxattn.hierarchical_attention(q, q, q, jaxattn.Tree.from_lengths([[3, 4], [3]])).shape
@@ -106,7 +106,7 @@ def hierarchical_weights(
     Raises:
         ValueError: as `hierarchical_attention`.
 
-    Example:
+    Examples:
         >>> import jax, jaxattn
         >>> q = jax.random.normal(jax.random.key(0), (6, 1, 8))
         >>> weights = jaxattn.hierarchical_weights(q, q, jaxattn.Tree.uniform(6, 3))
@@ -151,7 +151,7 @@ def hierarchical_energy(
     Raises:
         ValueError: as `hierarchical_attention`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxattn
         >>> q = jnp.zeros((4, 1, 8))  # all scores are 0: every token's partition function is 4
         >>> round(float(jaxattn.hierarchical_energy(q, q, jaxattn.Tree.uniform(4, 2))[0]), 4)

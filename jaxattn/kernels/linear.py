@@ -49,7 +49,7 @@ def linear_attention(
     Raises:
         ValueError: an argument has a wrong shape, dtype or value; the message says which and what is accepted.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> x = jax.random.normal(jax.random.key(0), (2, 16, 4, 8))
         >>> phi = jax.nn.elu(x) + 1

@@ -34,7 +34,7 @@ def multi_scale_conv(
     Raises:
         ValueError: a wrong shape or dtype, or no kernels.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxattn import multi_scale_conv
         >>> x = jnp.ones((1, 5, 4))

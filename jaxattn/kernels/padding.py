@@ -16,7 +16,7 @@ def padding_key_bias(
     Returns:
         The combined key bias, with a head axis of 1 if none was given; None if both arguments are None.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxattn.kernels import padding_key_bias
         >>> padding_key_bias(jnp.array([[True, True, False]]))[0, :, 0].tolist()

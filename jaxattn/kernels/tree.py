@@ -31,7 +31,7 @@ class Tree:
         branching: (b_0 … b_{L−1}), the width of the table of families of each level from the leaves up.
         is_uniform: whether there are no tables at all: family f of level l has the nodes f b_l … f b_l + b_l − 1.
         is_ordered: whether the leaves come in the order of the sequence, which causal attention needs.
-        families: (F_l, b_l) a level: families[l][f, c] is the index at level l of child c of node f of level l + 1.
+        families: (F_l, b_l) a level: `families[l][f, c]` is the index at level l of child c of node f of level l + 1.
         places: (M_l,) a level, the inverse: the flat index f b_l + c of every node of level l in families[l].
         rows: ordered trees only, (P_l, R_l) for l = 1 … L − 1: tiles of tokens, each of tokens below one node of
             level l + 1.
@@ -39,7 +39,7 @@ class Tree:
         row_places: (T,), the inverse: the flat index of every token in rows.
         row_slots: (T,) the slot in families[l] of the ancestor of every token at level l.
 
-    Example:
+    Examples:
         >>> tree = Tree.from_nested([[0, 1, 2], [3, 4]])
         >>> tree
         Tree(length=5, branching=(3, 2), ragged, ordered)
@@ -77,7 +77,7 @@ class Tree:
         Raises:
             ValueError: the length or a family size is too small.
 
-        Example:
+        Examples:
             >>> Tree.uniform(1000, (64, 4))
             Tree(length=1000, branching=(64, 4, 4), uniform, ordered)
         """
@@ -97,7 +97,7 @@ class Tree:
         Raises:
             ValueError: a list is empty, or an index is missing or occurs twice; the message says where.
 
-        Example:
+        Examples:
             >>> Tree.from_nested([0, [1, 2], [[3, 4], 5]]).to_nested()
             [[[0]], [[1], [2]], [[3, 4], [5]]]
         """
@@ -118,7 +118,7 @@ class Tree:
         Raises:
             ValueError: a list is empty or a length is not positive; the message says where.
 
-        Example:
+        Examples:
             >>> Tree.from_lengths([[3, 1], [2]]).to_nested()
             [[[0, 1, 2], [3]], [[4, 5]]]
         """
@@ -149,7 +149,7 @@ class Tree:
         Raises:
             ValueError: a finer span crosses a border of coarser ones, spans overlap or are empty, or offsets go back.
 
-        Example:
+        Examples:
             >>> offsets = [(0, 0), (0, 2), (2, 3), (4, 8), (0, 0)]
             >>> Tree.from_offsets(offsets, [[(0, 3), (4, 8)]]).to_nested()
             [[0], [1, 2], [3], [4]]
@@ -171,7 +171,7 @@ class Tree:
         Raises:
             ValueError: a size is too small.
 
-        Example:
+        Examples:
             >>> Tree.grid(2, 4).to_nested()
             [[0, 1, 4, 5], [2, 3, 6, 7]]
         """
@@ -191,7 +191,7 @@ class Tree:
         Raises:
             ValueError: there are no trees, or one is a batch.
 
-        Example:
+        Examples:
             >>> Tree.join([Tree.grid(2, 2), Tree.from_lengths([2, 1])]).to_nested()
             [[[0, 1, 2, 3]], [[4, 5], [6]]]
         """
@@ -213,7 +213,7 @@ class Tree:
         Raises:
             ValueError: there are no trees, one is a batch, or one does not fit the shape.
 
-        Example:
+        Examples:
             >>> batch = Tree.stack([Tree.from_lengths([3, 5]), Tree.from_lengths([2, 2, 2])])
             >>> batch.families[0].shape, batch.length
             ((2, 3, 5), 8)
@@ -239,7 +239,7 @@ class Tree:
         Raises:
             ValueError: the tree does not fit, or is a batch; the message names the level.
 
-        Example:
+        Examples:
             >>> tree = Tree.from_lengths([3, 5])
             >>> tree.pad(tree.shape.rounded()).branching
             (8, 2)
@@ -252,7 +252,7 @@ class Tree:
         Returns:
             A tree with tables, itself if it has them already.
 
-        Example:
+        Examples:
             >>> Tree.uniform(4, 2).to_ragged().families[0].tolist()
             [[0, 1], [2, 3]]
         """
@@ -267,7 +267,7 @@ class Tree:
         Raises:
             ValueError: the tree is a batch.
 
-        Example:
+        Examples:
             >>> Tree.uniform(5, 2).to_nested()
             [[[0, 1], [2, 3]], [[4]]]
         """
@@ -285,7 +285,7 @@ class Tree:
         Raises:
             ValueError: there are fewer texts than tokens, or the tree is a batch.
 
-        Example:
+        Examples:
             >>> print(Tree.from_lengths([3, 2]).describe(["So", "it", "is", "Yes", "."]))
             5 tokens in a tree of height 2, ordered
             level 1: 2 nodes in 1 family of 2
@@ -311,7 +311,7 @@ class Tree:
             ImportError: matplotlib is not installed.
             ValueError: there are fewer texts than tokens, or the tree is a batch.
 
-        Example:
+        Examples:
             >>> Tree.uniform(8, 2).plot(["a", "b", "c", "d", "e", "f", "g", "h"]).get_ylabel()
             'level'
         """

@@ -37,7 +37,7 @@ def generate(
     Raises:
         ValueError: an empty prompt, more tokens than the context holds, a negative temperature, a top_k below 1.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxattn.models import LanguageModel, generate
@@ -88,7 +88,7 @@ def sample_token(
 ) -> Int[Array, " B"]:
     """One token a row from softmax(logits / temperature) over the top k; the likeliest at temperature 0.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from jaxattn.models import sample_token
         >>> sample_token(jnp.array([[0.0, 3.0, 1.0]]), jax.random.key(0), temperature=0.0).tolist()

@@ -38,7 +38,7 @@ class LanguageModel(nnx.Module):
     Raises:
         ValueError: an unknown mechanism or position encoding, or sizes that do not divide.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxattn.models import LanguageModel

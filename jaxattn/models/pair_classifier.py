@@ -27,7 +27,7 @@ class PairClassifier(SequenceEncoder):
     Raises:
         ValueError: as `SequenceEncoder`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxattn.models import PairClassifier

@@ -43,7 +43,7 @@ class SequenceClassifier(SequenceEncoder):
     Raises:
         ValueError: an unknown mechanism, position encoding or pooling, or sizes that do not divide.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxattn.models import SequenceClassifier

@@ -22,7 +22,7 @@ class TextClassifier(nnx.Module):
         head: `InceptiveHead` or `PoolingHead` of width d.
         freeze_encoder: use the encoder as it is, also in training: no dropout in it and no gradient into it.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxattn.models import TextClassifier

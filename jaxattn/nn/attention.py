@@ -41,7 +41,7 @@ class Attention(nnx.Module):
     Raises:
         ValueError: N is no multiple of K, or D of N when head_dim is None; a qk_norm that is not positive.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxattn.nn import Attention, EnergyGated

@@ -28,7 +28,7 @@ class CrossCorrelation(Mechanism):
     Raises:
         ValueError: lags below 0.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxattn.nn import Attention, CrossCorrelation

@@ -42,7 +42,7 @@ class EnergyGated(Mechanism):
     Raises:
         ValueError: an unknown normalisation, or "prefix" around anything but `Softmax`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxattn.nn import Attention, EnergyGated

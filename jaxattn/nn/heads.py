@@ -88,7 +88,7 @@ class PoolingHead(Head):
     Raises:
         ValueError: an unknown pooling, or a dropout outside [0, 1).
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxattn.nn import PoolingHead

@@ -35,7 +35,7 @@ class Hierarchical(Mechanism):
     Raises:
         ValueError: a family size below 2, an unknown sibling_bias, or both branching and tree_fn.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxattn import Tree

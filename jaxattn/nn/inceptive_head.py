@@ -58,7 +58,7 @@ class InceptiveHead(Head):
     Raises:
         ValueError: an unknown name, no kernels, a size below 1, or a number of heads that does not divide the width.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxattn.nn import InceptiveHead

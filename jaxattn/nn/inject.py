@@ -34,7 +34,7 @@ def replace_attention(
     Raises:
         ValueError: there is no such layer, or a chosen one does not attend by softmax.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxattn.nn import Encoder, RandomFeatures, replace_attention
@@ -100,7 +100,7 @@ def inject(
     Raises:
         ValueError: there is no such layer, or a chosen one does not attend by softmax.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxattn import Tree

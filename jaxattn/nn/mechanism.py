@@ -101,7 +101,7 @@ class Mechanism(abc.ABC):
         Returns:
             A module with the signature that Flax calls.
 
-        Example:
+        Examples:
             >>> import jax.numpy as jnp
             >>> from flax import nnx
             >>> from jaxattn.nn import EnergyGated

@@ -36,7 +36,7 @@ def logical_axes(tree: Any) -> Any:
         A state of the same structure holding a tuple of names (None where a dimension has none) in place of
         each array; a variable made without names gets `None` for each of its dimensions.
 
-    Example:
+    Examples:
         >>> from flax import nnx
         >>> from jaxattn.nn import Attention, logical_axes
         >>> query = logical_axes(Attention(2, 8, rngs=nnx.Rngs(0)))["query"]

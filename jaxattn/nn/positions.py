@@ -51,7 +51,7 @@ class LearnedPositions(_Table):
         param_dtype: dtype of the parameters.
         rngs: random streams for the initial values.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxattn.nn import LearnedPositions
@@ -78,7 +78,7 @@ class SinusoidalPositions(_Table):
         length: number of positions.
         features: width D.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxattn.nn import SinusoidalPositions
         >>> SinusoidalPositions(16, 8)(jnp.zeros((1, 5, 8))).shape
@@ -106,7 +106,7 @@ class MorletPositionalEncoding(_Table):
     Raises:
         ValueError: an unknown `center`, or an odd width.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxattn.nn import MorletPositionalEncoding
         >>> MorletPositionalEncoding(16, 8, center="learned")(jnp.zeros((1, 5, 8))).shape

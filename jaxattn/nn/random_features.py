@@ -56,7 +56,7 @@ class RandomFeatures(Mechanism):
     Raises:
         ValueError: an unknown name, or a number out of range.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxattn.nn import Attention, EnergyGated, RandomFeatures

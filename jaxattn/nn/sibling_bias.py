@@ -35,7 +35,7 @@ class SiblingBias(nnx.Module):
     Raises:
         ValueError: an unknown kind.
 
-    Example:
+    Examples:
         >>> from flax import nnx
         >>> from jaxattn import Tree
         >>> bias = SiblingBias("fourier", 2, rngs=nnx.Rngs(0))

@@ -22,7 +22,7 @@ class Softmax(Mechanism):
     Attributes:
         implementation: a backend of `jaxattn.dot_product_attention`; None chooses by platform and length.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxattn.nn import Attention, Softmax

@@ -67,7 +67,7 @@ def parse_mechanism(text: str, *, allow_leak: bool = False) -> Mechanism:
     Raises:
         ValueError: an unknown name or a malformed number, with the accepted spellings.
 
-    Example:
+    Examples:
         >>> from jaxattn.nn import parse_mechanism
         >>> parse_mechanism("lags:4+gate=none")
         EnergyGated(inner=CrossCorrelation(lags=4, implementation=None), normalization=None, allow_leak=False)

@@ -78,7 +78,7 @@ class TransformerBlock(nnx.Module):
         param_dtype: dtype of the parameters.
         rngs: random streams for the initial values.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxattn.nn import TransformerBlock
@@ -234,7 +234,7 @@ class Encoder(_Stack):
         rngs: random streams for the initial values.
         **block: every other argument of `TransformerBlock`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxattn.nn import Encoder
@@ -257,7 +257,7 @@ class Decoder(_Stack):
         rngs: random streams for the initial values.
         **block: every other argument of `TransformerBlock`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxattn.nn import Decoder

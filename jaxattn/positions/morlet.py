@@ -38,7 +38,7 @@ def morlet_init(dim: int, length: int, *, center: str = "origin") -> MorletParam
     Raises:
         ValueError: `dim` is odd or not positive, `length` is negative, or `center` is another name.
 
-    Example:
+    Examples:
         >>> from jaxattn.positions import morlet_encoding, morlet_init
         >>> log_omega, log_sigma, center = morlet_init(8, 100, center="learned")
         >>> center.tolist()
@@ -94,7 +94,7 @@ def morlet_encoding(
     Raises:
         ValueError: `length` is negative, or the parameters are not vectors of one length.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxattn.positions import morlet_encoding, sinusoidal_encoding
         >>> log_omega = jnp.array([0.0, -2.0])
@@ -162,7 +162,7 @@ def morlet_window(
     Raises:
         ValueError: a shape is not one of those above, or `scale` is 0.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxattn.kernels import dot_product_attention
         >>> from jaxattn.positions import morlet_window

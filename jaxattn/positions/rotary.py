@@ -26,7 +26,7 @@ def rotary(
     Raises:
         ValueError: H is odd, `base` is not positive, or a shape is not one of those above.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxattn.positions import rotary
         >>> q, k = jnp.ones((1, 6, 2, 4)), jnp.ones((1, 6, 2, 4))

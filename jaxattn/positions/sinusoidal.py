@@ -28,7 +28,7 @@ def sinusoidal_encoding(
     Raises:
         ValueError: `dim` is odd or not positive, `length` is negative, or `omega` has another shape.
 
-    Example:
+    Examples:
         >>> from jaxattn.positions import sinusoidal_encoding
         >>> sinusoidal_encoding(8, 4)[0].tolist()
         [1.0, 0.0, 1.0, 0.0]

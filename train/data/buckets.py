@@ -38,7 +38,7 @@ class Chosen(NamedTuple):
 def bucket_lengths(max_length: int) -> tuple[int, ...]:
     """Powers of two from 16 on below `max_length`, and `max_length` itself.
 
-    Example:
+    Examples:
         >>> bucket_lengths(100)
         (16, 32, 64, 100)
     """

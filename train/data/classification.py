@@ -52,7 +52,7 @@ class Sequences:
     def of(cls, sequences: Sequence[np.ndarray], labels: Sequence[int]) -> "Sequences":
         """Puts sequences end to end.
 
-        Example:
+        Examples:
             >>> part = Sequences.of([np.array([5, 6, 7]), np.array([8])], [0, 1])
             >>> part.padded(np.array([1, 0]), 4).tokens.tolist()
             [[8, 0, 0, 0], [5, 6, 7, 0]]

@@ -66,7 +66,7 @@ def encode(text: str, vocabulary: str) -> np.ndarray:
     Raises:
         UserError: naming the characters that `vocabulary` does not hold.
 
-    Example:
+    Examples:
         >>> encode("abba", "ab").tolist()
         [0, 1, 1, 0]
     """

@@ -20,7 +20,7 @@ class Stream:
     Args:
         names: strings and integers, such as a task, a seed and a shard; other names give an unrelated stream.
 
-    Example:
+    Examples:
         >>> int(Stream("example", 0).bits(2)[1]) == int(Stream("example", 0).bits(3)[1])
         True
     """
@@ -54,7 +54,7 @@ def scale(bits: np.ndarray, bound: int | np.ndarray) -> np.ndarray:
     Returns:
         int64 of the same shape.
 
-    Example:
+    Examples:
         >>> scale(np.array([0, 2**31, 2**32 - 1], np.uint64), 10).tolist()
         [0, 5, 9]
     """

@@ -146,7 +146,7 @@ def without_closing_brackets(splits: Splits) -> Splits:
 def to_text(codes: np.ndarray) -> str:
     """Codes as they are written in the published files, less the parentheses.
 
-    Example:
+    Examples:
         >>> to_text(np.array([10, 4, 7, 14]))
         '[MIN 4 7 ]'
     """

@@ -76,7 +76,7 @@ def draw_expressions(stream: Stream, count: int, spec: TreeSpec) -> dict[str, np
     Raises:
         UserError: hardly any expression is acceptable.
 
-    Example:
+    Examples:
         >>> drawn = draw_expressions(Stream("example"), 3, TreeSpec(min_length=4, max_length=12))
         >>> drawn["lengths"].sum() == len(drawn["codes"])
         np.True_

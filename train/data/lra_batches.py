@@ -23,7 +23,7 @@ class LRABatches:
         seed: of the order.
         rows: which rows of the batch this process reads.
 
-    Example:
+    Examples:
         >>> split = Split.end_to_end(np.zeros(90, np.uint8), np.array([10, 50, 30]), np.array([0, 1, 1]))
         >>> batches = LRABatches(split, max_length=100, batch_size=2, seed=0)
         >>> batches.lengths

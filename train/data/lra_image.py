@@ -83,7 +83,7 @@ def to_grey(colours: np.ndarray) -> np.ndarray:
     Returns:
         uint8 (pictures, pixels).
 
-    Example:
+    Examples:
         >>> to_grey(np.array([[[255, 10], [255, 20], [255, 30]]], np.uint8)).tolist()
         [[255, 18]]
     """

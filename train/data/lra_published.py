@@ -69,7 +69,7 @@ def published(task: str) -> dict[str, Accuracy]:
     Args:
         task: one of TASKS.
 
-    Example:
+    Examples:
         >>> published("text")["softmax"]
         Accuracy(mean=59.72, spread=1.07)
     """

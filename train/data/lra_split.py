@@ -70,7 +70,7 @@ class Split:
         Raises:
             ValueError: a sequence is longer than `length`.
 
-        Example:
+        Examples:
             >>> split = Split.end_to_end(np.array([6, 7, 8], np.uint8), np.array([2, 1]), np.array([1, 0]))
             >>> split.padded(np.array([1, 0]), 3).tokens.tolist()
             [[9, 0, 0], [7, 8, 0]]
@@ -138,7 +138,7 @@ class SplitBuilder:
         max_length: what is longer loses its end, as the tasks specify; `Split.cut` counts it.
         towers: sequences of an example.
 
-    Example:
+    Examples:
         >>> builder = SplitBuilder(max_length=5)
         >>> for label, text in enumerate([b"long text", b"short"]):
         ...     builder.add(label, text)

@@ -37,7 +37,7 @@ _WORD_BEFORE = re.compile(r"[\w.’'-]*$")
 def paragraphs(text: str) -> list[tuple[int, int]]:
     """Start and end of each paragraph: they are set apart by blank lines.
 
-    Example:
+    Examples:
         >>> paragraphs("One.\\n\\nTwo.")
         [(0, 4), (6, 10)]
     """
@@ -62,7 +62,7 @@ def sentence_starts(text: str) -> list[int]:
     Returns:
         Places in characters, the first 0.
 
-    Example:
+    Examples:
         >>> text = 'Dr. No is fun. "Really?" he asked... Yes!'
         >>> [text[start:][:6] for start in sentence_starts(text)]
         ['Dr. No', '"Reall', 'Yes!']
@@ -87,7 +87,7 @@ def sentence_lengths(text: str, word_starts: Sequence[int]) -> list[list[int]]:
     Returns:
         Paragraphs of sentences; the numbers add up to the number of words.
 
-    Example:
+    Examples:
         >>> sentence_lengths("Go on. Stop.\\n\\nNo.", [0, 3, 7, 14])
         [[2, 1], [1]]
     """
@@ -113,7 +113,7 @@ def join_short(lengths: list[list[int]]) -> list[list[int]]:
         The same if there are at most 8 sentences or one for every 8 words; else joined ones, and paragraphs below
         8 words with their neighbours.
 
-    Example:
+    Examples:
         >>> join_short([[1] * 9]), join_short([[2, 7], [20, 1, 1, 8, 1, 1, 9, 2], [3]])
         ([[9]], [[9], [20, 10, 16]])
     """

@@ -25,7 +25,7 @@ def bounded(lengths: Sequence[Sequence[int]], max_branching: int) -> list[Any]:
     Returns:
         Nested lengths of the same words, for `Tree.from_lengths`.
 
-    Example:
+    Examples:
         >>> bounded([[3, 9]], 4), bounded([[1], [2], [1]], 2)
         ([[3, 3, 3, 3]], [[[1], [2]], [[1]]])
     """
@@ -41,7 +41,7 @@ def bounded(lengths: Sequence[Sequence[int]], max_branching: int) -> list[Any]:
 def shape_of(lengths: Nested) -> TreeShape:
     """The shape of `Tree.from_lengths(lengths)` without causal tiles, for lengths nested equally deep everywhere.
 
-    Example:
+    Examples:
         >>> shape_of([[3, 5], [4]]).families
         ((3, 5), (2, 2), (1, 2))
     """
@@ -78,7 +78,7 @@ def common_shapes(lengths: Mapping[str, Sequence[Nested]], max_length: int) -> S
     Returns:
         Shapes whose sizes are powers of two, but for the length itself.
 
-    Example:
+    Examples:
         >>> shapes = common_shapes({"train": [[[3, 5], [4]], [[20]]]}, 32)
         >>> shapes.of[Kind(16)].families
         ((4, 8), (2, 2), (1, 2))

@@ -25,7 +25,7 @@ def random_windows(
     Returns:
         Iterator over int32 arrays (rows, T + 1), with `get_state()` and `set_state(state)`.
 
-    Example:
+    Examples:
         >>> batches = random_windows(np.arange(100), context_length=8, batch_size=4, seed=0)
         >>> next(batches).shape
         (4, 9)
@@ -72,7 +72,7 @@ def consecutive_windows(tokens: np.ndarray, *, context_length: int, count: int |
     Returns:
         int32 (windows, T + 1).
 
-    Example:
+    Examples:
         >>> consecutive_windows(np.arange(7), context_length=3).tolist()
         [[0, 1, 2, 3], [3, 4, 5, 6]]
     """

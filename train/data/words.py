@@ -27,7 +27,7 @@ class Words(NamedTuple):
 def plain(text: str) -> str:
     """The text with HTML line breaks as line breaks; every other character keeps its place.
 
-    Example:
+    Examples:
         >>> plain("one<br />two")
         'one\\n     two'
     """
@@ -37,7 +37,7 @@ def plain(text: str) -> str:
 def split_words(text: str) -> Words:
     """Cuts a text into words and punctuation marks.
 
-    Example:
+    Examples:
         >>> split_words("It's GOOD...").words
         ["it's", 'good', '...']
     """
@@ -52,7 +52,7 @@ class Vocabulary:
     Args:
         words: the known words; the first gets number 2.
 
-    Example:
+    Examples:
         >>> vocabulary = Vocabulary.of([["a", "b", "a"]], size=3)
         >>> vocabulary.words, vocabulary.encode(["a", "b"]).tolist()
         (('a',), [2, 1])

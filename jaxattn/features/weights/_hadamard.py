@@ -30,7 +30,7 @@ def hadamard(x: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
 
     H_n is the Kronecker product of smaller ones, each applied along an axis of its own.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> hadamard(jnp.array([1.0, 2.0, 3.0, 4.0])).tolist()
         [10.0, -2.0, -4.0, 0.0]

@@ -40,7 +40,7 @@ class BBQ(Dense):
         offsets: b.
         scores: Φ⁻¹(u).
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from jaxattn.features.weights import BBQ
         >>> weights = BBQ.create(jax.random.key(0), head_dim=8, num_rows=12, points="sobol")

@@ -28,7 +28,7 @@ class Fastfood(Weights):
         flips: the diagonal of B.
         permutation: Π as indices, kept as floats because every leaf of a weight matrix is one.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from jaxattn.features.weights import Fastfood
         >>> weights = Fastfood.create(jax.random.key(0), head_dim=8, num_rows=12)
@@ -76,7 +76,7 @@ class FastfoodLearnable(Fastfood):
 
     3 numbers a row are trained instead of H.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from jaxattn.features.weights import FastfoodLearnable
         >>> FastfoodLearnable.create(jax.random.key(0), head_dim=8, num_rows=12).trainable

@@ -15,7 +15,7 @@ from jaxattn.features.weights.base import register
 class Gaussian(Rows):
     """Rows drawn from N(0, I), the plain Monte Carlo choice: every component function is unbiased with it.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from jaxattn.features.weights import Gaussian
         >>> weights = Gaussian.create(jax.random.key(0), head_dim=8, num_rows=5)

@@ -29,7 +29,7 @@ class Generator(Dense):
         output_bias: c.
         noise: ε.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from jaxattn.features.weights import Generator
         >>> weights = Generator.create(jax.random.key(0), head_dim=8, num_rows=12, hidden=16)

@@ -32,7 +32,7 @@ class GMM(Dense):
         noise: ε.
         gumbel: the noise that picks a component.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from jaxattn.features.weights import GMM
         >>> weights = GMM.create(jax.random.key(0), head_dim=8, num_rows=12, num_components=3)

@@ -33,7 +33,7 @@ class INN(Dense):
         output_bias: their biases.
         noise: ε.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from jaxattn.features.weights import INN
         >>> weights = INN.create(jax.random.key(0), head_dim=8, num_rows=12, num_layers=2)

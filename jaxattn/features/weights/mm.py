@@ -24,7 +24,7 @@ class MM(Rows):
 
     The rows are neither normal nor independent, so what is unbiased with Gaussian rows gets a bias of order 1/M.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from jaxattn.features.weights import MM
         >>> w = MM.create(jax.random.key(0), head_dim=2, num_rows=5).matrix()

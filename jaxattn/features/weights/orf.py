@@ -22,7 +22,7 @@ class ORF(Rows):
     Attributes:
         norms: "chi" or "sqrt".
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from jaxattn.features.weights import ORF
         >>> weights = ORF.create(jax.random.key(0), head_dim=8, num_rows=12)

@@ -38,7 +38,7 @@ class PModel(Weights):
         diagonals: the diagonals of the Toeplitz block, or of every Z₁(g_i).
         right: the diagonals of every Z₋₁(h_i); None for Toeplitz.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from jaxattn.features.weights import PModel
         >>> w = PModel.create(jax.random.key(0), head_dim=3, num_rows=3).matrix()

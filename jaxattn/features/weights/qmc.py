@@ -96,7 +96,7 @@ class QMC(Rows):
     Attributes:
         sequence: "sobol" (random linear scramble and digital shift) or "halton" (random digit permutations).
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from jaxattn.features.weights import QMC
         >>> weights = QMC.create(jax.random.key(0), head_dim=8, num_rows=12)

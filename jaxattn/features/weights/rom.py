@@ -37,7 +37,7 @@ class ROM(Weights):
         first: the diagonal that meets x first: one of signs, or two of sqrt(2) cos θ and sqrt(2) sin θ.
         flips: the signs of the others.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from jaxattn.features.weights import ROM
         >>> weights = ROM.create(jax.random.key(0), head_dim=8, num_rows=16)

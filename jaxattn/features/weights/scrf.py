@@ -30,7 +30,7 @@ class SCRF(Weights):
         generators: g.
         flips: σ.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from jaxattn.features.weights import SCRF
         >>> weights = SCRF.create(jax.random.key(0), head_dim=6, num_rows=9)

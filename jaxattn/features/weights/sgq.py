@@ -62,7 +62,7 @@ class SGQ(Rows):
         level: 1 or 2.
         row_signs: sign(a_m).
 
-    Example:
+    Examples:
         >>> import jax
         >>> from jaxattn.features.weights import SGQ
         >>> weights = SGQ.create(jax.random.key(0), head_dim=6, num_rows=64)

@@ -15,7 +15,7 @@ from jaxattn.features.weights.base import register
 def simplex(corners: int) -> np.ndarray:
     """The corners of a regular simplex as unit vectors of R^(corners − 1), summing to 0.
 
-    Example:
+    Examples:
         >>> simplex(2).tolist()
         [[1.0], [-1.0]]
     """
@@ -40,7 +40,7 @@ class SimRF(Rows):
     Attributes:
         norms: "chi" or "sqrt" (every r_m = sqrt(H)).
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from jaxattn.features.weights import SimRF
         >>> w = SimRF.create(jax.random.key(0), head_dim=3, num_rows=3, norms="sqrt").matrix()

@@ -29,7 +29,7 @@ class SORF(Weights):
     Attributes:
         flips: the signs.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from jaxattn.features.weights import SORF
         >>> weights = SORF.create(jax.random.key(0), head_dim=8, num_rows=12)

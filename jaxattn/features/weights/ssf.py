@@ -59,7 +59,7 @@ class SSF(Weights):
         rotation: R.
         radii: r.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from jaxattn.features.weights import SSF
         >>> weights = SSF.create(jax.random.key(0), head_dim=8, num_rows=32)

@@ -35,7 +35,7 @@ class SSR(Rows):
         log_row_weights: log of M times the weight's size.
         row_signs: the weight's sign; None where all are positive.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from jaxattn.features.weights import SSR
         >>> weights = SSR.create(jax.random.key(0), head_dim=6, num_rows=15)

@@ -41,7 +41,7 @@ def calibrate(
     Raises:
         ValueError: no layer has random features with statistics, or passes below 1.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxattn.models import EncoderConfig, TextEncoder, calibrate

@@ -98,7 +98,7 @@ class EncoderConfig:
         modern: ModernBERT's blocks, or None for post-norm blocks.
         source: the config.json as it was.
 
-    Example:
+    Examples:
         >>> from jaxattn.models import EncoderConfig
         >>> config = EncoderConfig.from_dict(
         ...     {"model_type": "bert", "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}

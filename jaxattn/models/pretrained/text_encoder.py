@@ -50,7 +50,7 @@ class TextEncoder(nnx.Module):
         tokenizer: the tokenizer's files; None without any.
         left_out: names of the checkpoint's tensors that belong to heads and were not loaded.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxattn.models import EncoderConfig, TextEncoder
@@ -119,7 +119,7 @@ class TextEncoder(nnx.Module):
             FileNotFoundError: not downloaded yet, and there is no connection.
             ImportError: the extra is missing: pip install 'jaxattn[pretrained]'.
 
-        Example:
+        Examples:
             >>> import tempfile
             >>> from flax import nnx
             >>> from jaxattn.models import EncoderConfig, TextEncoder
