@@ -159,6 +159,17 @@ print("families of 4:", near[1], "and by the theorem", by_theorem)
 assert all(a <= b + 1e-5 for a, b in zip(near, published, strict=True))
 
 # %% [markdown]
+# Nearest in this sense is not alike in every other. A block's score comes from mean queries and keys, which misses single far
+# tokens that softmax would pick out; what they do not get stays in the token's own family. How much of its attention does a
+# token give to its own family of 4, itself included?
+
+# %%
+family = jnp.arange(real) // 4
+same = family[:, None] == family
+for title, weights in shown.items():
+    print(f"{title:20s} {float((weights * same).sum(-1).mean()):.2f}")
+
+# %% [markdown]
 # ## 3. Into the layers
 #
 # `inject` returns a copy of the encoder in which the chosen layers attend over the tree. What changes is measured in the
@@ -226,5 +237,5 @@ plt.show()
 #     python -m train finetune --preset sst2 --head mean
 #     python -m train zero-shot --run runs/finetune-sst2
 #
-# [docs/pretrained.md](../docs/pretrained.md) has the figures. In short texts a tree saves nothing worth having; it pays in
-# long ones.
+# [docs/pretrained.md](../docs/pretrained.md) has the figures, and whether including self helps there too. In texts as short
+# as these a tree saves next to nothing; it pays in long ones.

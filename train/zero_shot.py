@@ -96,8 +96,12 @@ def make_parser() -> argparse.ArgumentParser:
             "help": f"random features, fitted to training texts (default: {' '.join(FEATURES)})",
         },
         "--seeds": {"type": int, "default": 3, "help": "draws of all random features (default: 3)"},
-        "--batch-size": {"type": int, "default": 64, "help": "texts at a time, also to fit to (default: 64)"},
-        "--repeats": {"type": int, "default": 5, "help": "rounds of the timing (default: 5)"},
+        "--batch-size": {
+            "type": int,
+            "default": 64,
+            "help": "texts at a time at most, also to fit to (default: 64)",
+        },
+        "--repeats": {"type": int, "default": 3, "help": "rounds of the timing (default: 3)"},
         "--long": {
             "type": int,
             "nargs": "*",

@@ -73,8 +73,11 @@ def batches_of(part: Part, batch_size: int, texts: int | None = None) -> list[Ba
         (short, np.flatnonzero(chosen & (lengths <= short))),
         (longest, np.flatnonzero(chosen & (lengths > short))),
     ):
-        for start in range(0, len(members), batch_size):
-            found.append(make_batch(part, members[start : start + batch_size], length, batch_size))
+        # Batches of about equal size, so that few rows are there only to fill the last one up.
+        count = -(-len(members) // batch_size)
+        size = -(-len(members) // max(count, 1))
+        for start in range(0, len(members), max(size, 1)):
+            found.append(make_batch(part, members[start : start + size], length, size))
     return found
 
 

@@ -57,7 +57,7 @@ def study(
     part = data.parts()[part_name]
     batches = batches_of(part, batch_size)
     lengths = sorted({batch.tokens.shape[1] for batch in batches})
-    calibration = calibration_batch(data.train, lengths[-1], batch_size)
+    calibration = calibration_batch(data.train, lengths[-1], len(batches[-1].mask))
     print(
         f"{len(part):,} texts padded to {' or '.join(map(str, lengths))} tokens; {len(tried)} variants",
         flush=True,
@@ -77,7 +77,13 @@ def study(
     samples = time_variants(classifier, first, tried, prepared, repeats)
     heads = trained.encoder.config.num_heads
     sizes = (first.tokens.shape[1], heads, trained.encoder.config.hidden_size // heads)
-    per_text = {name: float(np.median(s)) / len(first.mask) for name, s in samples.items()}
+    times = {
+        name: {
+            "seconds_per_1000": 1000 * float(np.median(seconds)) / len(first.mask),
+            "relative_seconds": relative(samples, name, SOFTMAX),
+        }
+        for name, seconds in samples.items()
+    }
     said = predictions(trained.loss, probabilities(trained.loss, found.softmax))
     return {
         "date": datetime.date.today().isoformat(),
@@ -90,7 +96,7 @@ def study(
         },
         "lengths": lengths,
         "seeds": sorted({seed for variant in tried for seed in variant.seeds}),
-        "batch_size": batch_size,
+        "timed_texts": len(first.mask),
         "calibration_texts": len(calibration.rows),
         "divergence_texts": sum(len(batch.rows) for batch in some),
         "repeats": repeats,
@@ -99,14 +105,10 @@ def study(
             "accuracy": accuracy(said, part.labels),
             "attention_flops": len(classifier.layers) * attention_flops(Softmax(), *sizes),
             "dense_flops": dense_flops(classifier, sizes[0]),
-            "seconds_per_1000": 1000 * per_text[SOFTMAX],
+            "seconds_per_1000": times[SOFTMAX]["seconds_per_1000"],
         },
         "rows": [
-            row
-            | {
-                "seconds_per_1000": 1000 * per_text[f"{row['variant']} {row['layers']}"],
-                "relative_seconds": relative(samples, f"{row['variant']} {row['layers']}", SOFTMAX),
-            }
+            row | times.get(f"{row['variant']} {row['layers']}", {})
             for row in rows_of(
                 tried, found, divergences, trained.loss, part.labels, sizes, len(classifier.layers)
             )
@@ -140,21 +142,24 @@ def rows_of(
         count: of layers.
     """
     base = predictions(kind, probabilities(kind, found.softmax))
+    said = {
+        key: [predictions(kind, probabilities(kind, x)) for x in logits]
+        for key, logits in found.variants.items()
+    }
     exact = attention_flops(Softmax(), *sizes)
     rows = []
     for variant in tried:
         one = attention_flops(variant.mechanism, *sizes)
         far = divergences[variant.name]
         for name, numbers in variant.layers.items():
-            said = [predictions(kind, probabilities(kind, x)) for x in found.variants[variant.name, name]]
             flops = one * len(numbers) + exact * (count - len(numbers))
             rows.append(
                 {
                     "variant": variant.name,
                     "layers": name,
                     "numbers": list(numbers),
-                    "accuracy": over_seeds([accuracy(x, labels) for x in said]),
-                    "agreement": over_seeds([accuracy(x, base) for x in said]),
+                    "accuracy": over_seeds([accuracy(x, labels) for x in said[variant.name, name]]),
+                    "agreement": over_seeds([accuracy(x, base) for x in said[variant.name, name]]),
                     "divergence": None
                     if far is None
                     else over_seeds(far[:, list(numbers)].mean(axis=1).tolist()),
@@ -163,12 +168,23 @@ def rows_of(
                     "relative_flops": flops / (count * exact),
                 }
             )
+            with_self = said.get((variant.name.removesuffix(":noself"), name))
+            if variant.name.endswith(":noself") and with_self is not None:
+                # The same texts: how many are right with one of the two only.
+                here, there = (right(x[0], labels) for x in (said[variant.name, name], with_self))
+                rows[-1]["right_without_self_only"] = int((here & ~there).sum())
+                rows[-1]["right_with_self_only"] = int((there & ~here).sum())
     return rows
 
 
+def right(said: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """For which texts all of the prediction is right."""
+    return (said == labels).reshape(len(labels), -1).all(axis=1)
+
+
 def accuracy(said: np.ndarray, labels: np.ndarray) -> float:
-    """The share of texts for which all of the prediction is right."""
-    return float((said == labels).reshape(len(labels), -1).all(axis=1).mean())
+    """For what share of the texts that is so."""
+    return float(right(said, labels).mean())
 
 
 def dense_flops(classifier: LayeredClassifier, length: int) -> int:

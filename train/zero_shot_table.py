@@ -32,7 +32,7 @@ def table(record: Mapping[str, Any]) -> str:
             "training texts. Divergences are of the softmax model's own queries and keys in "
             f"{record['divergence_texts']} of the texts, averaged over rows, heads and the layers replaced. Times "
             "are of the whole forward pass, over those of softmax, medians of "
-            f"{record['repeats']} rounds in turns: of {record['batch_size']} texts of {short} tokens, of one longer "
+            f"{record['repeats']} rounds in turns: of {record['timed_texts']} texts of {short} tokens, of one longer "
             "text. Operations are those of the attention's matrix products. "
             f"{device['kind']}, jax {versions['jax']}, {record['date']}.",
         ]
@@ -67,7 +67,7 @@ def _costs(record: Mapping[str, Any]) -> list[str]:
     ]
     lines = []
     for name, row in every.items():
-        cells = [_ratio(row["relative_flops"]), _ratio(row["relative_seconds"])]
+        cells = [_ratio(row["relative_flops"]), _ratio(row.get("relative_seconds"))]
         for length in lengths:
             at = long.get((name, length))
             cells += (
@@ -93,5 +93,5 @@ def _nats(value: Mapping[str, Any] | None) -> str:
     return f"{value['mean']:.3f}{between}"
 
 
-def _ratio(value: float) -> str:
-    return f"{value:.2f}"
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"

@@ -24,9 +24,14 @@ def time_variants(
     prepared: Mapping[tuple[str, int], Prepared],
     repeats: int,
 ) -> dict[str, list[float]]:
-    """Seconds of the whole forward pass on a batch: of "softmax" and of every "VARIANT SET", in each round."""
+    """Seconds of the whole forward pass on a batch: of "softmax" and of every "VARIANT SET", in each round.
+
+    Trees without self are left out: they do what trees with self do.
+    """
     layers = {SOFTMAX: classifier.layers}
     for variant in tried:
+        if not getattr(variant.mechanism, "include_self", True):
+            continue
         for name, chosen in prepared[variant.name, variant.seeds[0]].sets.items():
             layers[f"{variant.name} {name}"] = chosen
     print(f"timing {len(layers)} cases on {batch.tokens.shape[1]} tokens", flush=True)

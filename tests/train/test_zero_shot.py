@@ -243,6 +243,10 @@ def test_the_command_writes_record_and_table(run, tmp_path, cli):
     assert row["divergence"]["mean"] == pytest.approx(np.mean(row["divergence_by_layer"]))
     assert row["divergence"]["mean"] < rows["tree:2:noself", "all"]["divergence"]["mean"]
     assert row["relative_seconds"] > 0
+    without = rows["tree:2:noself", "all"]
+    difference = without["right_without_self_only"] - without["right_with_self_only"]
+    assert difference / 21 == pytest.approx(without["accuracy"]["mean"] - row["accuracy"]["mean"])
+    assert "relative_seconds" not in without, "it does the same work as with self"
     sizes = (record["lengths"][0], 2, 8)
     one, exact = attention_flops(Hierarchical((2,)), *sizes), attention_flops(Softmax(), *sizes)
     assert row["attention_flops"] == 2 * one
