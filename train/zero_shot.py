@@ -3,7 +3,7 @@
 Trees, with a token's attention to itself and without (as published), and random features take the place of softmax in
 some of the layers. Measured are the accuracy, the share of predictions that stay as they are, the divergence of the
 attention from softmax, the arithmetic and the time; all into one JSON and one table. A set of layers is last:2 (the
-last two), first:1, all, or numbers such as 1,3,5, from 0; negative ones count from the end.
+last two), first:1, all, or numbers such as 1,3,5, from 0; negative ones count from the end (--layers=-3,-1).
 """
 
 import argparse
