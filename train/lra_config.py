@@ -163,8 +163,8 @@ def _quick(task: Task, steps: int, batch_size: int, lr: float, **data: Any) -> L
 
 _QUICK = (
     _quick("listops", 1500, 32, 2e-3, sizes=(16_000, 1000, 2000), min_length=19, max_length=128, max_depth=4),
-    # Large batches: with 32 texts nothing was learned in 800 steps. Presumably a mean over bytes is nearly the same for
-    # all texts, and what a gradient says of the rest is lost in the noise of that part.
+    # Large batches: with 32 texts nothing was learned in 800 steps. Presumably a mean over bytes is nearly the same
+    # for all texts, and what a gradient says of the rest is lost in the noise of that part.
     _quick("text", 240, 128, 1.5e-3, sizes=(22_500, 500, 2000), max_length=256),
     _quick("retrieval", 800, 16, 1e-3, sizes=(20_000, 500, 2000), max_length=512),
     _quick("image", 600, 16, 1e-3, sizes=(10_000, 500, 1000)),
