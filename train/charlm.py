@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from train import sharding
+from train import resume, sharding
 from train.config import CharLMConfig, parse
 from train.data.corpora import Corpus, encode, load_corpus
 from train.data.windows import SeedStreams, consecutive_windows
@@ -109,7 +109,7 @@ def train(config: CharLMConfig, *, command: str = "the same command") -> int:
             mean_and_spread(summary[name]["per_seed"]) for name in ("val_loss_whole", "val_loss_prefix")
         )
         say(f"on {summary['prefix_windows']} windows: {whole} whole, {prefix} prefix by prefix")
-    say(f"files: {', '.join(sorted(p.name for p in out.iterdir()))} in {out}")
+    say(f"files: {resume.listing(out)} in {out}")
     say(f"more text: python -m train sample --checkpoint {shlex.quote(str(out))}")
     return 0
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from train import plots
+from train import plots, resume
 from train.classify_config import ClassificationConfig
 from train.data.classification import ClassificationData
 from train.functional import Params
@@ -165,7 +165,7 @@ def close_report(run: Run, summary: dict[str, Any], numbers: Mapping[str, list[f
         f"{mean_and_spread(summary['val_accuracy']['per_seed'])} at step {summary['best_step']}; "
         f"{clock(run.seconds)}, {summary['seconds_per_step']:.3f} seconds a step"
     )
-    run.progress.say(f"files: {', '.join(sorted(p.name for p in run.out.iterdir()))} in {run.out}")
+    run.progress.say(f"files: {resume.listing(run.out)} in {run.out}")
     return summary
 
 

@@ -1,5 +1,6 @@
 """Whether a run starts, goes on, or must not touch the folder it was given."""
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from train.checkpoints import FOLDER, Checkpoints
 from train.errors import TrainingFailed, UserError
 from train.loop import TrainState
 
+LOCK = ".lock"
 # All that a run writes: --overwrite deletes these and nothing else.
 WRITTEN = (
     FOLDER,
@@ -31,6 +33,41 @@ WRITTEN = (
     "relevance.png",
     "encoder",
 )
+
+
+_claimed: dict[Path, int] = {}
+
+
+def claim(out: Path) -> None:
+    """Keeps other processes from training in a run's folder until this one ends, however it ends.
+
+    Raises:
+        UserError: another process is at it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return
+    file = out.resolve() / LOCK
+    if jax.process_index() or file in _claimed:
+        return
+    descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        os.close(descriptor)
+        raise UserError(
+            f"another process is training in {out}; wait until it has ended, or choose another --out."
+        ) from error
+    except OSError:  # a file system without locks, as some network drives are
+        os.close(descriptor)
+        return
+    _claimed[file] = descriptor
+
+
+def listing(out: Path) -> str:
+    """The names in a run's folder, for the terminal."""
+    return ", ".join(sorted(path.name for path in out.iterdir() if path.name != LOCK))
 
 
 def clear(out: Path) -> None:

@@ -62,7 +62,8 @@ class Run:
         patience: stop after so many evaluations without a better `metric`; None goes on to the last step.
 
     Raises:
-        UserError: another run lives in the folder, or --resume-step does not exist.
+        UserError: another run lives in the folder, another process is training in it, or --resume-step does not
+            exist.
         TrainingFailed: no checkpoint can be read.
     """
 
@@ -95,9 +96,10 @@ class Run:
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings
         )
         self.out = Path(config.out())
+        self.out.mkdir(parents=True, exist_ok=True)
+        resume.claim(self.out)
         if config.run.overwrite:
             resume.clear(self.out)
-        self.out.mkdir(parents=True, exist_ok=True)
         self.store = Checkpoints(self.out / FOLDER, keep=config.run.keep, metric=metric)
         record: dict[str, Any] = {"history": [], "seconds": 0.0}
         self.warnings: list[str] = []

@@ -4,10 +4,13 @@ import os
 import pathlib
 import re
 import shlex
+import signal
 import subprocess
 import sys
 
 import pytest
+
+from train.data.batches import BatchStream
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = shlex.split(
@@ -78,6 +81,25 @@ def start():
         if process.poll() is None:
             process.kill()
             process.communicate()
+
+
+@pytest.fixture
+def stop_before(monkeypatch):
+    """stop_before(n): this process gets SIGTERM as it asks for the n-th batch of labelled sequences, once."""
+    following = BatchStream.__next__
+
+    def arrange(number):
+        asked = []
+
+        def interrupt(stream):
+            asked.append(stream)
+            if len(asked) == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return following(stream)
+
+        monkeypatch.setattr(BatchStream, "__next__", interrupt)
+
+    return arrange
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -154,6 +156,36 @@ def test_overwrite_deletes_only_what_a_run_writes(store):
     (out / "metrics.jsonl").write_text("{}")
     resume.clear(out)
     assert [path.name for path in out.iterdir()] == ["notes.txt"]
+
+
+def test_only_one_process_may_train_in_a_folder(tmp_path):
+    holding = f"""
+import fcntl, os, sys
+file = os.open({str(tmp_path / resume.LOCK)!r}, os.O_CREAT | os.O_RDWR)
+fcntl.lockf(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+    other = subprocess.Popen(
+        [sys.executable, "-c", holding], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another process is training in"):
+            resume.claim(tmp_path)
+    finally:
+        other.communicate()
+    resume.claim(tmp_path)  # a lock ends with its process
+    resume.claim(tmp_path)  # and this process may go on in its own folder
+    trial = (
+        "import fcntl, os, sys; fcntl.lockf(os.open(sys.argv[1], os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    )
+    refused = subprocess.run(
+        [sys.executable, "-c", trial, tmp_path / resume.LOCK], capture_output=True, text=True
+    )
+    assert "BlockingIOError" in refused.stderr
+    (tmp_path / "metrics.jsonl").touch()
+    assert resume.listing(tmp_path) == "metrics.jsonl"
 
 
 def test_find_accepts_the_run_folder_and_its_checkpoints(store, tmp_path):

@@ -1,7 +1,5 @@
 import json
-import os
 import shlex
-import signal
 
 import numpy as np
 import pytest
@@ -9,7 +7,6 @@ import pytest
 from train.__main__ import main
 from train.classification_report import accuracies, confusion_counts, losses
 from train.classify_config import PRESETS, parse
-from train.data.batches import BatchStream
 from train.errors import UserError
 
 TINY = shlex.split(
@@ -71,19 +68,10 @@ def test_it_learns_and_leaves_a_complete_report(finished):
     assert right == pytest.approx(summary["accuracy"]["per_seed"][0])
 
 
-def test_interrupted_and_resumed_is_bit_for_bit_the_same(finished, tmp_path, monkeypatch, capsys):
+def test_interrupted_and_resumed_is_bit_for_bit_the_same(finished, tmp_path, stop_before, capsys):
     straight, words = finished
     out = tmp_path / "run"
-    following = BatchStream.__next__
-    asked = []
-
-    def interrupt(stream):
-        asked.append(stream)
-        if len(asked) == 11:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return following(stream)
-
-    monkeypatch.setattr(BatchStream, "__next__", interrupt)
+    stop_before(11)
     assert main([*words, "--out", str(out)]) == 143
     assert "stopped after step 11" in (text := capsys.readouterr().out)
     assert "to go on: python -m train classify" in text

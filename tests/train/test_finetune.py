@@ -2,9 +2,7 @@
 
 import csv
 import json
-import os
 import shlex
-import signal
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from tiny_encoder import save_tiny_encoder
 
 from train.__main__ import main
 from train.checkpoints import Checkpoints
-from train.data.batches import BatchStream
 
 TINY = shlex.split(
     "--dataset files --batch-size 16 --max-length 16 --epochs 6 --warmup 2 --lr 3e-3 --head-lr 1e-2 --log-every 3 "
@@ -132,19 +129,10 @@ def test_it_starts_from_the_pretrained_weights_and_moves_lower_layers_less(finis
     assert set(params) >= {"encoder." + ".".join(map(str, p)) for p, _ in nnx.to_flat_state(nnx.state(start))}
 
 
-def test_interrupted_and_resumed_is_bit_for_bit_the_same(finished, tmp_path, monkeypatch, capsys):
+def test_interrupted_and_resumed_is_bit_for_bit_the_same(finished, tmp_path, stop_before, capsys):
     straight, words = finished
     out = tmp_path / "run"
-    following = BatchStream.__next__
-    asked = []
-
-    def interrupt(stream):
-        asked.append(stream)
-        if len(asked) == 17:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return following(stream)
-
-    monkeypatch.setattr(BatchStream, "__next__", interrupt)
+    stop_before(17)
     assert main([*words, "--out", str(out)]) == 143
     assert "stopped after step 17" in capsys.readouterr().out
     assert main([*words, "--out", str(out)]) == 0
