@@ -90,6 +90,7 @@ def parser() -> argparse.ArgumentParser:
 
     _add_features(commands)
     _add_training_step(commands)
+    _add_head_step(commands)
     report = commands.add_parser(
         "report", help="tables in README.md and docs/benchmarks.md, plots in docs/figures"
     )
@@ -167,6 +168,27 @@ def _add_training_step(commands: Any) -> None:
     )
 
 
+def _add_head_step(commands: Any) -> None:
+    step = commands.add_parser(
+        "head-step",
+        help="time of a fine-tuning step with different heads",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = step.add_argument
+    add(
+        "--heads",
+        nargs="+",
+        default=["mean", "cls", "no-convolution", "no-attention", "kernel-3", "inceptive"],
+        help="variants of `python -m train finetune-study`; ratios are to the first",
+    )
+    add("--length", type=int, default=32, help="tokens a text")
+    add("--batch", type=int, default=32, help="texts")
+    add("--repeats", type=int, default=5, help="rounds through all heads")
+    add(
+        "--out", type=pathlib.Path, default=ROOT / "benchmarks/results/head_step.json", help="the result file"
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns the exit status."""
     top = parser()
@@ -189,6 +211,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from benchmarks import training_step
 
             return training_step.run(arguments)
+        if arguments.command == "head-step":
+            from benchmarks import head_step
+
+            return head_step.run(arguments)
         if arguments.command == "report":
             from benchmarks import report
 

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks import accuracy_tables, attention_tables, speed_tables, training_step_tables
+from benchmarks import accuracy_tables, attention_tables, head_step, speed_tables, training_step_tables
 from benchmarks.cases import PASSES
 from benchmarks.heatmap import heatmap
 from benchmarks.plots import plot
@@ -15,6 +15,7 @@ START, END = "<!-- benchmarks:attention -->", "<!-- /benchmarks -->"
 SPEED, ACCURACY = "<!-- results:features-speed -->", "<!-- results:features-accuracy -->"
 TREES = "<!-- results:tree-speed -->"
 STEPS = "<!-- results:training-step -->"
+HEADS = "<!-- results:head-step -->"
 RESULTS_END = "<!-- /results -->"
 EMPTY_PAGE = f"""# Benchmarks
 
@@ -37,9 +38,10 @@ def run(results: pathlib.Path, root: pathlib.Path) -> int:
     accuracy = {name: x for name, x in features.items() if x["benchmark"] == "features" and x["rows"]}
     trees = {path.stem: load(path) for path in sorted(results.glob("tree_*.json"))}
     steps = {path.stem: load(path, "training-step") for path in sorted(results.glob("training_step*.json"))}
-    if not attention and not speed and not accuracy and not trees and not steps:
+    heads = {path.stem: load(path, "head-step") for path in sorted(results.glob("head_step*.json"))}
+    if not any((attention, speed, accuracy, trees, steps, heads)):
         raise FileNotFoundError(
-            f"no attention*.json, features_*.json, tree_*.json or training_step*.json in {results}: "
+            f"no attention*.json, features_*.json, tree_*.json, training_step*.json or head_step*.json in {results}: "
             "run `python -m benchmarks attention` first."
         )
     figures = root / "docs/figures"
@@ -57,8 +59,12 @@ def run(results: pathlib.Path, root: pathlib.Path) -> int:
     ):
         page = [module.section(x, PASSES, _images(plot(x, figures, name))) for name, x in documents.items()]
         texts.append((start, end, page, [module.section(x, ("both",), []) for x in documents.values()]))
-    page = [training_step_tables.section(x) for x in steps.values()]
-    texts.append((STEPS, RESULTS_END, page, page))
+    for start, documents, make in (
+        (STEPS, steps, training_step_tables.section),
+        (HEADS, heads, head_step.section),
+    ):
+        page = [make(x) for x in documents.values()]
+        texts.append((start, RESULTS_END, page, page))
     page = [
         accuracy_tables.section(x, _images([heatmap(x, figures, name)]), whole=True)
         for name, x in accuracy.items()

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 # What a file can be the result of: the subcommands that measure.
-KINDS = ("attention", "features", "training-step")
+KINDS = ("attention", "features", "training-step", "head-step")
 
 
 def load(path: pathlib.Path, *kinds: str) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Times whole training steps of the Long Range Arena's published set-up, all attentions in turns; one JSON file."""
 
 import argparse
+import functools
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,35 +42,52 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def measure_length(arguments: argparse.Namespace, length: int) -> list[dict[str, Any]]:
-    """One row an attention; what fails is recorded, not dropped."""
+    """One row an attention."""
+    makers = {
+        name: functools.partial(training_step, arguments.task, name, length, arguments.batch)
+        for name in arguments.attentions
+    }
+    rows = measure(makers, peer="softmax", repeats=arguments.repeats)
+    return [
+        {"attention": name, "length": length, "batch": arguments.batch} | row for name, row in rows.items()
+    ]
+
+
+def measure(
+    makers: Mapping[str, Callable[[], Callable[[Any, int], None]]], *, peer: str, repeats: int
+) -> dict[str, dict[str, Any]]:
+    """Compiles steps, then times them in turns; what fails is recorded, not dropped.
+
+    Args:
+        makers: each makes the function of (anything, n) that takes n steps.
+        peer: whose time the ratios are over.
+        repeats: rounds.
+
+    Returns:
+        A row for each, by name.
+    """
     rows, prepared = {}, {}
-    for attention in arguments.attentions:
-        row: dict[str, Any] = {
-            "attention": attention,
-            "length": length,
-            "batch": arguments.batch,
-            "status": "ok",
-        }
-        rows[attention] = row
+    for name, make in makers.items():
         start = time.perf_counter()
         try:
-            call = training_step(arguments.task, attention, length, arguments.batch)
+            prepared[name] = Prepared(lambda: None, make())
         except Exception as error:
-            row |= {"status": failure_status(str(error)), "message": f"{type(error).__name__}: {error}"[:300]}
-            continue
-        row["compile_s"] = time.perf_counter() - start
-        prepared[attention] = Prepared(lambda: None, call)
-    samples, errors = time_in_turns(prepared, repeats=arguments.repeats)
-    for attention, row in rows.items():
-        if attention in errors:
-            row |= {"status": failure_status(errors[attention]), "message": errors[attention][:300]}
-        if attention in samples:
-            own = samples[attention]
-            row |= summary(own) | {"samples_s": [float(f"{s:.4g}") for s in own]}
-            row["ratios"] = {"softmax": paired_ratio(own, samples["softmax"])} if "softmax" in samples else {}
-    del prepared
+            rows[name] = _failed(f"{type(error).__name__}: {error}")
+        else:
+            rows[name] = {"status": "ok", "compile_s": time.perf_counter() - start}
+    samples, errors = time_in_turns(prepared, repeats=repeats)
+    for name, message in errors.items():
+        rows[name] |= _failed(message)
+    for name, own in samples.items():
+        rows[name] |= summary(own) | {"samples_s": [float(f"{s:.4g}") for s in own]}
+        rows[name]["ratios"] = {peer: paired_ratio(own, samples[peer])} if peer in samples else {}
+    prepared.clear()
     gc.collect()
-    return list(rows.values())
+    return rows
+
+
+def _failed(message: str) -> dict[str, Any]:
+    return {"status": failure_status(message), "message": message[:300]}
 
 
 def training_step(task: str, attention: str, length: int, batch: int) -> Callable[[Any, int], None]:
@@ -82,12 +100,11 @@ def training_step(task: str, attention: str, length: int, batch: int) -> Callabl
         batch: sequences.
 
     Returns:
-        Of (anything, n): takes n steps, one after the other, and waits for the last.
+        See `compiled_steps`.
 
     Raises:
         UserError: no such task or attention.
     """
-    import jax
     import numpy as np
 
     from train import loop
@@ -113,15 +130,23 @@ def training_step(task: str, attention: str, length: int, batch: int) -> Callabl
         "tree": None,
     }
     model = lra_classifier(config, data, rows)
-    optimizer = loop.make_optimizer(config.optimizer)
+    return compiled_steps(model, loop.make_optimizer(config.optimizer), loop.class_loss, rows)
+
+
+def compiled_steps(model: Any, optimizer: Any, loss: Any, batch: Any) -> Callable[[Any, int], None]:
+    """The function of (anything, n) that takes n steps on one batch, one after the other, and waits for the last."""
+    import jax
+
+    from train import loop
+
     state = jax.jit(loop.make_init(model, optimizer, (0,)))()
-    step = loop.make_train_step(model, optimizer, seeds=(0,), loss=loop.class_loss)
-    compiled = jax.jit(step).lower(state, rows).compile()
+    step = loop.make_train_step(model, optimizer, seeds=(0,), loss=loss)
+    compiled = jax.jit(step).lower(state, batch).compile()
 
     def steps(_: Any, times: int) -> None:
         now = state
         for _ in range(times):
-            now, metrics = compiled(now, rows)
+            now, metrics = compiled(now, batch)
         jax.block_until_ready((now, metrics))
 
     return steps

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from benchmarks import check, report
+from benchmarks import check, head_step, report
 from benchmarks.__main__ import main
 from benchmarks.training_step import training_step
 
@@ -51,3 +51,29 @@ def test_the_promise_is_a_third_of_softmax_at_4096_tokens(result, tmp_path, caps
 def test_an_unknown_attention_is_named():
     with pytest.raises(Exception, match="nonesuch"):
         training_step("listops", "nonesuch", 16, 4)
+
+
+TINY_ENCODER = {
+    "model_type": "bert",
+    "vocab_size": 20,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+
+
+def test_heads_of_an_encoder_are_timed_beside_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(head_step, "ENCODER", TINY_ENCODER)
+    out = tmp_path / "results/head_step_small.json"
+    options = ["--length", "8", "--batch", "2", "--repeats", "2", "--out", str(out)]
+    assert main(["head-step", *options, "--heads", "mean", "kernel-3", "nonesuch"]) == 0
+    mean, inceptive, unknown = json.loads(out.read_text())["rows"]
+    assert mean["ratios"] == {"mean": 1.0}
+    assert inceptive["status"] == "ok" and inceptive["ratios"]["mean"] > 0
+    assert unknown["status"] == "error" and "nonesuch" in unknown["message"]
+    page = tmp_path / "docs/inceptive.md"
+    page.parent.mkdir()
+    page.write_text(f"{report.HEADS}\nold\n{report.RESULTS_END}\n")
+    assert main(["report", "--results", str(out.parent), "--root", str(tmp_path)]) == 0
+    assert "| `mean` |" in page.read_text() and "old" not in page.read_text()
