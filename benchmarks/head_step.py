@@ -75,7 +75,7 @@ def head_step(head: str, *, length: int, batch: int) -> Callable[[Any, int], Non
     encoder = TextEncoder(EncoderConfig.from_dict(ENCODER), rngs=nnx.Rngs(0))
     draw = np.random.default_rng(0)
     rows: dict[str, Any] = {
-        "tokens": draw.integers(1, ENCODER["vocab_size"], (1, batch, length)).astype(np.int32),
+        "tokens": draw.integers(1, encoder.config.vocab_size, (1, batch, length)).astype(np.int32),
         "mask": np.ones((1, batch, length), bool),
         "labels": draw.integers(2, size=(1, batch)).astype(np.int32),
         "weights": np.ones((1, batch), np.float32),
