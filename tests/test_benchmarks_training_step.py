@@ -6,6 +6,9 @@ from benchmarks import check, head_step, report
 from benchmarks.__main__ import main
 from benchmarks.training_step import training_step
 
+# One process makes what the tests of this file share.
+pytestmark = pytest.mark.xdist_group("benchmarks_training_step")
+
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):

@@ -13,6 +13,9 @@ import jaxattn
 from jaxattn import FeatureMap, diagnose, dot_product_attention, random_feature_attention
 from jaxattn.features.diagnosis import PAIRS, DiagnosisRow, _verdict
 
+# One process makes what the tests of this file share.
+pytestmark = pytest.mark.xdist_group("diagnosis")
+
 PAIR = ("oprf", "orf")
 
 

@@ -1,6 +1,7 @@
 """Feature maps: every pair, calibration, redraws, precision, and attention with them."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,9 @@ import jaxattn
 from jaxattn import COMPONENTS, WEIGHTS, FeatureMap, random_feature_attention
 from jaxattn.features import Moments
 from jaxattn.testing import assert_matches_reference
+
+# One process makes what the tests of this file share.
+pytestmark = pytest.mark.xdist_group("feature_map")
 
 
 def normal(seed, *shape):
@@ -55,15 +59,13 @@ def test_every_pair_runs(component, drawn):
 
 def test_code_compiled_for_one_map_is_not_run_for_another():
     """Maps with equally many leaves are different structures: no cache takes one for the other."""
-    structures = {}
-    for component in COMPONENTS:
-        structures[component, "orf"] = jax.tree.structure(
-            FeatureMap.create(jax.random.key(0), 4, 6, component, "orf")
-        )
-    for weights in WEIGHTS:
-        structures["posrf", weights] = jax.tree.structure(
-            FeatureMap.create(jax.random.key(0), 4, 6, "posrf", weights)
-        )
+
+    def structure(component, weights):
+        create = functools.partial(FeatureMap.create, component=component, weights=weights)
+        return jax.tree.structure(jax.eval_shape(lambda key: create(key, 4, 6), jax.random.key(0)))
+
+    pairs = [*((name, "orf") for name in COMPONENTS), *(("posrf", name) for name in WEIGHTS)]
+    structures = {pair: structure(*pair) for pair in pairs}
     found = list(structures.items())
     for i, (name, structure) in enumerate(found):
         assert all(structure != other for _, other in found[:i]), name

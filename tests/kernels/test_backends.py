@@ -48,8 +48,8 @@ def plain(query, key, value):
 def test_key_bias_by_values(kv_heads, shape):
     key_bias = normal(*shape).at[0, 4:6].set(-jnp.inf)
     assert_matches_reference(
-        functools.partial(key_bias_by_values, plain),
-        functools.partial(naive_attention, is_causal=True),
+        jax.jit(functools.partial(key_bias_by_values, plain)),
+        jax.jit(functools.partial(naive_attention, is_causal=True)),
         (normal(B, T, N, H), normal(B, T, kv_heads, H), normal(B, T, kv_heads, V), key_bias),
     )
 
@@ -179,7 +179,7 @@ def test_tokamax_matches(backend, with_key_bias):
     key_bias = (normal(B, T, N),) if with_key_bias else ()
     assert_matches_reference(
         lambda q, k, v, *b: tokamax_attention(Arguments(q, k, v, *(b or (None,)), *a[4:]), backend),
-        functools.partial(naive_attention, scale=0.5, is_causal=True),
+        jax.jit(functools.partial(naive_attention, scale=0.5, is_causal=True)),
         (*a[:3], *key_bias),
     )
 

@@ -5,19 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxattn.kernels import (
-    cross_correlation,
-    cross_correlation_attention,
-    cross_correlation_init_state,
-    cross_correlation_step,
-    dot_product_attention,
-)
+from jaxattn import kernels
+from jaxattn.kernels import cross_correlation_init_state, dot_product_attention
 from jaxattn.testing import (
     assert_causal,
     assert_decode_matches,
     assert_matches_reference,
     assert_padding_invariant,
 )
+
+# Compiled whole: operation by operation the suite would take minutes longer.
+cross_correlation = jax.jit(kernels.cross_correlation)
+cross_correlation_attention = jax.jit(
+    kernels.cross_correlation_attention, static_argnames=("is_causal", "scale", "implementation")
+)
+cross_correlation_step = jax.jit(kernels.cross_correlation_step, static_argnames="scale")
 
 B, T, N, K, H, V, L = 2, 9, 4, 2, 6, 5, 2
 SEGMENTS = jnp.array([[0] * 4 + [1] * 5, [5] * 1 + [7] * 8])

@@ -61,7 +61,11 @@ OPTIONS = {
 
 @pytest.fixture(params=IMPLEMENTATIONS)
 def attention(request):
-    return functools.partial(dot_product_attention, implementation=request.param)
+    """Compiled whole: operation by operation the suite would take minutes longer."""
+    return jax.jit(
+        functools.partial(dot_product_attention, implementation=request.param),
+        static_argnames=("is_causal", "scale"),
+    )
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -204,12 +208,12 @@ def test_rows_without_keys_are_zero_with_finite_gradients(attention):
 def test_is_causal_and_padding_invariant(attention):
     x = normal(B, S, N, H)
     assert_causal(functools.partial(attention, is_causal=True), (x, x, x))
-    assert_padding_invariant(
+    padded = jax.jit(
         lambda q, k, v, mask: attention(
             q, k, v, mask=mask[:, None, None, :], query_seq_lengths=mask.sum(axis=1)
-        ),
-        (x, x, x),
+        )
     )
+    assert_padding_invariant(padded, (x, x, x))
 
 
 def test_agrees_with_jax_nn(attention):
@@ -255,9 +259,9 @@ def test_vmap(attention):
 
 
 def test_jit_equals_eager(attention):
-    args = (*qkv(), normal(B, S, N))
-    fn = lambda q, k, v, b: attention(q, k, v, key_bias=b, is_causal=True)  # noqa: E731
-    np.testing.assert_allclose(jax.jit(fn)(*args), fn(*args), rtol=1e-6, atol=1e-6)
+    q, k, v, b = (*qkv(), normal(B, S, N))
+    eager = attention.__wrapped__(q, k, v, key_bias=b, is_causal=True)
+    np.testing.assert_allclose(attention(q, k, v, key_bias=b, is_causal=True), eager, rtol=1e-6, atol=1e-6)
 
 
 def test_higher_derivatives_of_xla():

@@ -5,21 +5,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxattn import kernels
 from jaxattn.kernels import (
     _prefix,
     dot_product_attention,
-    energy_gate,
     energy_gate_init_state,
-    energy_gate_step,
-    energy_gated_attention,
     energy_gated_attention_init_state,
-    energy_gated_attention_step,
 )
 from jaxattn.testing import (
     assert_causal,
     assert_decode_matches,
     assert_matches_reference,
     assert_padding_invariant,
+)
+
+# Compiled whole: operation by operation the suite would take minutes longer.
+energy_gate = jax.jit(kernels.energy_gate, static_argnames=("normalization", "is_causal", "allow_leak"))
+energy_gate_step = jax.jit(kernels.energy_gate_step, static_argnames="normalization")
+energy_gated_attention = jax.jit(
+    kernels.energy_gated_attention,
+    static_argnames=("normalization", "is_causal", "allow_leak", "scale", "implementation"),
+)
+energy_gated_attention_step = jax.jit(
+    kernels.energy_gated_attention_step, static_argnames=("normalization", "scale")
 )
 
 B, T, N, K, H, V = 2, 11, 4, 2, 8, 5

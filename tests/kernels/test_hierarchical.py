@@ -173,8 +173,8 @@ def test_theorem_divergence_is_the_energy():
     """Σ KL(tree || softmax) = T φ + Σ log Z, with a gate on the keys as well."""
     query, key, _, key_bias = tree_arrays(1, length=9)
     tree = Tree.from_nested(NINE)
-    weights = hierarchical_weights(query, key, tree, key_bias=key_bias)
-    energy = hierarchical_energy(query, key, tree, key_bias=key_bias)
+    weights = jax.jit(hierarchical_weights)(query, key, tree, key_bias=key_bias)
+    energy = jax.jit(hierarchical_energy)(query, key, tree, key_bias=key_bias)
     scores = jnp.einsum("btnh,bsnh->bnts", query, key) / WIDTH**0.5 + jnp.moveaxis(key_bias, 1, 2)[:, :, None]
     partition = jax.nn.logsumexp(scores, axis=-1).sum(-1)
     np.testing.assert_allclose(row_divergence(weights, scores), 9 * energy + partition, rtol=1e-5)
@@ -186,8 +186,9 @@ def test_theorem_no_other_matrix_with_these_blocks_is_closer():
     tree = Tree.from_nested(NINE)
     with jax.enable_x64(True):
         query, key = (jnp.asarray(x, jnp.float64) for x in (query, key))
-        weights = np.asarray(hierarchical_weights(query, key, tree))[0, 0]
+        weights = np.asarray(jax.jit(hierarchical_weights)(query, key, tree))[0, 0]
         scores = np.einsum("btnh,bsnh->bnts", query, key)[0, 0] / WIDTH**0.5
+        divergence = jax.jit(row_divergence)
         blocks = []  # every (rows, columns) that share a weight
 
         def visit(node):
@@ -207,7 +208,7 @@ def test_theorem_no_other_matrix_with_these_blocks_is_closer():
         )
         free = np.linalg.svd(effect)[2][np.linalg.matrix_rank(effect) :]
         assert len(free) > 0
-        best = float(row_divergence(weights, scores))
+        best = float(divergence(weights, scores))
         rng = np.random.default_rng(0)
         for size in (1e-2, 1e-3):
             for _ in range(50):
@@ -217,16 +218,14 @@ def test_theorem_no_other_matrix_with_these_blocks_is_closer():
                 for (rows, columns), amount in zip(blocks, direction, strict=True):
                     moved[np.ix_(rows, columns)] += size * weights.min() * amount
                 np.testing.assert_allclose(moved.sum(-1), 1)
-                assert float(row_divergence(moved, scores)) > best
+                assert float(divergence(moved, scores)) > best
 
 
 def test_one_family_is_softmax():
     query, key, value, key_bias = tree_arrays(2, heads=4, kv_heads=2)
     for is_causal in (False, True):
         assert_matches_reference(
-            lambda *a, c=is_causal: hierarchical_attention(
-                *a[:3], Tree.uniform(LENGTH, LENGTH), key_bias=a[3], is_causal=c
-            ),
+            jitted(hierarchical_attention, Tree.uniform(LENGTH, LENGTH), is_causal=is_causal),
             lambda *a, c=is_causal: naive_attention(*a, is_causal=c),
             (query, key, value, key_bias),
             rtol=1e-4,
@@ -262,12 +261,9 @@ def test_a_batch_of_trees_is_each_of_them():
     trees = [Tree.from_lengths([[3, 4], [2, 3]]), Tree.from_lengths([5, 1, 6]), Tree.from_lengths([[12]])]
     arrays = tree_arrays(3)
     for is_causal in (False, True):
-        together = hierarchical_attention(
-            *arrays[:3], Tree.stack(trees), key_bias=arrays[3], is_causal=is_causal
-        )
+        together = jitted(hierarchical_attention, Tree.stack(trees), is_causal=is_causal)(*arrays)
         for i, tree in enumerate(trees):
-            query, key, value, key_bias = (x[i] for x in arrays)
-            alone = hierarchical_attention(query, key, value, tree, key_bias=key_bias, is_causal=is_causal)
+            alone = jitted(hierarchical_attention, tree, is_causal=is_causal)(*(x[i] for x in arrays))
             np.testing.assert_allclose(together[i], alone, rtol=1e-5, atol=1e-6)
 
 

@@ -6,6 +6,9 @@ import pytest
 
 from train.__main__ import main
 
+# One process makes what the tests of this file share.
+pytestmark = pytest.mark.xdist_group("charlm")
+
 EVERYTHING = shlex.split(
     "--attention softmax+gate=running --positions morlet:learned --seeds 2 --fsdp 2 --dropout 0.1 --accumulate 2 "
     "--prefix-windows 3 --sample-tokens 20"

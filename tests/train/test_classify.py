@@ -9,6 +9,9 @@ from train.classification_report import accuracies, confusion_counts, losses
 from train.classify_config import PRESETS, parse
 from train.errors import UserError
 
+# One process makes what the tests of this file share.
+pytestmark = pytest.mark.xdist_group("classify")
+
 TINY = shlex.split(
     "--dataset files --num-layers 1 --num-heads 2 --features 16 --batch-size 16 --max-length 32 --steps 32 "
     "--warmup 2 --lr 2e-2 --eval-every 8 --log-every 4"

@@ -9,6 +9,9 @@ from train import loop
 from train.config import ModelConfig, OptimizerConfig
 from train.functional import language_model
 
+# One process makes what the tests of this file share.
+pytestmark = pytest.mark.xdist_group("loop")
+
 MODEL = ModelConfig(attention="softmax", num_layers=1, num_heads=2, features=16, context_length=8)
 OPTIMIZER = OptimizerConfig(steps=20, warmup=2, lr=1e-2)
 TOKENS = np.random.default_rng(0).integers(0, 11, (3, 8, 9)).astype(np.int32)
