@@ -43,6 +43,8 @@ class Recipe:
     """(logits (seeds, examples, outputs), labels) -> a number for each seed, by name; "loss" among them."""
     metric: str = "val_accuracy"
     """"val_" and the one of these names that decides which checkpoint is the best."""
+    stratify: bool = False
+    """Whether batches hold the classes in equal shares; see `train.data.buckets.Buckets`."""
     patience: int | None = None
     """Evaluations without a better one after which training stops; None for no such end."""
     describe: Callable[..., list[str]] | None = None
@@ -89,6 +91,7 @@ def train_classifier(
             max_length=data.max_length,
             batch_size=batch_size,
             kinds=None if shapes is None else shapes.kinds[name],
+            strata=part.labels if recipe.stratify else None,
         )
         for name, part in data.parts().items()
     }

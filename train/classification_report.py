@@ -15,7 +15,7 @@ from train.classify_config import ClassificationConfig
 from train.data.classification import ClassificationData
 from train.functional import Params
 from train.memory import peak_memory
-from train.metrics import clock, mean_and_spread
+from train.metrics import clock, mean, mean_and_spread
 from train.report import over_seeds, provenance
 from train.run import Run
 
@@ -144,6 +144,10 @@ def summarise(
         "best_step": best,
         **{name: over_seeds(evals[best][name]) for name in evals[best] if name.startswith("val_")},
         "last_val_accuracy": over_seeds(evals[run.last]["val_accuracy"]),
+        "evaluations": [
+            {"step": step, **{name: mean(record[name]) for name in ("val_loss", "val_accuracy")}}
+            for step, record in evals.items()
+        ],
         "measured_on": measured,
         **{name: over_seeds(values) for name, values in numbers.items()},
         "compiled_shapes": shapes,

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import PRNGKeyArray
 
 from jaxattn.models import PairClassifier, SequenceClassifier
-from train.classification import train_classifier
+from train.classification import Recipe, train_classifier
 from train.data.batches import Batch
 from train.data.lra import LRA_TASKS
 from train.functional import Functional, compute_dtype, take_apart
@@ -22,7 +22,10 @@ def main(argv: Sequence[str]) -> int:
     config = parse(argv)
     words = [word for word in argv if word != "--overwrite"]
     command = shlex.join(["python", "-m", "train", "lra", *words])
-    return train_classifier(config, load_data(config), command=command, make_model=lra_classifier)
+    recipe = Recipe(stratify=config.optimizer.stratify)
+    return train_classifier(
+        config, load_data(config), command=command, make_model=lra_classifier, recipe=recipe
+    )
 
 
 def load_data(config: LRARunConfig) -> LRAData:

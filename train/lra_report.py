@@ -2,7 +2,8 @@
 
 The table has a row for each attention: test accuracy as mean ± standard deviation over seeds, seconds a step, the
 time of a run and the peak of memory, beside the accuracy that is published for the same mechanism with 128 features.
-Where pairs of component functions and weight matrices were swept, a heatmap of their mean accuracies is drawn.
+Drawn are the learning curves, and where pairs of component functions and weight matrices were swept, a heatmap of
+their mean accuracies.
 """
 
 import argparse
@@ -64,7 +65,11 @@ def main(argv: Sequence[str]) -> int:
             f"`{r['attention']}` seed {r['seed']}: {r['message']}" for r in failed
         )
     out.mkdir(parents=True, exist_ok=True)
-    pictures = [path for i, group in enumerate(groups, 1) for path in heatmaps(group, out, i)]
+    pictures = [
+        path
+        for i, group in enumerate(groups, 1)
+        for path in (curves(group, out, i), *heatmaps(group, out, i))
+    ]
     links = "".join(f"\n\n![{path.stem}]({path.name})" for path in pictures)
     (out / "report.md").write_text(f"{text}{links}\n", encoding="utf-8")
     print(text)
@@ -118,6 +123,7 @@ def _shared(record: Record) -> dict[str, Any]:
         "optimizer": config["optimizer"],
         "data": {name: value for name, value in config["data"].items() if name not in place},
         "examples": record["data"]["examples"],
+        "notes": record["data"]["notes"],
         "measured_on": record["measured_on"],
         "device": record["device"],
         "versions": record["versions"],
@@ -136,8 +142,8 @@ def table(group: Group) -> str:
         "",
         f"Per cent of {sizes[shared['measured_on']]:,} {shared['measured_on']} examples at the best checkpoint by "
         f"validation accuracy, mean ± standard deviation over seeds. {model['num_layers']} layers, "
-        f"{model['features']} wide, {model['num_heads']} heads; {sizes['train']:,} examples, {optimizer['steps']:,} "
-        f"steps of {optimizer['batch_size']}, rate {optimizer['lr']:g}. {device['kind']}, jax "
+        f"{model['features']} wide, {model['num_heads']} heads; {optimizer['steps']:,} steps of "
+        f"{optimizer['batch_size']}, rate {optimizer['lr']:g}. {'; '.join(shared['notes'])}. {device['kind']}, jax "
         f"{shared['versions']['jax']}. Published: arXiv 2405.15310, the set-up of `--preset paper`"
         + (
             "."
@@ -169,6 +175,28 @@ def _row(task: str, attention: str, records: Sequence[Record]) -> str:
 
 def _pair(value: float, spread: float | None) -> str:
     return f"{value:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+
+
+def curves(group: Group, out: Path, number: int) -> Path:
+    """Draws the validation accuracy of every attention against steps: the mean, and the range of its seeds.
+
+    Args:
+        group: its runs.
+        out: folder for the picture.
+        number: of the group, for the name of the file.
+
+    Returns:
+        The file.
+    """
+    lines: dict[str, dict[int, list[float]]] = {}
+    for attention, seeds in group.rows.items():
+        points = lines[attention] = {}
+        for record in seeds.values():
+            for evaluation in record["evaluations"]:
+                points.setdefault(evaluation["step"], []).append(100 * evaluation["val_accuracy"])
+    path = out / f"curves-{number}-{group.name}.png"
+    plots.learning_curves(lines, path, title=group.name, ylabel="validation accuracy in per cent")
+    return path
 
 
 def heatmaps(group: Group, out: Path, number: int) -> list[Path]:

@@ -95,6 +95,26 @@ def heatmap(
     _save(figure, path)
 
 
+def learning_curves(
+    curves: Mapping[str, Mapping[int, Sequence[float]]], path: Path, *, title: str, ylabel: str
+) -> None:
+    """A line a name: means by step, and between the least and the most of them a shade."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.8), layout="constrained")
+    axis = figure.subplots()
+    for i, (name, points) in enumerate(curves.items()):
+        steps, colour = sorted(points), f"C{i % 10}"
+        values = [points[step] for step in steps]
+        axis.plot(
+            steps, [sum(v) / len(v) for v in values], color=colour, marker="o", markersize=3, label=name
+        )
+        axis.fill_between(steps, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15)
+    axis.set(xlabel="step", ylabel=ylabel, title=title)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)
+    _save(figure, path)
+
+
 def learned_parameters(params: Mapping[str, np.ndarray], out: Path) -> list[Path]:
     """Draws what the attention has learned, where the model has such parameters.
 

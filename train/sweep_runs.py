@@ -25,6 +25,7 @@ KEPT = (
         "loss",
         "val_accuracy",
         "best_step",
+        "evaluations",
         "measured_on",
         "compiled_shapes",
     ),

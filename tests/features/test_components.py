@@ -1,5 +1,7 @@
 """Component functions: unbiased, in the order of variance that theory gives, with the best parameters."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +25,8 @@ every_component = pytest.mark.parametrize(
 )
 
 
-def ratios(name, options=None, weights="gaussian", num_features=96, draws=DRAWS, size=1.0):
+@functools.cache
+def ratios(name, weights="gaussian", size=1.0, **options):
     """φ_q·φ_k / exp(x·y): (draws, pairs)."""
     x, y = size * QUERY, size * KEY
     exact = jnp.exp(jnp.einsum("btnh,bsnh->bnts", x, y) / H**0.5)
@@ -31,18 +34,18 @@ def ratios(name, options=None, weights="gaussian", num_features=96, draws=DRAWS,
     @jax.jit
     def run(keys):
         def one(key):
-            feature_map = FeatureMap.create(key, H, num_features, name, weights, component_options=options)
+            feature_map = FeatureMap.create(key, H, 96, name, weights, component_options=options)
             return (feature_map.calibrate(x, y).kernel(x, y) / exact).reshape(-1)
 
         return jax.vmap(one)(keys)
 
-    return np.asarray(run(jax.random.split(jax.random.key(1), draws)), np.float64)
+    return np.asarray(run(jax.random.split(jax.random.key(1), DRAWS)), np.float64)
 
 
 @every_component
 def test_unbiased(name, options):
     """The mean over draws, averaged over pairs, is 1 within three standard errors."""
-    means = ratios(name, options).mean(axis=1)
+    means = ratios(name, **options).mean(axis=1)
     error = means.std(ddof=1) / DRAWS**0.5
     assert abs(means.mean() - 1) < 3 * error
     assert error < 0.05  # or the line above says nothing
@@ -81,9 +84,13 @@ def test_orthogonal_rows_have_less_variance(component):
 
 @every_component
 def test_positive_where_promised(name, options):
-    feature_map = FeatureMap.create(jax.random.key(0), H, 48, name, component_options=options)
-    feature_map = feature_map.calibrate(QUERY, KEY)
-    values = jnp.concatenate([feature_map.query(QUERY)[0].ravel(), feature_map.key(KEY)[0].ravel()])
+    @jax.jit
+    def features(query, key):
+        feature_map = FeatureMap.create(jax.random.key(0), H, 48, name, component_options=options)
+        feature_map = feature_map.calibrate(query, key)
+        return jnp.concatenate([feature_map.query(query)[0].ravel(), feature_map.key(key)[0].ravel()])
+
+    values = features(QUERY, KEY)
     if COMPONENTS[name].positive or options.get("positive"):
         assert (values >= 0).all()
     else:
@@ -146,16 +153,23 @@ def test_learned_a_starts_at_posrf_and_stays_below_an_eighth():
     gerf, posrf = (FeatureMap.create(keys, H, 32, name, "gaussian") for name in ("gerf", "posrf"))
     np.testing.assert_allclose(gerf.kernel(QUERY, KEY), posrf.kernel(QUERY, KEY), rtol=1e-5)
     assert float(GERF(jnp.asarray(-30.0)).a) <= 0.125
-    slope = jax.grad(
-        lambda t: FeatureMap(gerf.weights, GERF(t), None, None, None, "global").kernel(QUERY, KEY).sum()
-    )
+
+    @jax.jit
+    @jax.grad
+    def slope(t):
+        return FeatureMap(gerf.weights, GERF(t), None, None, None, "global").kernel(QUERY, KEY).sum()
+
     assert float(slope(jnp.zeros(()))) != 0.0
 
 
 @pytest.mark.parametrize("name", ["poisrf", "geomrf"])
 def test_powers_of_zero(name):
     """A coordinate that is exactly 0 gives finite features and gradients."""
-    feature_map = FeatureMap.create(jax.random.key(0), H, 16, name)
-    query = QUERY.at[..., 0].set(0.0)
-    value, slope = jax.value_and_grad(lambda q: feature_map.kernel(q, KEY).sum())(query)
+
+    @jax.jit
+    @jax.value_and_grad
+    def total(query):
+        return FeatureMap.create(jax.random.key(0), H, 16, name).kernel(query, KEY).sum()
+
+    value, slope = total(QUERY.at[..., 0].set(0.0))
     assert jnp.isfinite(value) and jnp.isfinite(slope).all()

@@ -57,6 +57,30 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert [c.kind for c in first] != [c.kind for c in buckets.epoch(1, 1)]
 
 
+def test_classes_are_spread_evenly_over_the_batches():
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [400, 160, 80]))
+
+    def counts(strata, seed):
+        chosen = Buckets(np.full(640, 9), max_length=9, batch_size=16, strata=strata).epoch(seed, 0)
+        return np.array([np.bincount(labels[c.rows], minlength=3) for c in chosen])
+
+    assert (abs(counts(labels, 3) - [10, 4, 2]) <= 1).all()
+    assert abs(counts(None, 3) - [10, 4, 2]).max() > 2  # left to chance
+
+
+def test_spreading_classes_keeps_all_else():
+    labels = LENGTHS % 3
+    buckets = Buckets(LENGTHS, max_length=60, batch_size=8, strata=labels)
+    plain = _buckets()
+    for seed, epoch in ((3, 0), (3, 1), (4, 0)):
+        chosen = buckets.epoch(seed, epoch)
+        assert sorted(np.concatenate([c.rows for c in chosen])) == list(range(103))
+        assert [c.kind for c in chosen] == [c.kind for c in plain.epoch(seed, epoch)]
+    first, again, other = (buckets.epoch(*at) for at in ((3, 0), (3, 0), (3, 1)))
+    assert all(np.array_equal(a.rows, b.rows) for a, b in zip(first, again, strict=True))
+    assert not all(np.array_equal(a.rows, b.rows) for a, b in zip(first, other, strict=True))
+
+
 def test_bucket_lengths_are_few_and_end_at_the_maximum():
     assert bucket_lengths(512) == (16, 32, 64, 128, 256, 512)
     assert bucket_lengths(100) == (16, 32, 64, 100)

@@ -76,13 +76,16 @@ def _summary(command):
     return flags["--out"], {
         **dict.fromkeys(sweep_runs.KEPT, 1),
         **dict.fromkeys(("accuracy", "loss", "val_accuracy"), numbers),
+        "evaluations": [
+            {"step": step, "val_loss": 1.0, "val_accuracy": accuracy * step / 10} for step in (5, 10)
+        ],
         "measured_on": "test",
         "seconds": 61.0,
         "seconds_per_step": 0.25,
         "peak_memory": {"bytes": 2**30, "of": "process"},
         "device": {"kind": "cpu"},
         "versions": {"jax": "0"},
-        "data": {"examples": {"train": 100, "test": 50}},
+        "data": {"examples": {"train": 100, "test": 50}, "notes": ["50 for test, of which 16.4% are '9'"]},
         "config": {
             "task": "listops",
             "preset": "quick",
@@ -169,7 +172,7 @@ def test_several_devices_have_a_process_each(runs):
     assert {device for _, device in runs.started} == {"0", "3"}
 
 
-def test_the_report_has_every_attention_beside_the_published_figures(runs, tmp_path, capsys):
+def test_the_report_has_every_attention_beside_the_published_figures(runs, tmp_path, monkeypatch):
     runs.codes["tree:64x16"] = 1
     main([*PAIRS, *runs.flags])
     page = tmp_path / "page.md"
@@ -180,12 +183,16 @@ def test_the_report_has_every_attention_beside_the_published_figures(runs, tmp_p
     assert "| `softmax` | 2 | 50.50 ± 0.71 | 38.49 ± 0.80 | 0.250 | 1:01 | 1,024 MiB (process) |" in text
     assert "| `features:oprf-orf:128` | 2 | 60.50 ± 0.71 | 38.05 ± 0.78 |" in text
     assert "Failed: `tree:64x16` seed 0: error: it broke" in text
-    assert "not comparable" in text
+    assert "not comparable" in text and "16.4% are '9'" in text
     assert text.endswith("after\n")
     assert "old" not in text
     assert (tmp_path / "sweep" / "report.md").exists()
-    picture = tmp_path / "sweep" / "heatmap-1-listops-quick-128.png"
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    for name in ("heatmap-1-listops-quick-128.png", "curves-1-listops-quick.png"):
+        assert (tmp_path / "sweep" / name).read_bytes().startswith(b"\x89PNG")
+    drawn = []
+    monkeypatch.setattr(lra_report.plots, "learning_curves", lambda lines, *_, **__: drawn.append(lines))
+    lra_report.main(["--sweep", str(results)])
+    assert drawn[0]["softmax"] == {5: pytest.approx([25, 25.5]), 10: pytest.approx([50, 51])}
     with pytest.raises(UserError, match="softmax with seed 0 twice"):
         lra_report.main(["--sweep", str(results), str(results)])
     with pytest.raises(UserError, match=r"nowhere.jsonl does not exist"):

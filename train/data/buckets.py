@@ -60,19 +60,28 @@ class Buckets:
         max_length: none is longer.
         batch_size: rows of a batch.
         kinds: the bucket of each example; None goes by the length.
+        strata: the group of each example, such as its class. Batches of an epoch hold the groups in the shares they
+            have in their bucket, as nearly as whole numbers can; None leaves it to chance.
 
     Raises:
         ValueError: there are no examples, or one is longer than `max_length`.
     """
 
     def __init__(
-        self, lengths: np.ndarray, *, max_length: int, batch_size: int, kinds: Sequence[Kind] | None = None
+        self,
+        lengths: np.ndarray,
+        *,
+        max_length: int,
+        batch_size: int,
+        kinds: Sequence[Kind] | None = None,
+        strata: np.ndarray | None = None,
     ):
         if not len(lengths) or lengths.max() > max_length:
             raise ValueError(
                 f"lengths must be of at least one example and at most {max_length}; got {lengths!r}."
             )
         self.batch_size = batch_size
+        self._strata = strata
         every = [*map(Kind, bucket_lengths(max_length)), Kind(max_length, True)]
         if kinds is None:
             places = np.searchsorted(bucket_lengths(max_length), lengths)
@@ -123,7 +132,10 @@ class Buckets:
             The batches; those of other seeds are of the same kinds in the same order.
         """
         stream = Stream("buckets", seed, epoch)
-        batches = self._cut([members[_order(stream, len(members))] for members in self._members.values()])
+        shuffled = [members[_order(stream, len(members))] for members in self._members.values()]
+        if self._strata is not None:
+            shuffled = [members[_spread(self._strata[members])] for members in shuffled]
+        batches = self._cut(shuffled)
         return [batches[i] for i in _order(Stream("lengths", epoch), len(batches))]
 
     def _cut(self, members: Sequence[np.ndarray]) -> list[Chosen]:
@@ -137,3 +149,13 @@ class Buckets:
 
 def _order(stream: Stream, count: int) -> np.ndarray:
     return np.argsort(stream.bits(count), kind="stable")
+
+
+def _spread(groups: np.ndarray) -> np.ndarray:
+    """An order in which every group is spread evenly over the whole, its members as they come."""
+    places = np.zeros(len(groups))
+    for group in np.unique(groups):
+        own = groups == group
+        count = own.sum()
+        places[own] = (np.arange(count) + 0.5) / count
+    return np.argsort(places, kind="stable")
