@@ -202,6 +202,12 @@ PRESETS: dict[str, dict[str, LRARunConfig]] = {
 }
 
 
+def _of_files(config: LRARunConfig) -> LRARunConfig:
+    """The preset without what only generated pictures have."""
+    data = dataclasses.replace(config.data, contour_length=None, distractors=None)
+    return dataclasses.replace(config, data=data)
+
+
 def parse(argv: Sequence[str]) -> LRARunConfig:
     """Reads the command line: task and preset give the defaults, the other flags override them.
 
@@ -219,7 +225,10 @@ def parse(argv: Sequence[str]) -> LRARunConfig:
         0.0001
     """
     task = named_in(argv, "--task", PRESETS)
-    config = parse_with_presets(argv, PRESETS[task], prog="python -m train lra")
+    presets = PRESETS[task]
+    if any(word.split("=")[0] == "--data-path" for word in argv):
+        presets = {name: _of_files(config) for name, config in presets.items()}
+    config = parse_with_presets(argv, presets, prog="python -m train lra")
     check_model(config.model)
     check_training(config.optimizer, config.evaluation, config.run)
     check_head(config.model)

@@ -101,7 +101,7 @@ def test_prefix_in_chunks_equals_prefix_at_once(options, monkeypatch):
     program, whole, gradients = run()
     monkeypatch.setattr(_prefix, "QUERY_CHUNK", 4)
     chunked_program, chunked, chunked_gradients = run()
-    assert "4,11]" in chunked_program and "4,11]" not in program
+    assert chunked_program.count("scan[") > program.count("scan[")  # it was traced anew
     np.testing.assert_allclose(chunked, whole, rtol=1e-5, atol=1e-6)
     for a, b in zip(chunked_gradients, gradients, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

@@ -127,6 +127,13 @@ def test_the_paper_preset_is_the_published_set_up(task):
     assert parse(["--task", task]).out() == f"runs/lra-{task}-quick-softmax"
 
 
+def test_files_have_the_paths_they_have():
+    assert parse(["--task", "pathfinder"]).data.contour_length == 2
+    for words in (["--data-path", "x"], ["--data-path=x"]):
+        data = parse(["--task", "pathfinder", *words]).data
+        assert (data.contour_length, data.distractors, data.sizes) == (None, None, (20_000, 500, 2000))
+
+
 def test_the_rate_may_fall_as_a_cosine_too():
     config = parse(["--decay", "cosine"])
     line, cosine = (
