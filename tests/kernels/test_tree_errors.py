@@ -4,6 +4,7 @@ import pytest
 
 from jaxattn.kernels.tree import Tree, TreeShape
 
+TEXT = [(0, 0), (0, 3), (4, 7), (7, 8), (9, 14), (14, 15), (15, 16), (17, 21), (21, 21)]
 ERRORS = [
     (lambda: Tree.from_nested([[0, 1], []]), r"nested .* node \[1\] is empty"),
     (lambda: Tree.from_nested([[0], [[]]]), r"node \[1\]\[0\] is empty"),
