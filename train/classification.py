@@ -44,7 +44,7 @@ class Recipe:
     metric: str = "val_accuracy"
     """"val_" and the one of these names that decides which checkpoint is the best."""
     stratify: bool = False
-    """Whether batches hold the classes in equal shares; see `train.data.buckets.Buckets`."""
+    """Whether batches hold the classes in the shares they have in all data; see `train.data.buckets.Buckets`."""
     patience: int | None = None
     """Evaluations without a better one after which training stops; None for no such end."""
     describe: Callable[..., list[str]] | None = None

@@ -134,6 +134,10 @@ def table(group: Group) -> str:
     """The Markdown table of a group."""
     shared = group.shared
     model, optimizer, sizes, device = (shared[name] for name in ("model", "optimizer", "examples", "device"))
+    # Results from before there was `stratify` are without.
+    stratified = ", stratified" if optimizer.get("stratify") else ""
+    chosen = {name: value for name, value in shared["data"].items() if type(value) is int}
+    data = "; ".join([*shared["notes"], *(f"{name.replace('_', ' ')} {n}" for name, n in chosen.items())])
     lines = [
         f"| {shared['task']} ({shared['preset']}) | seeds | accuracy | published | seconds a step | time | "
         "peak memory |",
@@ -142,13 +146,14 @@ def table(group: Group) -> str:
         "",
         f"Per cent of {sizes[shared['measured_on']]:,} {shared['measured_on']} examples at the best checkpoint by "
         f"validation accuracy, mean ± standard deviation over seeds. {model['num_layers']} layers, "
-        f"{model['features']} wide, {model['num_heads']} heads; {optimizer['steps']:,} steps of "
-        f"{optimizer['batch_size']}, rate {optimizer['lr']:g}. {'; '.join(shared['notes'])}. {device['kind']}, jax "
-        f"{shared['versions']['jax']}. Published: arXiv 2405.15310, the set-up of `--preset paper`"
+        f"{model['features']} wide, {model['num_heads']} heads, {model['positions']} positions, "
+        f"{model['pooling']} pooling; {optimizer['steps']:,} steps of {optimizer['batch_size']}{stratified}, rate "
+        f"{optimizer['lr']:g}. {data}. {device['kind']}, jax {shared['versions']['jax']}. Published: arXiv 2405.15310, "
+        "the set-up of `--preset paper`"
         + (
             "."
             if shared["preset"] == "paper"
-            else "; the numbers here are of smaller data and not comparable."
+            else "; the numbers here are of smaller or easier data and not comparable."
         ),
     ]
     return "\n".join(lines)

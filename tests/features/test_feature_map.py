@@ -60,12 +60,12 @@ def test_every_pair_runs(component, drawn):
 def test_code_compiled_for_one_map_is_not_run_for_another():
     """Maps with equally many leaves are different structures: no cache takes one for the other."""
 
-    def structure(component, weights):
+    def structure_of(component, weights):
         create = functools.partial(FeatureMap.create, component=component, weights=weights)
         return jax.tree.structure(jax.eval_shape(lambda key: create(key, 4, 6), jax.random.key(0)))
 
     pairs = [*((name, "orf") for name in COMPONENTS), *(("posrf", name) for name in WEIGHTS)]
-    structures = {pair: structure(*pair) for pair in pairs}
+    structures = {pair: structure_of(*pair) for pair in pairs}
     found = list(structures.items())
     for i, (name, structure) in enumerate(found):
         assert all(structure != other for _, other in found[:i]), name

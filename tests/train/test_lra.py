@@ -6,6 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+from train import classification
+from train.__main__ import main
 from train.classification import train_classifier
 from train.data.batches import BatchStream
 from train.data.buckets import Buckets
@@ -125,6 +127,23 @@ def test_the_paper_preset_is_the_published_set_up(task):
     assert data.closing_brackets == (task != "listops")
     assert len(CLASSES[task]) == LRA_TASKS[task].num_classes
     assert parse(["--task", task]).out() == f"runs/lra-{task}-quick-softmax"
+
+
+@pytest.mark.parametrize("stratify", [True, False])
+def test_stratify_says_how_batches_are_drawn(stratify, monkeypatch, tmp_path):
+    class Seen(Exception):
+        pass
+
+    def watch(lengths, *, strata, **_):
+        raise Seen(strata)
+
+    monkeypatch.setattr(classification, "Buckets", watch)
+    words = [*LISTOPS, *SMALL, "--out", str(tmp_path / "run"), "--data-cache", str(tmp_path)]
+    with pytest.raises(Seen) as seen:
+        main(["lra", *words, "--stratify" if stratify else "--no-stratify"])
+    (strata,) = seen.value.args
+    assert (strata is not None) == stratify
+    assert not stratify or set(strata) <= set(range(10))
 
 
 def test_files_have_the_paths_they_have():

@@ -3,6 +3,7 @@ import os
 import shlex
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,7 @@ TINY = shlex.split(
     "--head-features 8 --batch-size 16 --warmup 2 --steps 120 --eval-every 10 --log-every 10 --keep 20 --dropout 0.1"
 )
 TIMEOUT = 120
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def _wait_for(condition, process):
@@ -89,8 +91,11 @@ def _summary(command):
         "config": {
             "task": "listops",
             "preset": "quick",
-            "model": {"attention": attention, "num_layers": 2, "features": 64, "num_heads": 2},
-            "optimizer": {"steps": 10, "batch_size": 4, "lr": 1e-3},
+            "model": {
+                **{"attention": attention, "num_layers": 2, "features": 64, "num_heads": 2},
+                **{"positions": "rotary", "pooling": "max"},
+            },
+            "optimizer": {"steps": 10, "batch_size": 4, "lr": 1e-3, "stratify": True},
             "data": {"max_length": 128, "workers": seed},
         },
     }
@@ -183,7 +188,8 @@ def test_the_report_has_every_attention_beside_the_published_figures(runs, tmp_p
     assert "| `softmax` | 2 | 50.50 ± 0.71 | 38.49 ± 0.80 | 0.250 | 1:01 | 1,024 MiB (process) |" in text
     assert "| `features:oprf-orf:128` | 2 | 60.50 ± 0.71 | 38.05 ± 0.78 |" in text
     assert "Failed: `tree:64x16` seed 0: error: it broke" in text
-    assert "not comparable" in text and "16.4% are '9'" in text
+    assert "not comparable" in text and "16.4% are '9'; max length 128. cpu" in text
+    assert "rotary positions, max pooling; 10 steps of 4, stratified, rate 0.001" in text
     assert text.endswith("after\n")
     assert "old" not in text
     assert (tmp_path / "sweep" / "report.md").exists()
@@ -242,3 +248,11 @@ def test_a_folder_belongs_to_one_sweep_at_a_time(monkeypatch, tmp_path):
 def test_all_pairs():
     assert len(spellings(["all"], ["all"], 8, [])) == 180
     assert spellings([], [], 8, ["softmax", "softmax"]) == ["softmax"]
+
+
+def test_the_documented_tables_are_those_of_the_committed_results(tmp_path):
+    files = sorted(map(str, (ROOT / "benchmarks/results").glob("lra_*.jsonl")))
+    assert len(files) == 3
+    lra_report.main(["--sweep", *files, "--out", str(tmp_path)])
+    table = (tmp_path / "report.md").read_text().split("\n\n![")[0].strip()
+    assert table in (ROOT / "docs/lra.md").read_text()
