@@ -148,8 +148,8 @@ def table(group: Group) -> str:
         f"validation accuracy, mean ± standard deviation over seeds. {model['num_layers']} layers, "
         f"{model['features']} wide, {model['num_heads']} heads, {model['positions']} positions, "
         f"{model['pooling']} pooling; {optimizer['steps']:,} steps of {optimizer['batch_size']}{stratified}, rate "
-        f"{optimizer['lr']:g}. {data}. {device['kind']}, jax {shared['versions']['jax']}. Published: arXiv 2405.15310, "
-        "the set-up of `--preset paper`"
+        f"{optimizer['lr']:g}. {data}. {device['kind']}, jax {shared['versions']['jax']}. Published: arXiv "
+        "2405.15310, the set-up of `--preset paper`"
         + (
             "."
             if shared["preset"] == "paper"
