@@ -181,8 +181,8 @@ def _quick(
 
 _QUICK = (
     _quick("listops", 1500, 32, 2e-3, sizes=(16_000, 1000, 2000), min_length=19, max_length=128, max_depth=4),
-    # Without `stratify`, batches of 32 texts taught nothing in 800 steps: the mean over bytes is nearly the same for
-    # all texts, and what a gradient says of the rest was lost in the noise of that part.
+    # Without `stratify` two of three seeds learn nothing: the mean over bytes is nearly the same for all texts, and
+    # what a gradient says of the rest is lost in the noise of that part (docs/lra.md).
     _quick("text", 600, 32, 1e-3, stratify=True, sizes=(22_500, 500, 2000), max_length=256),
     _quick("retrieval", 800, 16, 1e-3, stratify=True, sizes=(20_000, 500, 2000), max_length=512),
     _quick("image", 600, 16, 1e-3, sizes=(10_000, 500, 1000)),
