@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.cases import PASSES, PEERS
-from benchmarks.tree_cases import OURS
+from benchmarks.suites.cases import PASSES, PEERS
+from benchmarks.suites.tree_cases import OURS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -194,32 +194,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     top = parser()
     arguments = top.parse_args(argv)
     if arguments.command == "_memory":
-        from benchmarks.memory import measure_here
+        from benchmarks.measure.memory import measure_here
 
         measure_here(arguments.request)
         return 0
     try:
         if arguments.command == "attention":
-            from benchmarks import attention
+            from benchmarks.suites import attention
 
             return attention.run(arguments)
         if arguments.command == "features":
-            from benchmarks import features
+            from benchmarks.suites import features
 
             return features.run(arguments)
         if arguments.command == "training-step":
-            from benchmarks import training_step
+            from benchmarks.suites import training_step
 
             return training_step.run(arguments)
         if arguments.command == "head-step":
-            from benchmarks import head_step
+            from benchmarks.suites import head_step
 
             return head_step.run(arguments)
         if arguments.command == "report":
-            from benchmarks import report
+            from benchmarks.report import report
 
             return report.run(arguments.results, arguments.root)
-        from benchmarks import check
+        from benchmarks.report import check
 
         return check.run(arguments.file)
     except (ValueError, FileNotFoundError) as error:

@@ -22,8 +22,7 @@ def test_examples_run(name):
 def _public():
     for package in (
         jaxattn,
-        jaxattn.kernels,
-        jaxattn.features,
+        jaxattn.encoders,
         jaxattn.positions,
         jaxattn.nn,
         jaxattn.models,

@@ -8,22 +8,28 @@ from train.errors import TrainingFailed, UserError
 
 # name -> (module with `main(argv)`, one line). Modules are imported only when chosen, so that help is quick.
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
-    "charlm": ("train.charlm", "train a character language model"),
-    "classify": ("train.classify", "train a text classifier: SST-2, IMDB or texts of your own"),
+    "charlm": ("train.tasks.charlm.command", "train a character language model"),
+    "classify": ("train.tasks.classify.command", "train a text classifier: SST-2, IMDB or texts of your own"),
     "finetune": (
-        "train.finetune",
+        "train.tasks.finetune.command",
         "fine-tune a pretrained text encoder: irony, emotion, SST-2 or texts of your own",
     ),
-    "predict": ("train.predict", "label texts with a fine-tuned encoder"),
-    "lra": ("train.lra", "train on a task of the Long Range Arena"),
-    "sample": ("train.sample", "write text with a trained model"),
-    "diagnose": ("train.diagnose", "tell whether random features could replace a trained attention"),
-    "classify-study": ("train.classify_study", "compare text classifiers over seeds, into one JSON"),
-    "finetune-study": ("train.finetune_study", "compare heads of an encoder over seeds, into one JSON"),
-    "zero-shot": ("train.zero_shot", "a fine-tuned encoder with other attention and no further training"),
-    "sweep": ("train.sweep", "tasks of the Long Range Arena with many attentions and seeds"),
-    "report": ("train.lra_report", "a table and a heatmap of sweeps, beside published figures"),
-    "study": ("train.study", "compare attentions and positions over seeds, into one JSON"),
+    "predict": ("train.tasks.finetune.predict", "label texts with a fine-tuned encoder"),
+    "lra": ("train.tasks.lra.command", "train on a task of the Long Range Arena"),
+    "sample": ("train.tasks.charlm.sample", "write text with a trained model"),
+    "diagnose": (
+        "train.tasks.charlm.diagnose",
+        "tell whether random features could replace a trained attention",
+    ),
+    "classify-study": ("train.studies.classify", "compare text classifiers over seeds, into one JSON"),
+    "finetune-study": ("train.studies.heads", "compare heads of an encoder over seeds, into one JSON"),
+    "zero-shot": (
+        "train.studies.zero_shot.command",
+        "a fine-tuned encoder with other attention and no further training",
+    ),
+    "sweep": ("train.studies.sweep.command", "tasks of the Long Range Arena with many attentions and seeds"),
+    "report": ("train.studies.sweep.report", "a table and a heatmap of sweeps, beside published figures"),
+    "study": ("train.studies.gates", "compare attentions and positions over seeds, into one JSON"),
 }
 
 

@@ -1,9 +1,11 @@
 """Models built from the modules."""
 
+from jaxattn.encoders.calibration import calibrate
+from jaxattn.encoders.config import EncoderConfig
+from jaxattn.encoders.text_encoder import TextEncoder
 from jaxattn.models.generate import generate, sample_token
 from jaxattn.models.language_model import LanguageModel
 from jaxattn.models.pair_classifier import PairClassifier
-from jaxattn.models.pretrained import EncoderConfig, TextEncoder, calibrate
 from jaxattn.models.sequence_classifier import SequenceClassifier
 from jaxattn.models.text_classifier import TextClassifier
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from flax import nnx
 
-from jaxattn._checks import check_choice
-from jaxattn.nn import LearnedPositions, MorletPositionalEncoding, SinusoidalPositions
+from jaxattn.core.checks import check_choice
+from jaxattn.nn.positions import LearnedPositions, MorletPositionalEncoding, SinusoidalPositions
 
 POSITIONS = ("none", "learned", "sinusoidal", "rotary", "morlet", "morlet:learned")
 ROTARY_BASE = 10000.0

@@ -6,10 +6,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxattn.kernels import Tree
+from jaxattn.core.mechanism import Mechanism
+from jaxattn.core.parameters import parameter
 from jaxattn.models._positions import POSITIONS, make_positions
-from jaxattn.nn import Decoder, Mechanism, parse_mechanism
-from jaxattn.nn.parameters import parameter
+from jaxattn.nn.spelling import parse_mechanism
+from jaxattn.nn.transformer import Decoder
+from jaxattn.tree import Tree
 
 __all__ = ["POSITIONS", "LanguageModel"]
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxattn.kernels.tree import Tree
 from jaxattn.models.sequence_encoder import SequenceEncoder, head_layer
+from jaxattn.tree.tree import Tree
 
 
 class PairClassifier(SequenceEncoder):

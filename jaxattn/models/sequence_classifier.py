@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxattn.kernels.tree import Tree
+from jaxattn.core.mechanism import Mechanism
 from jaxattn.models.sequence_encoder import POOLING, SequenceEncoder, head_layer
-from jaxattn.nn import Mechanism
+from jaxattn.tree.tree import Tree
 
 __all__ = ["POOLING", "SequenceClassifier"]
 

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxattn._checks import check_choice
-from jaxattn.kernels.tree import Tree
+from jaxattn.core.checks import check_choice
+from jaxattn.core.mechanism import Mechanism
+from jaxattn.core.parameters import parameter
 from jaxattn.models._positions import make_positions
-from jaxattn.nn import Encoder, Mechanism, parse_mechanism
-from jaxattn.nn.parameters import parameter
-from jaxattn.nn.transformer import layer_norm
+from jaxattn.nn.spelling import parse_mechanism
+from jaxattn.nn.transformer import Encoder, layer_norm
+from jaxattn.tree.tree import Tree
 
 POOLING = ("mean", "max", "first")
 INIT = nnx.initializers.normal(0.02)

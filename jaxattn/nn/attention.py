@@ -6,11 +6,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxattn.kernels import Tree
-from jaxattn.nn.mechanism import Mechanism
-from jaxattn.nn.parameters import Initializer
-from jaxattn.nn.softmax import Softmax
+from jaxattn.core.mechanism import Mechanism
+from jaxattn.core.parameters import Initializer
 from jaxattn.positions import rotary
+from jaxattn.softmax.mechanism import Softmax
+from jaxattn.tree import Tree
 
 DEFAULT_INIT = nnx.initializers.lecun_normal()
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxattn._checks import check_choice, check_rank, check_shape
+from jaxattn.core.checks import check_choice, check_rank, check_shape
 
 TokenMask = Bool[Array, "B L"] | Int[Array, "B L"] | None
 

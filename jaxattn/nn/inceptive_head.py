@@ -8,15 +8,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from jaxattn._checks import check_choice
-from jaxattn.kernels import multi_scale_conv
+from jaxattn.convolution import multi_scale as multi_scale_conv
+from jaxattn.core.checks import check_choice
+from jaxattn.core.mechanism import Mechanism
+from jaxattn.core.parameters import parameter
 from jaxattn.nn.attention import Attention
 from jaxattn.nn.heads import Head, TokenMask, check_sizes, linear, pool
-from jaxattn.nn.mechanism import Mechanism
-from jaxattn.nn.parameters import parameter
-from jaxattn.nn.softmax import Softmax
 from jaxattn.nn.spelling import parse_mechanism
 from jaxattn.nn.transformer import layer_norm
+from jaxattn.softmax.mechanism import Softmax
 
 ACTIVATIONS = {"relu": nnx.relu, "gelu": nnx.gelu, "silu": nnx.silu, "tanh": nnx.tanh}
 NORMALIZATIONS = ("none", "batch", "layer")

@@ -5,11 +5,11 @@ from typing import TypeVar
 
 from flax import nnx
 
-from jaxattn.kernels import Tree
+from jaxattn.core.mechanism import AttentionFn, Mechanism
 from jaxattn.nn.attention import Attention
-from jaxattn.nn.hierarchical import Hierarchical
-from jaxattn.nn.mechanism import AttentionFn, Mechanism
-from jaxattn.nn.softmax import SoftmaxModule
+from jaxattn.softmax.mechanism import SoftmaxModule
+from jaxattn.tree import Tree
+from jaxattn.tree.mechanism import Hierarchical
 
 Model = TypeVar("Model", bound=nnx.Module)
 

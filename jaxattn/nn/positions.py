@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxattn._checks import check_choice
-from jaxattn.nn.parameters import parameter
+from jaxattn.core.checks import check_choice
+from jaxattn.core.parameters import parameter
 from jaxattn.positions import morlet_encoding, morlet_init, sinusoidal_encoding
 
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-from jaxattn.nn.cross_correlation import CrossCorrelation
-from jaxattn.nn.energy_gated import EnergyGated
-from jaxattn.nn.hierarchical import Hierarchical
-from jaxattn.nn.mechanism import Mechanism
-from jaxattn.nn.random_features import RandomFeatures
-from jaxattn.nn.softmax import Softmax
+from jaxattn.core.mechanism import Mechanism
+from jaxattn.energy.mechanism import EnergyGated
+from jaxattn.lags.mechanism import CrossCorrelation
+from jaxattn.random_features.mechanism import RandomFeatures
+from jaxattn.softmax.mechanism import Softmax
+from jaxattn.tree.mechanism import Hierarchical
 
 
 def _features(pair: str = "oprf-orf", num_features: str = "128", redraw: str | None = None) -> RandomFeatures:

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxattn.kernels import Tree
+from jaxattn.core.mechanism import Mechanism
+from jaxattn.core.parameters import Initializer
 from jaxattn.nn.attention import DEFAULT_INIT, Attention
-from jaxattn.nn.mechanism import Mechanism
-from jaxattn.nn.parameters import Initializer
+from jaxattn.tree import Tree
 
 
 def layer_norm(features: int, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:

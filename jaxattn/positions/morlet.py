@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real
 
-from jaxattn._checks import check_broadcastable, check_choice, check_rank, check_shape
+from jaxattn.core.checks import check_broadcastable, check_choice, check_rank, check_shape
 from jaxattn.positions.sinusoidal import check_length, cos_sin_pairs
 
 MAX_OMEGA = 0.95 * math.pi  # just below the Nyquist frequency of integer positions
@@ -164,7 +164,7 @@ def morlet_window(
 
     Examples:
         >>> import jax.numpy as jnp
-        >>> from jaxattn.kernels import dot_product_attention
+        >>> from jaxattn import dot_product_attention
         >>> from jaxattn.positions import morlet_window
         >>> q = k = v = jnp.ones((1, 32, 2, 4))
         >>> q2, k2 = morlet_window(q, k, jnp.log(jnp.array([2.0, 8.0])))

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real
 
-from jaxattn._checks import check_broadcastable, check_rank
+from jaxattn.core.checks import check_broadcastable, check_rank
 
 
 def rotary(

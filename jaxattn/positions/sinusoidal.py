@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxattn._checks import check_rank, check_shape
+from jaxattn.core.checks import check_rank, check_shape
 
 
 def sinusoidal_encoding(

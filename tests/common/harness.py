@@ -7,12 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import naive
 import numpy as np
 from flax import nnx
-from table import OWN, Kernel, Module, Sizes
 
 from jaxattn.nn import Attention
+from tests.common import naive
+from tests.common.table import OWN, Kernel, Module, Sizes
 
 
 @functools.lru_cache

@@ -1,15 +1,10 @@
 """Every mechanism once more, plainly: T×S arrays, no tricks, for float64. Masks are (B, T), True at tokens."""
 
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 
+import tests.tree.naive as naive_hierarchical
 from jaxattn import Tree
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import naive_hierarchical
 
 
 def repeat_heads(x, num_heads):

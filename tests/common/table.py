@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import naive
 
 import jaxattn
 from jaxattn.nn import CrossCorrelation, EnergyGated, Hierarchical, Mechanism, RandomFeatures, Softmax
+from tests.common import naive
 
 
 @dataclasses.dataclass(frozen=True)

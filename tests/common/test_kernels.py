@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from harness import arrays, axes, compiled, naively
-from table import KERNELS, LEAKING, Sizes
 
 from jaxattn.testing import (
     assert_causal,
@@ -16,6 +14,8 @@ from jaxattn.testing import (
     assert_matches_reference,
     assert_padding_invariant,
 )
+from tests.common.harness import arrays, axes, compiled, naively
+from tests.common.table import KERNELS, LEAKING, Sizes
 
 UNGROUPED = Sizes(heads=2, kv_heads=2)
 every_kernel = pytest.mark.parametrize("row", KERNELS, ids=lambda row: row.name)

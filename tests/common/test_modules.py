@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from harness import layer
-from table import LEAKING_MODULE, MODULES
 
 from jaxattn.testing import (
     assert_causal,
@@ -14,6 +12,8 @@ from jaxattn.testing import (
     assert_matches_reference,
     assert_padding_invariant,
 )
+from tests.common.harness import layer
+from tests.common.table import LEAKING_MODULE, MODULES
 
 every_module = pytest.mark.parametrize("row", MODULES, ids=lambda row: row.name)
 both_homes = pytest.mark.parametrize("flax", [False, True], ids=["Attention", "MultiHeadAttention"])

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxattn.kernels import dot_product_attention
 from jaxattn.positions import morlet_encoding, morlet_init, morlet_window, rotary, sinusoidal_encoding
+from jaxattn.softmax import dot_product_attention
 from jaxattn.testing import assert_matches_reference
 
 B, T, N, K, H = 2, 24, 4, 2, 8

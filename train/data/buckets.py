@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train.data.counter_random import Stream
+from train.data.generators.counter_random import Stream
 
 SMALLEST = 16
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxattn.kernels.tree import Tree, TreeShape
+from jaxattn.tree.tree import Tree, TreeShape
 from train.data.buckets import Kind, bucket_lengths
 
 Nested = Sequence[Any]

@@ -1,0 +1,1 @@
+"""From JSON results to tables, plots and verdicts."""

@@ -1,0 +1,170 @@
+"""The attentions of pretrained encoders that are more than `jaxattn.nn.Attention`."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from jaxattn.encoders.config import RelativePositions
+from jaxattn.nn.attention import Attention
+from jaxattn.tree import Tree
+
+
+class WindowedAttention(Attention):
+    """Attention in which a token sees those at most `window` tokens away (ModernBERT's local layers).
+
+    A mechanism that cannot mask single pairs of tokens (a tree, random features) attends to the whole text in place
+    of the window.
+
+    Args:
+        num_heads: heads.
+        in_features: width D.
+        window: how far a token sees to either side.
+        **options: every other argument of `Attention`.
+    """
+
+    def __init__(self, num_heads: int, in_features: int, *, window: int, **options: Any):
+        super().__init__(num_heads, in_features, **options)
+        self.window = window
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        *,
+        attention_mask: Bool[Array, "#B #N #T #T"] | None = None,
+        **call: Any,
+    ) -> Float[Array, "B T _"]:
+        """Attends within the window; the arguments are those of `Attention`."""
+        length = x.shape[1]
+        if self.mechanism.takes_pair_mask and length > self.window + 1:
+            place = jnp.arange(length)
+            near = (jnp.abs(place[:, None] - place) <= self.window)[None, None]
+            attention_mask = near if attention_mask is None else attention_mask & near
+        return super().__call__(x, attention_mask=attention_mask, **call)
+
+
+class DisentangledAttention(Attention):
+    """DeBERTa's attention: scores have terms for content and for relative positions.
+
+    score_ij = (q_i·k_j + q_i·r^k_d + k_j·r^q_d) / sqrt(H (1 + terms)),   d = bucket(i − j),
+
+    with r^k and r^q the table of relative positions after the projections of keys and queries (or its own). The
+    relative terms are a bias for single pairs, (B, N, T, T), which only mechanisms that form scores can add: softmax
+    and the energy gate around softmax. Any other mechanism in their place raises at the call, unless
+    `drop_relative_terms` is True (`model.set_attributes(drop_relative_terms=True)`): then it attends by content
+    alone, and since many of these models have no other positions, without any order of the tokens.
+
+    Args:
+        num_heads: heads.
+        in_features: width D.
+        relative: which terms there are and how distances are told apart.
+        **options: every other argument of `Attention`.
+
+    Reference: He et al., "DeBERTa", arXiv 2006.03654, equation 4; v3 is arXiv 2111.09543.
+    """
+
+    def __init__(self, num_heads: int, in_features: int, *, relative: RelativePositions, **options: Any):
+        super().__init__(num_heads, in_features, **options)
+        self.relative = relative
+        self.drop_relative_terms = False
+
+        def project() -> nnx.LinearGeneral:
+            return nnx.LinearGeneral(
+                in_features,
+                (num_heads, in_features // num_heads),
+                kernel_metadata={"axes": ("embed", "heads", "head_dim")},
+                bias_metadata={"axes": ("heads", "head_dim")},
+                dtype=options["dtype"],
+                param_dtype=options["param_dtype"],
+                rngs=options["rngs"],
+            )
+
+        own = () if relative.shared_projections else relative.terms
+        self.position_key = nnx.data(project() if "c2p" in own else None)
+        self.position_query = nnx.data(project() if "p2c" in own else None)
+
+    def __call__(  # type: ignore[override]
+        self,
+        x: Float[Array, "B T D"],
+        *,
+        relative_table: Float[Array, "P D"],
+        mask: Bool[Array, "B T"] | None = None,
+        tree: Tree | None = None,
+    ) -> Float[Array, "B T _"]:
+        """Attends over the whole sequence.
+
+        Args:
+            x: the layer input.
+            relative_table: embeddings of relative positions, 2·span of them.
+            mask: True at real tokens.
+            tree: for a mechanism that attends over one.
+
+        Raises:
+            ValueError: the mechanism forms no scores, and `drop_relative_terms` is False.
+        """
+        if mask is not None:
+            x = jnp.where(mask[..., None], x, 0)
+        query, key, value = self._project(x, None)
+        factor = 1 + len(self.relative.terms)
+        extra: dict[str, Any] = {} if tree is None else {"tree": tree}
+        if self.mechanism.takes_bias:
+            extra["bias"] = self._bias(query, key, relative_table) / math.sqrt(query.shape[-1] * factor)
+        elif not self.drop_relative_terms:
+            raise ValueError(
+                f"mechanism must form scores of single pairs, to which DeBERTa adds its relative positions; got "
+                f"{type(self.mechanism).__name__}. Softmax() and EnergyGated(Softmax()) do; or leave the relative "
+                "positions out with model.set_attributes(drop_relative_terms=True)."
+            )
+        # The mechanism divides by sqrt(H).
+        query = (query / math.sqrt(factor)).astype(query.dtype)
+        return self.out(self.mechanism(query, key, value, inputs=x, mask=mask, **extra))
+
+    def _bias(self, query: Array, key: Array, table: Array) -> Float[Array, "B N T T"]:
+        """q_i·r^k_d + k_j·r^q_d for every pair, in float32."""
+        relative = self.relative
+        rows = relative_rows(query.shape[1], relative)[None, None]
+        bias = jnp.zeros((1, 1, 1, 1), jnp.float32)
+        if "c2p" in relative.terms:
+            positions = (self.position_key or self.key)(table)
+            scores = jnp.einsum("BTNH,PNH->BNTP", query, positions, preferred_element_type=jnp.float32)
+            bias += jnp.take_along_axis(scores, rows, axis=-1)
+        if "p2c" in relative.terms:
+            positions = (self.position_query or self.query)(table)
+            scores = jnp.einsum("BSNH,PNH->BNSP", key, positions, preferred_element_type=jnp.float32)
+            bias += jnp.take_along_axis(scores, rows.swapaxes(-1, -2), axis=-1).swapaxes(-1, -2)
+        return bias
+
+
+def relative_rows(length: int, relative: RelativePositions) -> np.ndarray:
+    """For every pair (i, j) of positions, the row of the table that stands for i − j: (T, T) int32."""
+    place = np.arange(length)
+    distance = place[:, None] - place
+    if relative.buckets:
+        distance = log_buckets(distance, relative.buckets, relative.max_distance)
+    return np.clip(distance + relative.span, 0, 2 * relative.span - 1).astype(np.int32)
+
+
+def log_buckets(distance: np.ndarray, buckets: int, max_distance: int) -> np.ndarray:
+    """Buckets of signed distances: one a distance up to m = buckets // 2, then logarithmic.
+
+    Beyond m it is m + ceil((m − 1) log(|d| / m) / log((max_distance − 1) / m)), with the sign of d.
+
+    Args:
+        distance: integers.
+        buckets: buckets a direction.
+        max_distance: the distance that falls into the last bucket, plus one.
+
+    Returns:
+        Integers of the same shape.
+    """
+    middle = buckets // 2
+    size = np.maximum(np.abs(distance), middle)
+    # In float32 as the models were trained: rounding decides at the edges of buckets.
+    growth = np.log(size.astype(np.float32) / np.float32(middle)) / np.log(
+        np.float32((max_distance - 1) / middle)
+    )
+    far = np.ceil(growth * np.float32(middle - 1)).astype(np.int64) + middle
+    return np.where(np.abs(distance) <= middle, distance, np.sign(distance) * far)

@@ -1,0 +1,201 @@
+"""What a pretrained encoder is made of, read from its config.json."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxattn.core.checks import check_choice
+from jaxattn.encoders.activations import ACTIVATIONS
+
+# Settings that change what is computed and are supported at one value only. Absent and null mean that value.
+ONLY: dict[str, tuple[Any, ...]] = {
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+    "is_encoder_decoder": (False,),
+    "position_embedding_type": ("absolute",),
+    "pruned_heads": ({},),
+    "quantization_config": ({},),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RelativePositions:
+    """The relative terms of DeBERTa's scores.
+
+    Attributes:
+        terms: any of "c2p" (content to position) and "p2c" (position to content).
+        buckets: buckets a direction, logarithmic beyond half of them; 0 for one a distance.
+        max_distance: the largest distance told apart.
+        shared_projections: positions go through the projections of queries and keys, not their own.
+        normalized: whether the table of positions goes through a LayerNorm.
+    """
+
+    terms: tuple[str, ...]
+    buckets: int
+    max_distance: int
+    shared_projections: bool
+    normalized: bool
+
+    @property
+    def span(self) -> int:
+        """Rows of the table a direction."""
+        return self.buckets or self.max_distance
+
+
+@dataclasses.dataclass(frozen=True)
+class Convolution:
+    """The convolution beside the first block of some DeBERTa models."""
+
+    kernel_size: int
+    groups: int
+    activation: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ModernLayout:
+    """What sets ModernBERT's blocks apart: pre-norm, gated MLPs, rotary positions, windows.
+
+    Attributes:
+        rotary_bases: base of the rotation in each layer.
+        windows: for each layer, how far a token sees to either side; None for all the way.
+        attention_bias: whether the attention's projections have offsets.
+        mlp_bias: whether the MLP's layers have offsets.
+        norm_bias: whether normalisations have offsets.
+    """
+
+    rotary_bases: tuple[float, ...]
+    windows: tuple[int | None, ...]
+    attention_bias: bool
+    mlp_bias: bool
+    norm_bias: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """A pretrained encoder's sizes and choices; `EncoderConfig.from_dict` reads them from a config.json.
+
+    Attributes:
+        model_type: the family, such as "bert" or "deberta-v2".
+        vocab_size: number of tokens V.
+        hidden_size: width D.
+        num_layers: number of blocks.
+        num_heads: heads of every attention.
+        intermediate_size: hidden width of the MLPs.
+        max_length: the longest text, in tokens.
+        pad_token_id: id that fills the ends of short texts.
+        hidden_act: name of the MLPs' activation.
+        norm_eps: added to variances in normalisations.
+        dropout: probability on every branch. Weights of the attention are never dropped (the kernels form none),
+            so a config's attention_probs_dropout_prob plays no part in training here.
+        embedding_dropout: probability on the embedding.
+        position_rows: rows of the table of absolute positions; 0 for no table.
+        positions_skip_padding: positions count the tokens that are not padding, from pad_token_id + 1 on (RoBERTa).
+        type_vocab_size: kinds of tokens (first and second text of a pair); 0 for no such embedding.
+        relative: DeBERTa's relative terms, or None.
+        convolution: DeBERTa's convolution, or None.
+        modern: ModernBERT's blocks, or None for post-norm blocks.
+        source: the config.json as it was.
+
+    Examples:
+        >>> from jaxattn.models import EncoderConfig
+        >>> config = EncoderConfig.from_dict(
+        ...     {"model_type": "bert", "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
+        ... )
+        >>> config.num_layers, config.vocab_size, config.max_length
+        (2, 30522, 512)
+    """
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    intermediate_size: int
+    max_length: int
+    pad_token_id: int = 0
+    hidden_act: str = "gelu"
+    norm_eps: float = 1e-12
+    dropout: float = 0.0
+    embedding_dropout: float = 0.0
+    position_rows: int = 0
+    positions_skip_padding: bool = False
+    type_vocab_size: int = 0
+    relative: RelativePositions | None = None
+    convolution: Convolution | None = None
+    modern: ModernLayout | None = None
+    source: str = "{}"
+
+    def __post_init__(self):
+        check_choice("hidden_act", self.hidden_act, ACTIVATIONS)
+        sizes = ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_length")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size must be a multiple of num_heads = {self.num_heads}; got {self.hidden_size}."
+            )
+
+    @classmethod
+    def from_dict(cls, source: Mapping[str, Any]) -> "EncoderConfig":
+        """Reads the content of a config.json; a setting that is missing has the family's default.
+
+        Args:
+            source: the content, with the names that transformers gives them.
+
+        Returns:
+            The config.
+
+        Raises:
+            ValueError: an unknown model_type, or a setting that would change the computation and is not supported.
+        """
+        from jaxattn.encoders.families import FAMILIES
+
+        check_choice("model_type", source.get("model_type"), tuple(FAMILIES))
+        require(source, ONLY)
+        fields = FAMILIES[source["model_type"]].read(source)
+        return cls(
+            model_type=source["model_type"],
+            source=json.dumps(dict(source), indent=2, sort_keys=True),
+            **fields,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config.json that this config came from."""
+        return json.loads(self.source)
+
+
+def require(source: Mapping[str, Any], only: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raises where a setting has a value that is not supported."""
+    for name, accepted in only.items():
+        value = source.get(name)
+        if value is not None and value not in accepted:
+            words = " or ".join(map(repr, accepted))
+            raise ValueError(f"{name} in config.json must be {words} here; got {value!r}.")
+
+
+def setting(source: Mapping[str, Any], name: str, default: Any) -> Any:
+    """A setting, or the default where it is absent or null; of the default's type."""
+    value = source.get(name)
+    if value is None:
+        return default
+    wanted = (int, float) if isinstance(default, float) else type(default)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
+        raise ValueError(f"{name} in config.json must be of type {type(default).__name__}; got {value!r}.")
+    return value
+
+
+def load_config(folder: Path) -> EncoderConfig:
+    """Reads folder/config.json."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"name_or_path must hold a config.json; {folder} has none.")
+    try:
+        source = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(source, dict):
+        raise ValueError(f"{path} must hold a JSON object; got {type(source).__name__}.")
+    return EncoderConfig.from_dict(source)

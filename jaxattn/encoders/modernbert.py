@@ -1,0 +1,105 @@
+"""ModernBERT: settings and names of tensors."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxattn.core.checks import check_choice
+from jaxattn.encoders.config import EncoderConfig, ModernLayout, require, setting
+from jaxattn.encoders.layout import Tensor, linear, norm
+
+KINDS = ("full_attention", "sliding_attention")
+
+
+def read(source: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `EncoderConfig`."""
+    hidden_size = setting(source, "hidden_size", 768)
+    heads = setting(source, "num_attention_heads", 12)
+    # Dropout inside the branches was never used in training these models.
+    require(source, {"attention_dropout": (0,), "mlp_dropout": (0,), "head_dim": (hidden_size // heads,)})
+    layers = setting(source, "num_hidden_layers", 22)
+    kinds = source.get("layer_types")
+    if kinds is None:
+        every = setting(source, "global_attn_every_n_layers", 3)
+        kinds = [KINDS[bool(layer % every)] for layer in range(layers)]
+    if len(kinds) != layers:
+        raise ValueError(f"layer_types in config.json must name {layers} layers; got {len(kinds)}.")
+    for kind in kinds:
+        check_choice("layer_types", kind, KINDS)
+    window = setting(source, "local_attention", 128) // 2
+    bases = {kind: _base(source, kind) for kind in KINDS}
+    return {
+        "vocab_size": setting(source, "vocab_size", 50368),
+        "hidden_size": hidden_size,
+        "num_layers": layers,
+        "num_heads": heads,
+        "intermediate_size": setting(source, "intermediate_size", 1152),
+        "max_length": setting(source, "max_position_embeddings", 8192),
+        "pad_token_id": setting(source, "pad_token_id", 50283),
+        "hidden_act": setting(source, "hidden_activation", "gelu"),
+        "norm_eps": setting(source, "norm_eps", 1e-5),
+        "embedding_dropout": setting(source, "embedding_dropout", 0.0),
+        "modern": ModernLayout(
+            rotary_bases=tuple(bases[kind] for kind in kinds),
+            windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
+            attention_bias=setting(source, "attention_bias", False),
+            mlp_bias=setting(source, "mlp_bias", False),
+            norm_bias=setting(source, "norm_bias", False),
+        ),
+    }
+
+
+def _base(source: Mapping[str, Any], kind: str) -> float:
+    """The base of the rotation, from the newer or the older way of writing it."""
+    old, default = {
+        "full_attention": ("global_rope_theta", 160000.0),
+        "sliding_attention": ("local_rope_theta", 10000.0),
+    }[kind]
+    require(source, {"rope_scaling": ({},)})
+    parameters = source.get("rope_parameters") or {}
+    if not set(parameters) <= set(KINDS):
+        raise ValueError(
+            f"rope_parameters in config.json must have the keys {KINDS}; got {sorted(parameters)}."
+        )
+    given = parameters.get(kind) or {}
+    require(given, {"rope_type": ("default",), "partial_rotary_factor": (1,)})
+    return float(setting(given, "rope_theta", setting(source, old, default)))
+
+
+def tensors(config: EncoderConfig) -> dict[str, Tensor]:
+    """Our parameters' places in a checkpoint."""
+    modern = config.modern
+    if modern is None:
+        raise ValueError("modern must be given for the model_type 'modernbert'; got None.")
+    offset = {"bias": modern.norm_bias}
+    table = {
+        "embeddings.word": Tensor("embeddings.tok_embeddings.weight"),
+        **norm("embeddings.norm", "embeddings.norm", **offset),
+        **norm("norm", "final_norm", **offset),
+    }
+    for layer in range(config.num_layers):
+        ours, theirs = f"blocks.{layer}", f"layers.{layer}"
+        for part, name in enumerate(("query", "key", "value")):
+            joint = linear(
+                f"{ours}.attention.{name}",
+                f"{theirs}.attn.Wqkv",
+                bias=modern.attention_bias,
+                part=part,
+                parts=3,
+            )
+            # Values are not rotated.
+            table |= {
+                path: dataclasses.replace(tensor, halves=name != "value") for path, tensor in joint.items()
+            }
+        table |= linear(
+            f"{ours}.attention.out", f"{theirs}.attn.Wo", bias=modern.attention_bias, input_axes=2
+        )
+        if layer > 0:
+            table |= norm(f"{ours}.attention_norm", f"{theirs}.attn_norm", **offset)
+        for part, name in enumerate(("up", "gate")):
+            table |= linear(
+                f"{ours}.mlp.{name}", f"{theirs}.mlp.Wi", bias=modern.mlp_bias, part=part, parts=2
+            )
+        table |= linear(f"{ours}.mlp.down", f"{theirs}.mlp.Wo", bias=modern.mlp_bias)
+        table |= norm(f"{ours}.mlp_norm", f"{theirs}.mlp_norm", **offset)
+    return table

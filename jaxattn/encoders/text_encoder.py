@@ -1,0 +1,359 @@
+"""Pretrained text encoders with any attention inside."""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxattn.encoders.blocks import ConvolutionBranch, EncoderBlock, make_norm
+from jaxattn.encoders.config import EncoderConfig, load_config
+from jaxattn.encoders.embeddings import RelativeEmbeddings, TextEmbeddings
+from jaxattn.encoders.hub import find_folder
+from jaxattn.encoders.tokenizer import Ids, Mask, TextTokenizer
+from jaxattn.encoders.weights import read_parameters, write_parameters
+from jaxattn.softmax.mechanism import SoftmaxModule
+from jaxattn.tree import Tree
+
+ArrayLike = Array | np.ndarray
+Placement = Callable[[str, tuple[str | None, ...], tuple[int, ...]], jax.sharding.Sharding]
+logger = logging.getLogger(__name__)
+
+
+class TextEncoder(nnx.Module):
+    """A pretrained encoder: tokens to one vector each. The weights are BERT's, the attention may be any.
+
+    The families are BERT, RoBERTa (with XLM-R, CamemBERT, BERTweet), DistilBERT, DeBERTa-v2 and v3, and ModernBERT.
+    Every layer attends by a `jaxattn.nn.Attention`, with softmax at first; `jaxattn.nn.replace_attention` and
+    `jaxattn.nn.inject` put other mechanisms in. In DeBERTa a mechanism without scores cannot keep the relative
+    positions and raises (see `DisentangledAttention`), and in ModernBERT's local layers it attends to the whole text.
+    Padding changes nothing: a text has the same vectors however far it is padded.
+
+    The constructor makes random weights; `TextEncoder.from_pretrained` loads those of a checkpoint.
+
+    Args:
+        config: the model's sizes and choices, such as `EncoderConfig.from_dict` of a config.json.
+        dtype: dtype of the computation.
+        param_dtype: dtype of the parameters.
+        rngs: random streams for the initial values.
+
+    Attributes:
+        config: as given.
+        embeddings: of words and positions.
+        blocks: the layers, in order.
+        tokenizer: the tokenizer's files; None without any.
+        left_out: names of the checkpoint's tensors that belong to heads and were not loaded.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxattn.models import EncoderConfig, TextEncoder
+        >>> from jaxattn.nn import EnergyGated, replace_attention
+        >>> sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32}
+        >>> layers = {"num_hidden_layers": 1, "num_attention_heads": 2}
+        >>> config = EncoderConfig.from_dict({"model_type": "bert", **sizes, **layers})
+        >>> encoder = replace_attention(TextEncoder(config, rngs=nnx.Rngs(0)), EnergyGated())
+        >>> input_ids = jnp.array([[2, 7, 9, 3, 0]])
+        >>> encoder(input_ids, input_ids > 0).shape
+        (1, 5, 16)
+    """
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        *,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.config = config
+        self.tokenizer: TextTokenizer | None = None
+        self.left_out: tuple[str, ...] = ()
+        self.embeddings = TextEmbeddings(config, **options)
+        self.relative = nnx.data(None if config.relative is None else RelativeEmbeddings(config, **options))
+        self.convolution = nnx.data(
+            None if config.convolution is None else ConvolutionBranch(config, **options)
+        )
+        self.blocks = nnx.List([EncoderBlock(config, layer, **options) for layer in range(config.num_layers)])
+        self.norm = nnx.data(None if config.modern is None else make_norm(config, **options))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        sharding: jax.sharding.Sharding | Placement | None = None,
+        local_files_only: bool = False,
+        cache_dir: str | Path | None = None,
+    ) -> "TextEncoder":
+        """Loads a checkpoint: config.json, model.safetensors (or its shards) and, where there is one, tokenizer.json.
+
+        Pickled weights are never read. Tensors of heads are left out; they are named in `left_out` and in the log.
+
+        Args:
+            name_or_path: a folder, or the name of a repository of the Hugging Face hub, which is downloaded.
+            revision: branch, tag or commit of the repository.
+            dtype: dtype of the computation.
+            param_dtype: dtype of the parameters.
+            sharding: where parameters go: one sharding for all, or a function from a parameter's path, the names of
+                its axes ("embed", "mlp", "heads", "vocab", …) and its shape to its sharding. Each goes from the file
+                to its devices without being whole on any one of them. None for the default device.
+            local_files_only: no download.
+            cache_dir: the download cache; None for the usual one.
+
+        Returns:
+            The encoder.
+
+        Raises:
+            ValueError: the files do not fit each other, cannot be read, or hold a model that is not supported.
+            FileNotFoundError: not downloaded yet, and there is no connection.
+            ImportError: the extra is missing: pip install 'jaxattn[pretrained]'.
+
+        Examples:
+            >>> import tempfile
+            >>> from flax import nnx
+            >>> from jaxattn.models import EncoderConfig, TextEncoder
+            >>> sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32}
+            >>> layers = {"num_hidden_layers": 1, "num_attention_heads": 2}
+            >>> config = EncoderConfig.from_dict({"model_type": "bert", **sizes, **layers})
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     TextEncoder(config, rngs=nnx.Rngs(0)).save_pretrained(folder)
+            ...     encoder = TextEncoder.from_pretrained(folder)
+            >>> encoder.config.hidden_size
+            16
+        """
+        folder = find_folder(
+            name_or_path, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir
+        )
+        config = load_config(folder)
+        # Shapes only: no random weights are made to be thrown away.
+        encoder = nnx.eval_shape(lambda: cls(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0)))
+        graph, state = nnx.split(encoder)
+        variables = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+
+        def place(path: str, array: np.ndarray) -> jax.Array:
+            variable = variables[path]
+            where = sharding
+            if where is not None and not isinstance(where, jax.sharding.Sharding):
+                where = where(path, variable.get_metadata()["axes"], array.shape)
+            return jax.device_put(array.astype(param_dtype), where)
+
+        shapes = {path: variable.shape for path, variable in variables.items()}
+        parameters, left_out = read_parameters(folder, config, shapes, place)
+        for path, variable in variables.items():
+            variable.set_value(parameters[path])
+        encoder = nnx.merge(graph, state)
+        encoder.tokenizer = TextTokenizer.load(folder)
+        encoder.left_out = left_out
+        if left_out:
+            logger.info("left out of %s: %s", folder, ", ".join(left_out))
+        return encoder
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes config.json, model.safetensors and the tokenizer's files, as transformers reads them.
+
+        Args:
+            folder: is made if it does not exist.
+
+        Raises:
+            ValueError: a layer does not attend by softmax: these files could not say so. Keep such a model in a
+                checkpoint of its `nnx.state`.
+        """
+        for number, block in enumerate(self.blocks):
+            if not isinstance(block.attention.mechanism, SoftmaxModule):
+                raise ValueError(
+                    "save_pretrained writes files that mean softmax in every layer; layer "
+                    f"{number} has {type(block.attention.mechanism).__name__}. Save nnx.state(encoder) instead."
+                )
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        variables = nnx.to_flat_state(nnx.state(self, nnx.Param))
+        parameters = {".".join(map(str, path)): np.asarray(variable[...]) for path, variable in variables}
+        source = self.config.to_dict()
+        # Readers take the dtype of the weights from here.
+        source.pop("torch_dtype", None)
+        source["dtype"] = str(next(iter(parameters.values())).dtype)
+        (folder / "config.json").write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
+        write_parameters(folder / "model.safetensors", self.config, parameters)
+        if self.tokenizer is not None:
+            self.tokenizer.save(folder)
+
+    def tokenize(
+        self,
+        texts: Sequence[str],
+        *,
+        max_length: int | None = None,
+        truncation: bool = False,
+        pad_to: int | None = None,
+    ) -> tuple[Ids, Mask]:
+        """Token ids of texts, with the model's special tokens, padded on the right.
+
+        Args:
+            texts: one string or more.
+            max_length: the longest text allowed, in tokens with the special ones; None for the model's limit.
+            truncation: cut longer texts at their ends; otherwise they raise.
+            pad_to: width L of the result; None for the longest text's.
+
+        Returns:
+            input_ids (B, L) int32 and attention_mask (B, L), True at tokens and False at padding.
+
+        Raises:
+            ValueError: no text, a text that is too long, a limit beyond the model's, or a model
+                without tokenizer.json.
+        """
+        input_ids, attention_mask, _ = self._tokenize(texts, max_length, truncation, pad_to)
+        return input_ids, attention_mask
+
+    def tokenize_pairs(
+        self,
+        first: Sequence[str],
+        second: Sequence[str],
+        *,
+        max_length: int | None = None,
+        truncation: bool = False,
+        pad_to: int | None = None,
+    ) -> tuple[Ids, Mask, Ids]:
+        """Token ids of pairs of texts, one row a pair.
+
+        Args:
+            first: the first texts.
+            second: as many second texts.
+            max_length: see `tokenize`; for both texts together.
+            truncation: cut the longer text of a pair, token by token, until the pair is short enough.
+            pad_to: see `tokenize`.
+
+        Returns:
+            input_ids, attention_mask and token_type_ids (B, L) int32, which tell the texts apart in families that do.
+
+        Raises:
+            ValueError: as for `tokenize`, or numbers of texts that differ.
+        """
+        if isinstance(first, str) or isinstance(second, str) or len(first) != len(second):
+            raise ValueError(
+                f"first and second must be lists of as many texts; got {len(first)} and {len(second)}."
+            )
+        return self._tokenize(list(zip(first, second, strict=True)), max_length, truncation, pad_to)
+
+    def _tokenize(
+        self, texts: Sequence[Any], max_length: int | None, truncation: bool, pad_to: int | None
+    ) -> tuple[Ids, Mask, Ids]:
+        limit = self.config.max_length
+        if self.tokenizer is None:
+            raise ValueError(
+                "tokenize needs the tokenizer.json of the model, and there was none beside its weights. Where "
+                "transformers is installed, AutoTokenizer.from_pretrained(name).save_pretrained(folder) writes "
+                "one for most models."
+            )
+        if isinstance(texts, str) or not len(texts):
+            raise ValueError(f"texts must be a list of at least one text; got {texts!r}.")
+        for name, value in (("max_length", max_length), ("pad_to", pad_to)):
+            if value is not None and not 1 <= value <= limit:
+                raise ValueError(f"{name} must be between 1 and the model's limit of {limit}; got {value}.")
+        return self.tokenizer.encode(
+            texts,
+            limit=limit if max_length is None else max_length,
+            truncation=truncation,
+            pad_to=pad_to,
+            pad_token_id=self.config.pad_token_id,
+            vocab_size=self.config.vocab_size,
+        )
+
+    def __call__(
+        self,
+        input_ids: Int[ArrayLike, "B L"],
+        attention_mask: Bool[ArrayLike, "B L"] | Int[ArrayLike, "B L"] | None = None,
+        *,
+        token_type_ids: Int[ArrayLike, "B L"] | None = None,
+        tree: Tree | None = None,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "B L D"]:
+        """The vectors of all tokens after the last layer; those at padding mean nothing.
+
+        Args:
+            input_ids: token ids.
+            attention_mask: True (or 1) at tokens, False (or 0) at padding; None if nothing is padding.
+            token_type_ids: 0 in the first and 1 in the second text of a pair; None for zeros.
+            tree: over the L tokens, or a batch of trees, for the layers whose mechanism attends over one.
+            deterministic: no dropout. Otherwise embeddings and branches are dropped with the config's
+                probabilities, weights of the attention never: there are none to drop in most mechanisms.
+            rngs: holds the stream "dropout" unless `deterministic`.
+
+        Raises:
+            ValueError: more tokens than the model's limit, ids outside the vocabulary (where their values are known,
+                that is outside of jit), or a tree or token types in a model without a use for them.
+        """
+        return self.hidden_states(
+            input_ids,
+            attention_mask,
+            token_type_ids=token_type_ids,
+            tree=tree,
+            deterministic=deterministic,
+            rngs=rngs,
+        )[-1]
+
+    def hidden_states(
+        self,
+        input_ids: Int[ArrayLike, "B L"],
+        attention_mask: Bool[ArrayLike, "B L"] | Int[ArrayLike, "B L"] | None = None,
+        *,
+        token_type_ids: Int[ArrayLike, "B L"] | None = None,
+        tree: Tree | None = None,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> list[Float[Array, "B L D"]]:
+        """The embedding and what every layer makes of it, num_layers + 1 arrays.
+
+        The last has the model's final normalisation if there is one. The arguments are those of the call.
+        """
+        config = self.config
+        if input_ids.shape[1] > config.max_length:
+            raise ValueError(
+                f"input_ids must have at most {config.max_length} columns, the model's limit; "
+                f"got {input_ids.shape[1]}."
+            )
+        _check_ids("input_ids", input_ids, config.vocab_size)
+        if token_type_ids is not None:
+            if not config.type_vocab_size:
+                raise ValueError(f"token_type_ids must be None: {config.model_type} here has no token types.")
+            _check_ids("token_type_ids", token_type_ids, config.type_vocab_size)
+            token_type_ids = jnp.asarray(token_type_ids)
+        if tree is not None and not any(block.attention.mechanism.uses_tree for block in self.blocks):
+            raise ValueError(
+                "tree is for mechanisms that attend over one, such as Hierarchical(); no layer has one."
+            )
+        input_ids = jnp.asarray(input_ids)
+        mask = jnp.ones(input_ids.shape, bool) if attention_mask is None else jnp.asarray(attention_mask) != 0
+        drop: dict[str, Any] = {"deterministic": deterministic, "rngs": rngs}
+        states = [self.embeddings(input_ids, token_type_ids, **drop)]
+        table = None if self.relative is None else self.relative()
+        for block in self.blocks:
+            call: dict[str, Any] = {}
+            if self.relative is not None:
+                call["relative_table"] = self.relative.dropout(table, **drop)
+            if block.attention.mechanism.uses_tree:
+                call["tree"] = tree
+            states.append(block(states[-1], mask=mask, **call, **drop))
+            if self.convolution is not None and len(states) == 2:
+                states[1] = self.convolution(states[0], states[1], mask=mask, **drop)
+        if self.norm is not None:
+            states[-1] = self.norm(states[-1])
+        return states
+
+
+def _check_ids(name: str, ids: Any, size: int) -> None:
+    if isinstance(ids, jax.core.Tracer) or not ids.size:
+        return
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= size:
+        raise ValueError(f"{name} must be between 0 and {size - 1}; got values from {low} to {high}.")

@@ -1,0 +1,216 @@
+"""The energy gate: energies of the key tokens turned into a key bias."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxattn.core.checks import check_choice, check_dtype, check_rank, check_shape
+from jaxattn.energy.statistics import (
+    Statistics,
+    empty_statistics,
+    merge,
+    prefix_statistics,
+    run_statistics,
+    standardize,
+)
+
+NORMALIZATIONS = ("running", "sequence", "prefix", None)
+
+
+def energy_gate(
+    energy: Float[Array, "*B S N"],
+    *,
+    alpha: Float[Array, "#N"] | Float[Array, ""] | float,
+    tau: Float[Array, "#N"] | Float[Array, ""] | float,
+    normalization: str | None = "running",
+    mask: Bool[Array, "*B S"] | Bool[Array, "*B S N"] | None = None,
+    segment_ids: Int[Array, "*B S"] | None = None,
+    is_causal: bool = False,
+    allow_leak: bool = False,
+) -> Float[Array, "*B S N"]:
+    """The logarithm of a gate on every key token, to be used as `key_bias` of any attention.
+
+    key_bias_j = log sigmoid(alpha (z_j − tau)), z_j = (e_j − mu_j)/sigma_j, sigma the population standard
+    deviation, at least 1e-6 (where that bound holds, so for equal energies, z has a zero gradient). mu_j and
+    sigma_j come from
+
+    - "running": the tokens <= j. Causal; `energy_gate_step` streams it. The first token has z = 0.
+    - "sequence": all tokens, as published. Under a causal mask this shows every token something of its future.
+    - None: nothing, z = e. Causal.
+
+    ("prefix" depends on the query too and so is no key bias: see `energy_gated_attention`.)
+
+    Args:
+        energy: energies of the key tokens, (B, S, N) or (S, N), N query heads, any float dtype.
+        alpha: steepness of the gate, (N,) or a scalar; trained models start at 2.
+        tau: the z at which the gate is half open, (N,) or a scalar; trained models start at 0.
+        normalization: "running", "sequence" or None.
+        mask: True at the tokens that count, (B, S), or (B, S, N) for a mask a head. The others are left out of
+            the statistics and get −inf; what `energy` holds there, NaN included, has no effect.
+        segment_ids: (B, S) for packed sequences, each a contiguous run of one id; the statistics restart with
+            every run.
+        is_causal: whether the attention that will use the bias is causal; it only guards "sequence".
+        allow_leak: permits "sequence" with `is_causal`, for reproducing the published numbers.
+
+    Returns:
+        The key bias, float32, in the shape of `energy`.
+
+    Raises:
+        ValueError: a wrong shape, dtype or name; "prefix"; "sequence" with `is_causal` and not `allow_leak`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jaxattn import energy_gate
+        >>> gate = energy_gate(jnp.array([[0.0], [1.0], [-1.0]]), alpha=2.0, tau=0.0)
+        >>> [round(float(g), 3) for g in jnp.exp(gate[:, 0])]  # z = 0, 1, −1.22
+        [0.5, 0.881, 0.079]
+
+    Reference:
+        Energy-gated attention, arXiv 2605.21842 and 2605.26355: the gate is "sequence"; "running" is its causal
+        counterpart.
+    """
+    check_choice("normalization", normalization, NORMALIZATIONS)
+    if normalization == "prefix":
+        raise ValueError(
+            "normalization 'prefix' makes the gate depend on the query, so it is no key bias; "
+            "use energy_gated_attention(..., normalization='prefix')."
+        )
+    check_leak(normalization, is_causal, allow_leak)
+    check_rank("energy", energy, (2, 3), "(B, S, N) or (S, N)")
+    check_dtype("energy", energy, jnp.floating, "floating point")
+    check_gate_parameters(alpha, tau, energy.shape[-1])
+    valid = token_mask("mask", mask, energy)
+    if segment_ids is not None:
+        check_dtype("segment_ids", segment_ids, jnp.integer, "integer")
+        check_shape("segment_ids", segment_ids, energy.shape[:-1], "(B, S)")
+    if energy.ndim == 2:
+        energy, valid = energy[None], valid[None]
+        segment_ids = None if segment_ids is None else segment_ids[None]
+        return _gate(energy, valid, alpha, tau, normalization, segment_ids)[0]
+    return _gate(energy, valid, alpha, tau, normalization, segment_ids)
+
+
+def _gate(energy, valid, alpha, tau, normalization, segment_ids) -> Float[Array, "B S N"]:
+    energy = clean_energy(energy, valid)
+    z = energy
+    if normalization is not None:
+        statistics = prefix_statistics(energy, valid, segment_ids)
+        if normalization == "sequence":
+            statistics = run_statistics(statistics, segment_ids)
+        z = standardize(energy, statistics)
+    return jnp.where(valid, log_gate(z, alpha, tau), -jnp.inf)
+
+
+def energy_gate_init_state(batch: int, num_heads: int) -> Statistics:
+    """The statistics of no energies yet, for `energy_gate_step`.
+
+    Args:
+        batch: sequences decoded together, B.
+        num_heads: query heads, N.
+
+    Returns:
+        A pytree of four float32 arrays (B, N); its size does not grow with the sequence.
+
+    Examples:
+        >>> from jaxattn import energy_gate_init_state
+        >>> energy_gate_init_state(2, 4).count.shape
+        (2, 4)
+    """
+    return empty_statistics((batch, num_heads))
+
+
+def energy_gate_step(
+    state: Statistics,
+    energy: Float[Array, "B T N"],
+    *,
+    alpha: Float[Array, "#N"] | Float[Array, ""] | float,
+    tau: Float[Array, "#N"] | Float[Array, ""] | float,
+    normalization: str | None = "running",
+    mask: Bool[Array, "B T"] | Bool[Array, "B T N"] | None = None,
+) -> tuple[Statistics, Float[Array, "B T N"]]:
+    """The gate of the next T tokens; any split into steps gives `energy_gate` of the whole.
+
+    Args:
+        state: from `energy_gate_init_state` or the step before.
+        energy: energies of the new tokens, (B, T, N), T >= 1.
+        alpha: as in `energy_gate`.
+        tau: as in `energy_gate`.
+        normalization: "running" or None; the other two need energies that are not here.
+        mask: True at the new tokens that count, (B, T) or (B, T, N).
+
+    Returns:
+        (new state, key bias of the new tokens (B, T, N), float32).
+
+    Raises:
+        ValueError: a wrong shape, dtype or name, or a normalisation that cannot stream.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jaxattn import energy_gate_init_state, energy_gate_step
+        >>> state = energy_gate_init_state(1, 2)
+        >>> state, key_bias = energy_gate_step(state, jnp.ones((1, 3, 2)), alpha=2.0, tau=0.0)
+        >>> key_bias.shape, int(state.count[0, 0])
+        ((1, 3, 2), 3)
+    """
+    check_choice("normalization", normalization, NORMALIZATIONS)
+    if normalization in ("sequence", "prefix"):
+        raise ValueError(
+            f"normalization {normalization!r} changes the gates of earlier tokens with every new one; "
+            "use energy_gated_attention_step, or 'running' or None."
+        )
+    check_rank("energy", energy, (3,), "(B, T, N)")
+    check_dtype("energy", energy, jnp.floating, "floating point")
+    check_shape("state.count", state.count, (energy.shape[0], energy.shape[2]), "energy's (B, N)")
+    check_gate_parameters(alpha, tau, energy.shape[-1])
+    valid = token_mask("mask", mask, energy)
+    energy = clean_energy(energy, valid)
+    statistics = continue_statistics(state, energy, valid)
+    z = energy if normalization is None else standardize(energy, statistics)
+    return jax.tree.map(lambda s: s[:, -1], statistics), jnp.where(valid, log_gate(z, alpha, tau), -jnp.inf)
+
+
+def continue_statistics(
+    state: Statistics, energy: Float[Array, "B T N"], valid: Bool[Array, "B T N"]
+) -> Statistics:
+    """Statistics (B, T, N) after each of T new tokens that follow those in `state`, (B, N)."""
+    before = jax.tree.map(lambda s: s[:, None], state)
+    return merge(before, prefix_statistics(energy, valid))
+
+
+def log_gate(z: Array, alpha: Array | float, tau: Array | float) -> Array:
+    """log sigmoid(alpha (z − tau)), exact also where the sigmoid underflows; heads on the last axis."""
+    return jax.nn.log_sigmoid(jnp.asarray(alpha, jnp.float32) * (z - jnp.asarray(tau, jnp.float32)))
+
+
+def clean_energy(energy: Array, valid: Array) -> Array:
+    """Float32 energies, 0 where not valid: before any arithmetic, so that no NaN there reaches a gradient."""
+    return jnp.where(valid, energy, 0).astype(jnp.float32)
+
+
+def token_mask(name: str, mask: Array | None, energy: Array) -> Array:
+    """The mask (..., S), (..., S, N) or None as bool (..., S, N)."""
+    if mask is None:
+        return jnp.ones(energy.shape, bool)
+    check_dtype(name, mask, jnp.bool_, "boolean, True at the tokens that count")
+    if mask.shape == energy.shape:
+        return mask
+    check_shape(name, mask, energy.shape[:-1], "(B, S)")
+    return jnp.broadcast_to(mask[..., None], energy.shape)
+
+
+def check_leak(normalization: str | None, is_causal: bool, allow_leak: bool) -> None:
+    """Raises for statistics of the future under a causal mask, unless they are asked for."""
+    if normalization == "sequence" and is_causal and not allow_leak:
+        raise ValueError(
+            "normalization 'sequence' with is_causal=True lets every token see statistics of later ones; use "
+            "'running', 'prefix' or None, or pass allow_leak=True to reproduce published numbers."
+        )
+
+
+def check_gate_parameters(alpha: Array | float, tau: Array | float, num_heads: int) -> None:
+    """Raises unless alpha and tau are scalars or have one entry a head."""
+    for name, parameter in (("alpha", alpha), ("tau", tau)):
+        if jnp.shape(parameter) not in ((), (1,), (num_heads,)):
+            raise ValueError(
+                f"{name} must be a scalar or have shape (N,) = ({num_heads},); got {jnp.shape(parameter)}."
+            )

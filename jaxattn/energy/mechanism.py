@@ -1,0 +1,230 @@
+"""The energy gate as a mechanism around any other."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxattn.core.checks import check_choice
+from jaxattn.core.mechanism import Mechanism, MechanismModule
+from jaxattn.core.padding import padding_key_bias
+from jaxattn.core.parameters import parameter
+from jaxattn.energy.attention import (
+    energy_gated_attention,
+    energy_gated_attention_init_state,
+    energy_gated_attention_step,
+)
+from jaxattn.energy.gate import energy_gate, energy_gate_init_state, energy_gate_step
+from jaxattn.softmax.mechanism import Softmax, SoftmaxModule
+
+NORMALIZATIONS = ("running", "sequence", "prefix", None)
+
+
+@dataclasses.dataclass(frozen=True)
+class EnergyGated(Mechanism):
+    """Lets every token announce how much it matters: weights are multiplied by a learned gate of the key token.
+
+    e_j = w·x_j per head, g_j = sigmoid(alpha (z_j − tau)) with z the normalised energy, and
+    A_ij = p_ij g_j / sum_j' p_ij' g_j'. The published energy also has an offset b; it cancels in z (and is
+    tau's job without normalisation), so there is none here.
+
+    Attributes:
+        inner: the mechanism whose weights p are gated.
+        normalization: where the statistics of z come from: "running" (tokens up to the key; causal), "prefix"
+            (tokens up to the query; causal), None (no normalisation; causal) or "sequence" (all tokens, as
+            published; reads the future). "prefix" depends on the query too, so its `inner` must be `Softmax`.
+        allow_leak: permits "sequence" in a causal model, for reproducing the paper.
+
+    Raises:
+        ValueError: an unknown normalisation, or "prefix" around anything but `Softmax`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxattn.nn import Attention, EnergyGated
+        >>> attention = Attention(2, 8, mechanism=EnergyGated(normalization="prefix"), rngs=nnx.Rngs(0))
+        >>> attention(jnp.ones((1, 5, 8)), is_causal=True).shape
+        (1, 5, 8)
+
+    Reference: arXiv 2605.21842, energy-gated attention.
+    """
+
+    inner: Mechanism = Softmax()
+    normalization: str | None = "running"
+    allow_leak: bool = False
+
+    def __post_init__(self):
+        check_choice("normalization", self.normalization, NORMALIZATIONS)
+        if self.normalization == "prefix" and not isinstance(self.inner, Softmax):
+            raise ValueError(
+                "normalization 'prefix' gates each (query, key) pair, which only inner=Softmax() can do; "
+                f"got inner={self.inner!r}. 'running' and None work with every mechanism."
+            )
+
+    def build(
+        self,
+        num_heads: int,
+        head_dim: int,
+        in_features: int | None,
+        *,
+        num_kv_heads: int | None = None,
+        rngs: nnx.Rngs,
+    ) -> "EnergyGatedModule":
+        """The module: energy weights, alpha and tau for every head, and the inner mechanism."""
+        inner = self.inner.build(num_heads, head_dim, in_features, num_kv_heads=num_kv_heads, rngs=rngs)
+        return EnergyGatedModule(self, inner, num_heads, head_dim, in_features, rngs=rngs)
+
+
+class EnergyGatedModule(MechanismModule):
+    """Computes the energies, turns them into a key bias and calls the inner mechanism with it."""
+
+    def __init__(
+        self,
+        config: EnergyGated,
+        inner: MechanismModule,
+        num_heads: int,
+        head_dim: int,
+        in_features: int | None,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.normalization = config.normalization
+        self.allow_leak = config.allow_leak
+        self.num_heads = num_heads
+        self.head_dim = head_dim
+        self.reads_keys = in_features is None
+        self.inner = inner
+        width, axis = (head_dim, "head_dim") if in_features is None else (in_features, "embed")
+        self.kernel = parameter(
+            nnx.initializers.lecun_normal(), rngs.params(), (width, num_heads), (axis, "heads")
+        )
+        self.alpha = parameter(nnx.initializers.constant(2.0), rngs.params(), (num_heads,), ("heads",))
+        self.tau = parameter(nnx.initializers.zeros, rngs.params(), (num_heads,), ("heads",))
+
+    @property
+    def uses_tree(self) -> bool:
+        """Whether the inner mechanism attends over a tree."""
+        return self.inner.uses_tree
+
+    @property
+    def takes_bias(self) -> bool:
+        """Whether the inner mechanism adds a bias to its scores."""
+        return self.inner.takes_bias
+
+    @property
+    def takes_pair_mask(self) -> bool:
+        """Whether the inner mechanism masks single pairs."""
+        return self.inner.takes_pair_mask
+
+    def energy(
+        self, inputs: Float[Array, "B S D"] | None, key: Float[Array, "B S K H"]
+    ) -> Float[Array, "B S N"]:
+        """e = w·x per head, from the layer input, or from the keys where the module was built without one."""
+        kernel = self.kernel[...]
+        if self.reads_keys:
+            key = jnp.repeat(key, self.num_heads // key.shape[-2], axis=-2)
+            return jnp.einsum("BSNH,HN->BSN", key, kernel, preferred_element_type=jnp.float32)
+        if inputs is None:
+            raise ValueError(
+                "inputs must be the layer's input (B, S, D): the energy gate reads it; got None."
+            )
+        return jnp.einsum("BSD,DN->BSN", inputs, kernel, preferred_element_type=jnp.float32)
+
+    def __call__(
+        self,
+        query,
+        key,
+        value,
+        *,
+        inputs=None,
+        key_bias=None,
+        mask=None,
+        attention_mask=None,
+        segment_ids=None,
+        is_causal=False,
+        **inner,
+    ) -> Float[Array, "B T N V"]:
+        """Attends over the whole sequence; a `tree` or a `bias` is for the inner mechanism."""
+        energy = self.energy(inputs, key)
+        if self.normalization == "prefix" and isinstance(self.inner, SoftmaxModule):
+            return energy_gated_attention(
+                query,
+                key,
+                value,
+                energy,
+                **self._gate(),
+                mask=mask,
+                attention_mask=attention_mask,
+                key_bias=key_bias,
+                segment_ids=segment_ids,
+                is_causal=is_causal,
+                implementation=self.inner.implementation,
+                **inner,
+            )
+        key_bias = padding_key_bias(mask, key_bias)
+        gate = energy_gate(
+            energy,
+            **self._gate(),
+            mask=_kept(key_bias, energy),
+            segment_ids=segment_ids,
+            is_causal=is_causal,
+            allow_leak=self.allow_leak,
+        )
+        return self.inner(
+            query,
+            key,
+            value,
+            inputs=inputs,
+            key_bias=gate if key_bias is None else gate + key_bias,
+            mask=mask,
+            attention_mask=attention_mask,
+            segment_ids=segment_ids,
+            is_causal=is_causal,
+            **inner,
+        )
+
+    def init_state(self, batch: int, max_length: int, num_kv_heads: int, dtype: Any) -> Any:
+        """The inner state and the statistics of the energies.
+
+        "sequence" decodes as "prefix" does: the future it was trained with does not exist yet.
+        """
+        if self.normalization in ("running", None):
+            inner = self.inner.init_state(batch, max_length, num_kv_heads, dtype)
+            return {"inner": inner, "gate": energy_gate_init_state(batch, self.num_heads)}
+        if not isinstance(self.inner, SoftmaxModule):
+            raise ValueError("normalization 'sequence' can be decoded around inner=Softmax() only.")
+        return energy_gated_attention_init_state(
+            batch, max_length, num_kv_heads, self.head_dim, num_heads=self.num_heads, dtype=dtype
+        )
+
+    def step(
+        self, state, query, key, value, *, inputs=None, key_bias=None
+    ) -> tuple[Any, Float[Array, "B T N V"]]:
+        """Attends from the new tokens, whose gates are fixed by the energies so far."""
+        energy = self.energy(inputs, key)
+        if self.normalization in ("running", None):
+            gate_state, gate = energy_gate_step(
+                state["gate"], energy, **self._gate(), mask=_kept(key_bias, energy)
+            )
+            inner_state, out = self.inner.step(
+                state["inner"],
+                query,
+                key,
+                value,
+                inputs=inputs,
+                key_bias=gate if key_bias is None else gate + key_bias,
+            )
+            return {"inner": inner_state, "gate": gate_state}, out
+        return energy_gated_attention_step(
+            state, query, key, value, energy, **self._gate(), key_bias=key_bias
+        )
+
+    def _gate(self) -> dict[str, Any]:
+        return {"alpha": self.alpha[...], "tau": self.tau[...], "normalization": self.normalization}
+
+
+def _kept(key_bias: Array | None, energy: Array) -> Array | None:
+    """(B, S, N), False where a key is removed: such a token counts in no statistic."""
+    return None if key_bias is None else jnp.broadcast_to(key_bias != -jnp.inf, energy.shape)

@@ -1,0 +1,119 @@
+"""Attention whose gate depends on query and key: statistics of the prefix that ends at the query."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxattn.energy.gate import log_gate
+from jaxattn.energy.statistics import Statistics, standardize
+from jaxattn.softmax.attention import dot_product_attention
+
+QUERY_CHUNK = 256  # queries whose gates exist at once: at S = 32k, 32 MiB a head in float32
+
+
+def attend_to_prefixes(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K V"],
+    energy: Float[Array, "B S N"],
+    statistics: Statistics,
+    positions: Int[Array, "T"],
+    *,
+    alpha: Array | float,
+    tau: Array | float,
+    key_bias: Float[Array, "#B S #N"],
+    mask: Bool[Array, "#B #N #T #S"] | None = None,
+    bias: Float[Array, "#B #N #T #S"] | None = None,
+    segment_ids: tuple[Int[Array, "B T"], Int[Array, "B S"]] | None = None,
+    scale: float | None = None,
+    implementation: str | None = None,
+) -> Float[Array, "B T N V"]:
+    """Attends causally with log g_ij = log sigmoid(alpha ((e_j − mu_i)/sigma_i − tau)) added to the scores.
+
+    Args:
+        query: new or all queries.
+        key: keys at positions 0 … S − 1.
+        value: their values.
+        energy: their energies, finite.
+        statistics: of the energies up to each query, (B, T, N).
+        positions: of the queries among the keys.
+        alpha: steepness, (N,) or a scalar.
+        tau: threshold, (N,) or a scalar.
+        key_bias: as in `dot_product_attention`.
+        mask: as in `dot_product_attention`.
+        bias: as in `dot_product_attention`.
+        segment_ids: of queries and keys.
+        scale: as in `dot_product_attention`.
+        implementation: as in `dot_product_attention`.
+
+    Returns:
+        The outputs of the queries. Memory O(S) a query chunk, forward and backward; time O(T S).
+    """
+    length = query.shape[1]
+    by_query = {
+        "query": (query, 1),
+        "statistics": (statistics, 1),
+        "positions": (positions, 0),
+        "ids": (None if segment_ids is None else segment_ids[0], 1),
+    }
+    fixed = {}
+    # An axis of size 1 says "the same for every query" and is not cut.
+    for name, array in (("mask", mask), ("bias", bias)):
+        if array is not None and array.shape[2] == 1 and length > 1:
+            fixed[name] = array
+        else:
+            by_query[name] = (array, 2)
+    key_positions = jnp.arange(key.shape[1])
+    energy = jnp.moveaxis(energy, 1, 2)[:, :, None, :]  # (B, N, 1, S)
+
+    def attend(chunk: dict[str, Any]) -> Float[Array, "B C N V"]:
+        chunk = chunk | fixed
+        allowed = (key_positions <= chunk["positions"][:, None])[None, None]  # (1, 1, C, S)
+        if segment_ids is not None:
+            allowed &= (chunk["ids"][:, :, None] == segment_ids[1][:, None, :])[:, None]
+        if chunk["mask"] is not None:
+            allowed &= chunk["mask"]
+        of_query = jax.tree.map(
+            lambda s: jnp.moveaxis(s, 1, 2)[..., None], chunk["statistics"]
+        )  # (B, N, C, 1)
+        # A key beyond the query may be any number of sigmas away; 0 keeps its unused gate finite.
+        z = jnp.where(allowed, standardize(energy, of_query), 0)
+        gate = log_gate(z, _heads_first(alpha), _heads_first(tau))
+        return dot_product_attention(
+            chunk["query"],
+            key,
+            value,
+            key_bias=key_bias,
+            mask=allowed,
+            bias=gate if chunk["bias"] is None else gate + chunk["bias"],
+            scale=scale,
+            implementation=implementation,
+        )
+
+    arrays = {name: array for name, (array, _) in by_query.items()}
+    if length <= QUERY_CHUNK:
+        return attend(arrays)
+    cut = {
+        name: jax.tree.map(lambda x, axis=axis: _cut(x, axis), array)
+        for name, (array, axis) in by_query.items()
+    }
+    out = lax.map(jax.checkpoint(attend), cut)  # (chunks, B, C, N, V)
+    return jnp.moveaxis(out, 0, 1).reshape(out.shape[1], -1, *out.shape[3:])[:, :length]
+
+
+def _heads_first(parameter: Array | float) -> Float[Array, "N 1 1"] | Float[Array, "1 1 1"]:
+    """A parameter a head, shaped to scale (B, N, T, S)."""
+    return jnp.reshape(jnp.asarray(parameter, jnp.float32), (-1, 1, 1))
+
+
+def _cut(x: Array, axis: int) -> Array:
+    """Pads `axis` with its last entry to whole chunks and moves the chunks to the front."""
+    count = -(-x.shape[axis] // QUERY_CHUNK)
+    missing = count * QUERY_CHUNK - x.shape[axis]
+    # The last entry, not 0: padded queries then compute something finite, and get no cotangent.
+    x = jnp.pad(x, [(0, missing if a == axis else 0) for a in range(x.ndim)], mode="edge")
+    x = x.reshape(*x.shape[:axis], count, QUERY_CHUNK, *x.shape[axis + 1 :])
+    return jnp.moveaxis(x, axis, 0)

@@ -1,0 +1,17 @@
+"""Cross-correlation attention: scores over several lags."""
+
+from jaxattn.lags.attention import (
+    CrossCorrelationState,
+    cross_correlation,
+    cross_correlation_attention,
+    cross_correlation_init_state,
+    cross_correlation_step,
+)
+
+__all__ = [
+    "CrossCorrelationState",
+    "cross_correlation",
+    "cross_correlation_attention",
+    "cross_correlation_init_state",
+    "cross_correlation_step",
+]

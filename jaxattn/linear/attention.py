@@ -1,0 +1,67 @@
+"""Linear attention: weights that are dot products of features, so that keys can be summed before queries come."""
+
+from jaxtyping import Array, Float, Int
+
+from jaxattn.core.arguments import check_qkv
+from jaxattn.core.grouped import prepare
+from jaxattn.linear.call import IDENTITY, attend_call, check_chunk_size
+
+
+def linear_attention(
+    phi_q: Float[Array, "*B T N M"],
+    phi_k: Float[Array, "*B S K M"],
+    value: Float[Array, "*B S K V"],
+    *,
+    key_bias: Float[Array, "*#B S #N"] | None = None,
+    is_causal: bool = False,
+    segment_ids: Int[Array, "*B T"] | None = None,
+    chunk_size: int | None = None,
+) -> Float[Array, "*B T N V"]:
+    """Attention with weights φ_q·φ_k, in time and memory linear in length.
+
+    For every query i and head, over the keys j that causality and segments allow,
+
+        out_i = Σ_j c_j (φ_q,i·φ_k,j) v_j / Σ_j c_j (φ_q,i·φ_k,j),      c_j = exp(key_bias_j),
+
+    computed as φ_q,i·(Σ_j c_j φ_k,j v_j') / φ_q,i·(Σ_j c_j φ_k,j): O(T M V) time. The causal form works in chunks
+    of C tokens: inside a chunk pairs meet one by one, and everything before it is one state of size M (V + 1). Its
+    gradient is computed by blocks too and remembers O(T (M + V)) numbers and a state a block. Reverse mode only, and
+    once (`jax.custom_vjp`).
+
+    Sums are float32 (float64 for float64 inputs), relative to the largest key bias so far, so key_bias may have any
+    magnitude; features should be of magnitude about 1 at most, with anything larger moved into key_bias.
+
+    Args:
+        phi_q: (B, T, N, M) features of queries, or (T, N, M) with every other array lacking the batch axis too.
+            Scaling those of one query changes nothing.
+        phi_k: (B, S, K, M) features of keys; K divides N (grouped queries).
+        value: (B, S, K, V).
+        key_bias: (B or 1, S, N or 1), natural log units: multiplies φ_k by its exponential; −inf removes the key.
+        is_causal: query i attends to keys j <= i only, both counted from the start.
+        segment_ids: (B, T) int: a query attends to keys of its own segment only; needs T = S. Ids may come in any
+            order.
+        chunk_size: C, tokens a chunk of the causal form; None for 64 on a CPU, 128 elsewhere.
+
+    Returns:
+        (B, T, N, V) in the dtype of `value`; 0 for a query without any key. Features of any sign are accepted; where
+        the weights of a query add up to (nearly) 0 the quotient is large but finite.
+
+    Raises:
+        ValueError: an argument has a wrong shape, dtype or value; the message says which and what is accepted.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> x = jax.random.normal(jax.random.key(0), (2, 16, 4, 8))
+        >>> phi = jax.nn.elu(x) + 1
+        >>> linear_attention(phi, phi[:, :, :2], x[:, :, :2], is_causal=True).shape
+        (2, 16, 4, 8)
+
+    Reference: Katharopoulos et al. 2020, "Transformers are RNNs", equations 5 to 12; the chunked form as in Hua et
+    al. 2022, "Transformer quality in linear time", section 3.3.
+    """
+    check_qkv(phi_q, phi_k, value)
+    check_chunk_size(chunk_size)
+    out = attend_call(
+        prepare(phi_q, phi_k, value, key_bias, segment_ids), IDENTITY, [], is_causal, chunk_size
+    )
+    return (out if phi_q.ndim == 4 else out[0]).astype(value.dtype)

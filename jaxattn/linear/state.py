@@ -1,0 +1,137 @@
+"""Linear attention one call at a time, over a state of constant size."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxattn.core.arguments import check_qkv
+from jaxattn.core.checks import check_rank
+from jaxattn.core.grouped import prepare
+from jaxattn.linear import chunked as _linear_core
+from jaxattn.linear.blocks import State
+from jaxattn.linear.call import IDENTITY, FeatureFunctions, make_plan, pad, per_key_head
+
+
+class LinearAttentionState(NamedTuple):
+    """All that later tokens need of the earlier ones, whatever their number.
+
+    total (B, heads, M, V + 1): Σ_j e^(c_j − top) φ_k,j [v_j, 1] with c the key bias; top (B, heads): the largest c
+    so far, −inf before the first key.
+    """
+
+    total: Float[Array, "B heads M V1"]
+    top: Float[Array, "B heads"]
+
+
+def linear_attention_init_state(
+    batch: int, num_heads: int, num_features: int, value_dim: int
+) -> LinearAttentionState:
+    """The state before the first token, in float32.
+
+    Args:
+        batch: sequences decoded together, B.
+        num_heads: heads that keep a sum of their own: the key/value heads K, or the query heads N where the key bias
+            differs between query heads that share keys.
+        num_features: width M of the features.
+        value_dim: width V of the values.
+
+    Returns:
+        A pytree of fixed shapes, independent of how many tokens will follow.
+
+    Raises:
+        ValueError: a size is not positive.
+
+    Examples:
+        >>> linear_attention_init_state(2, 4, 16, 8).total.shape
+        (2, 4, 16, 9)
+    """
+    sizes = {"batch": batch, "num_heads": num_heads, "num_features": num_features, "value_dim": value_dim}
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1; got {size}.")
+    return LinearAttentionState(
+        jnp.zeros((batch, num_heads, num_features, value_dim + 1), jnp.float32),
+        jnp.full((batch, num_heads), -jnp.inf, jnp.float32),
+    )
+
+
+def linear_attention_step(
+    state: LinearAttentionState,
+    phi_q: Float[Array, "B T N M"],
+    phi_k: Float[Array, "B T K M"],
+    value: Float[Array, "B T K V"],
+    *,
+    key_bias: Float[Array, "#B T #N"] | None = None,
+    chunk_size: int | None = None,
+) -> tuple[LinearAttentionState, Float[Array, "B T N V"]]:
+    """Lets T new tokens attend causally to all tokens so far and to each other, and adds them to the state.
+
+    Any split of a sequence into calls gives the causal `linear_attention` of the whole, up to rounding; a call of one
+    token costs O(M V) a head however many came before.
+
+    Args:
+        state: from `linear_attention_init_state` or an earlier step.
+        phi_q: (B, T, N, M), T >= 1 new tokens.
+        phi_k: (B, T, K, M).
+        value: (B, T, K, V).
+        key_bias: (B or 1, T, N or 1), log of the factor on φ_k; −inf removes the key for good.
+        chunk_size: tokens a chunk when T is large; None for 64 on a CPU, 128 elsewhere.
+
+    Returns:
+        (new state, output (B, T, N, V) in the dtype of `value`).
+
+    Raises:
+        ValueError: a shape or dtype does not fit the state.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> state = linear_attention_init_state(1, 2, 4, 8)
+        >>> phi, value = jnp.ones((1, 3, 2, 4)), jnp.ones((1, 3, 2, 8))
+        >>> state, out = linear_attention_step(state, phi, phi, value)
+        >>> out.shape
+        (1, 3, 2, 8)
+    """
+    return step(state, phi_q, phi_k, value, key_bias, IDENTITY, [], chunk_size)
+
+
+def step(
+    state: LinearAttentionState,
+    query: Array,
+    key: Array,
+    value: Array,
+    key_bias: Array | None,
+    features: FeatureFunctions,
+    parameters: Sequence[Array],
+    chunk_size: int | None = None,
+) -> tuple[LinearAttentionState, Array]:
+    """`linear_attention_step` with features made on the way."""
+    check_rank("query", query, (4,), "(B, T, N, H)")
+    check_qkv(query, key, value)
+    num_heads, num_kv_heads = query.shape[2], key.shape[2]
+    heads = state.total.shape[1]
+    if heads == num_heads != num_kv_heads:
+        key, value = (jnp.repeat(x, num_heads // num_kv_heads, axis=2) for x in (key, value))
+    call = prepare(query, key, value, key_bias)
+    if state.top.shape != (query.shape[0], call.key.shape[2]):
+        raise ValueError(
+            f"state must have (batch, heads) = {(query.shape[0], call.key.shape[2])}, the heads being the query's "
+            f"where key_bias differs between them, else the key's or the query's; got {state.top.shape}."
+        )
+    length = query.shape[1]
+    parameters = per_key_head(parameters, features, call.key.shape[2])
+    plan = make_plan(features, length, length, True, chunk_size)
+    padded = -(-length // plan.key_block) * plan.key_block
+
+    dtype = call.value.dtype
+
+    def sequence(tree: tuple[_linear_core.Operands, Array, Array]) -> tuple[Array, Array, Array]:
+        x, total, top = tree
+        before = State(total.astype(dtype), top.astype(dtype), None)
+        last, _, out, _ = _linear_core.causal_pass(plan, parameters, x, before)
+        return last.total.astype(total.dtype), last.top.astype(top.dtype), out
+
+    total, top, out = _linear_core.over_batch(plan, sequence, (pad(call, padded, padded), *state))
+    out = out[:, :length].reshape(*query.shape[:3], -1)
+    return LinearAttentionState(total, top), out.astype(value.dtype)

@@ -1,0 +1,145 @@
+"""Attention by random features: the features are made in blocks on the way and never stored."""
+
+from jaxtyping import Array, Float, Int
+
+from jaxattn.core.arguments import check_qkv, check_scale
+from jaxattn.core.grouped import prepare
+from jaxattn.linear import LinearAttentionState, linear_attention_init_state
+from jaxattn.linear.call import attend_call, check_chunk_size
+from jaxattn.linear.state import step
+from jaxattn.random_features.feature_map import FeatureMap
+
+
+def random_feature_attention(
+    query: Float[Array, "*B T N H"],
+    key: Float[Array, "*B S K H"],
+    value: Float[Array, "*B S K V"],
+    feature_map: FeatureMap,
+    *,
+    key_bias: Float[Array, "*#B S #N"] | None = None,
+    scale: float | None = None,
+    is_causal: bool = False,
+    segment_ids: Int[Array, "*B T"] | None = None,
+    chunk_size: int | None = None,
+) -> Float[Array, "*B T N V"]:
+    """Estimates softmax attention in time and memory linear in length.
+
+    With x = scale^½ q, y = scale^½ k and a feature map with E[φ_q(x)·φ_k(y)] = exp(x·y),
+
+        out_i = Σ_j e^(key_bias_j) (φ_q(x_i)·φ_k(y_j)) v_j / Σ_j e^(key_bias_j) (φ_q(x_i)·φ_k(y_j)).
+
+    That is `linear_attention` of the map's features. They are made a block of tokens at a time, forward and again
+    backward, so that memory is O(T (H + V)) and not O(T M). The features of a query are relative to their largest,
+    which cancels; keys are held relative to the largest weight so far, so scores of any size stay finite. Reverse
+    mode only, and once.
+
+    The estimate has an error that grows with |q|, |k| as exp(scale |q + k|²): see `diagnose`.
+
+    Args:
+        query: (B, T, N, H), or (T, N, H) with every other array lacking the batch axis too.
+        key: (B, S, K, H); K divides N (grouped queries).
+        value: (B, S, K, V).
+        feature_map: from `FeatureMap.create`, calibrated if its component has statistics. Differentiable.
+        key_bias: (B or 1, S, N or 1), natural log units, added to the score of key j; −inf removes it.
+        scale: factor on q·k, 1/sqrt(H) when None; the same as in `calibrate`.
+        is_causal: query i attends to keys j <= i only, both counted from the start.
+        segment_ids: (B, T) int: a query attends to keys of its own segment only; needs T = S.
+        chunk_size: tokens a chunk of the causal form; None for 64 on a CPU, 128 elsewhere.
+
+    Returns:
+        (B, T, N, V) in the query's dtype; 0 for a query without any key.
+
+    Raises:
+        ValueError: an argument has a wrong shape, dtype or value; the message says which and what is accepted.
+
+    Examples:
+        >>> import jax, jaxattn
+        >>> q = jax.random.normal(jax.random.key(0), (1, 64, 2, 16)) / 2
+        >>> feature_map = jaxattn.FeatureMap.create(jax.random.key(1), 16, 256).calibrate(q, q)
+        >>> out = jaxattn.random_feature_attention(q, q, q, feature_map)
+        >>> exact = jaxattn.dot_product_attention(q, q, q)
+        >>> bool(abs(out - exact).mean() < 0.2 * abs(exact).mean())
+        True
+
+    Reference: Choromanski et al. 2021, "Rethinking attention with Performers", section 2; arXiv 2405.15310,
+    "Spectraformer", section 3.
+    """
+    check_qkv(query, key, value)
+    check_chunk_size(chunk_size)
+    functions, parameters = feature_map.functions(check_scale(scale, query.shape[-1]))
+    call = prepare(query, key, value, key_bias, segment_ids)
+    out = attend_call(call, functions, parameters, is_causal, chunk_size)
+    return (out if query.ndim == 4 else out[0]).astype(query.dtype)
+
+
+def random_feature_attention_init_state(
+    batch: int, num_heads: int, value_dim: int, feature_map: FeatureMap
+) -> LinearAttentionState:
+    """The state before the first token: constant in the number of tokens to come.
+
+    Args:
+        batch: sequences decoded together, B.
+        num_heads: the key/value heads K, or the query heads N where the key bias differs between query heads that
+            share keys.
+        value_dim: width V of the values.
+        feature_map: the map that every step will be given.
+
+    Returns:
+        A pytree of fixed shapes, float32.
+
+    Raises:
+        ValueError: a size is not positive.
+
+    Examples:
+        >>> import jax, jaxattn
+        >>> feature_map = jaxattn.FeatureMap.create(jax.random.key(0), 16, 32)
+        >>> jaxattn.random_feature_attention_init_state(2, 4, 16, feature_map).total.shape
+        (2, 4, 32, 17)
+    """
+    return linear_attention_init_state(batch, num_heads, feature_map.num_features, value_dim)
+
+
+def random_feature_attention_step(
+    state: LinearAttentionState,
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K V"],
+    feature_map: FeatureMap,
+    *,
+    key_bias: Float[Array, "#B T #N"] | None = None,
+    scale: float | None = None,
+    chunk_size: int | None = None,
+) -> tuple[LinearAttentionState, Float[Array, "B T N V"]]:
+    """Lets T new tokens attend causally to all tokens so far and to each other.
+
+    Any split of a sequence into calls gives the causal `random_feature_attention` of the whole, up to rounding.
+
+    Args:
+        state: from `random_feature_attention_init_state` or an earlier step.
+        query: (B, T, N, H), T >= 1 new tokens.
+        key: (B, T, K, H).
+        value: (B, T, K, V).
+        feature_map: the same in every step.
+        key_bias: (B or 1, T, N or 1), added to the scores of the new keys; −inf removes a key for good.
+        scale: factor on the scores, 1/sqrt(H) when None; the same in every step.
+        chunk_size: tokens a chunk when T is large; None for 64 on a CPU, 128 elsewhere.
+
+    Returns:
+        (new state, output (B, T, N, V) in the query's dtype).
+
+    Raises:
+        ValueError: a shape or dtype does not fit the state.
+
+    Examples:
+        >>> import jax, jaxattn
+        >>> feature_map = jaxattn.FeatureMap.create(jax.random.key(0), 16, 32)
+        >>> state = jaxattn.random_feature_attention_init_state(1, 2, 16, feature_map)
+        >>> x = jax.random.normal(jax.random.key(1), (1, 3, 2, 16))
+        >>> state, out = jaxattn.random_feature_attention_step(state, x, x, x, feature_map)
+        >>> out.shape
+        (1, 3, 2, 16)
+    """
+    check_chunk_size(chunk_size)
+    functions, parameters = feature_map.functions(check_scale(scale, query.shape[-1]))
+    state, out = step(state, query, key, value, key_bias, functions, parameters, chunk_size)
+    return state, out.astype(query.dtype)

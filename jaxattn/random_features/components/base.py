@@ -1,0 +1,102 @@
+"""What every component function is: a pair of feature functions whose products estimate exp(x·y)."""
+
+import abc
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxattn.random_features.moments import Moments
+from jaxattn.random_features.weights.base import Weights
+
+# Features of magnitude about 1 at most, and their log scale: φ = values · e^scale.
+Scaled = tuple[Array, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Component(abc.ABC):
+    """A component function of one head, as a pytree of floating-point arrays.
+
+    φ_q(x)·φ_k(y), averaged over the draws of the weights, is exp(x·y) if the rows of the weights are N(0, I).
+
+    Attributes:
+        features_per_row: features made from one row of the weights, with the default options.
+        positive: whether the features, and so the attention weights, are positive for every input.
+        calibrates: whether the best parameters depend on statistics of queries and keys.
+        trainable: names of the fields that are learned.
+        random: names of the fields that are random numbers, redrawn with the weights.
+    """
+
+    features_per_row: ClassVar[int] = 1
+    positive: ClassVar[bool] = True
+    calibrates: ClassVar[bool] = False
+    trainable: ClassVar[tuple[str, ...]] = ()
+    random: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    @abc.abstractmethod
+    def create(
+        cls, key: PRNGKeyArray, head_dim: int, num_rows: int, *args: Any, **options: Any
+    ) -> "Component":
+        """The component before it has seen data; `options` are its own."""
+
+    @classmethod
+    def rows_for(cls, num_features: int, **options: Any) -> int:
+        """How many rows of weights give at most `num_features` features (one row at least)."""
+        del options
+        return max(1, num_features // cls.features_per_row)
+
+    @abc.abstractmethod
+    def query(
+        self, weights: Weights, x: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
+    ) -> Scaled:
+        """(values (…, M), log scale (…)) of queries, scaled by the root of the attention scale.
+
+        `scale` is the log scale that an earlier call with the same arguments returned: where finding it costs
+        something, that is saved.
+        """
+
+    @abc.abstractmethod
+    def key(
+        self, weights: Weights, y: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
+    ) -> Scaled:
+        """(values (…, M), log scale (…)) of keys, scaled likewise; `scale` as above."""
+
+    def calibrated(self, moments: Moments) -> "Component":
+        """The component with the best parameters for these statistics of one head."""
+        del moments
+        return self
+
+    def resample(self, key: PRNGKeyArray) -> "Component":
+        """The component with new random numbers."""
+        del key
+        return self
+
+
+def row_offset(weights: Weights) -> Array:
+    """(M,) or (): what every log feature gets so that a product of two sums to the weighted mean over rows."""
+    offset = -0.5 * jnp.log(float(weights.num_rows))
+    return offset if weights.log_weights is None else offset + 0.5 * weights.log_weights
+
+
+def signed(weights: Weights, values: Array) -> Array:
+    """Values of queries with the signs of the quadrature weights, if there are any (the keys go without)."""
+    return values if weights.signs is None else values * weights.signs
+
+
+def exponentials(
+    logarithms: Float[Array, "*batch M"],
+    common: Float[Array, "*batch"],
+    scale: Float[Array, "*batch"] | None,
+) -> Scaled:
+    """e^(logarithms + common) as values up to 1 and a log scale, which is searched for unless it is known already."""
+    # A shift between values and scale changes nothing, so it has no gradient.
+    top = jax.lax.stop_gradient(logarithms.max(axis=-1) if scale is None else scale - common)
+    return jnp.exp(logarithms - top[..., None]), top + common
+
+
+def half_square(x: Float[Array, "*batch H"]) -> Float[Array, "*batch"]:
+    """|x|² / 2."""
+    return 0.5 * jnp.square(x).sum(axis=-1)

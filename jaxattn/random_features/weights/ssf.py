@@ -1,0 +1,105 @@
+"""Evenly spread points on the sphere, applied by FFT."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxattn.core.pytree import register
+from jaxattn.random_features.weights.base import Weights
+from jaxattn.random_features.weights.draws import check_sizes, haar, row_norms, working
+
+_SWEEPS, _CANDIDATES = 2, 128
+
+
+@functools.lru_cache(maxsize=64)
+def _frequencies(count: int, length: int) -> np.ndarray:
+    """`count` of the frequencies 1 … length − 1, chosen one at a time to lower the points' logarithmic energy.
+
+    The points are invariant under k → k + 1, so the energy is a sum over their distances to the first one:
+    −Σ_(k>0) log(1 − c_k) − Σ_k log(1 − s_k), with c_k and s_k the mean cosine and sine of 2πkλ/length over λ.
+    """
+    rng = np.random.default_rng(0)  # a fixed table: what is redrawn are the rotation and the norms
+    chosen = rng.permutation(np.arange(1, length))[:count]
+    lags = np.arange(length)
+    turns = np.exp(2j * np.pi * lags / length)
+    total = turns[np.outer(lags, chosen) % length].sum(axis=1)
+    for position in list(range(count)) * _SWEEPS:
+        others = np.setdiff1d(np.arange(1, length), np.delete(chosen, position))
+        trial = np.append(rng.permutation(others)[: _CANDIDATES - 1], chosen[position])
+        total = total - turns[lags * chosen[position] % length]
+        mean = (total + turns[np.outer(trial, lags) % length]) / count
+        gaps = np.concatenate([1 - mean.real[:, 1:], 1 - mean.imag], axis=1)
+        best = trial[np.argmin(-np.log(np.maximum(gaps, 1e-12)).sum(axis=1))]
+        chosen[position] = best
+        total = total + turns[lags * best % length]
+    return np.sort(chosen)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class SSF(Weights):
+    """W = diag(r) P R: P holds 2n points spread over the sphere, columns of a Fourier matrix; R a rotation.
+
+    With d = 2 ceil(H/2) and frequencies λ_1 … λ_(d/2), point k of the first half is
+    sqrt(2/d) (cos 2πkλ/n, sin 2πkλ/n) and of the second half that turned by 90° in every plane. The
+    frequencies are chosen once per (M, H) by coordinate descent on the logarithmic energy of the points. R is a
+    uniform orthogonal d×d matrix cut to H columns and r_m ~ χ(d), so that every row is N(0, I) and what is
+    unbiased with Gaussian rows stays unbiased; the published map has no rotation and takes evenly spaced
+    quantiles for norms. n is ceil(M/2), at least d/2 + 1;
+    where 2n exceeds M, only the first M points are taken.
+
+    O(H² + M log M) time a vector: a product with R and one FFT of length n.
+
+    Attributes:
+        norms: "chi" or "sqrt" (every r_m = sqrt(d)).
+        rotation: R.
+        radii: r.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxattn.random_features.weights import SSF
+        >>> weights = SSF.create(jax.random.key(0), head_dim=8, num_rows=32)
+        >>> weights.apply(jnp.ones((2, 8))).shape
+        (2, 32)
+
+    Reference: Lyu 2017, "Spherical structured feature maps for kernel approximation".
+    """
+
+    norms: str
+    rotation: Any  # (d, H)
+    radii: Any  # (M,)
+
+    @classmethod
+    def create(cls, key: PRNGKeyArray, head_dim: int, num_rows: int, *, norms: str = "chi") -> "SSF":
+        """Draws the rotation and the norms."""
+        check_sizes(head_dim, num_rows)
+        width = head_dim + head_dim % 2
+        key_rotation, key_norms = jax.random.split(key)
+        radii = row_norms(key_norms, norms, width, num_rows)
+        return cls(head_dim, num_rows, norms, haar(key_rotation, width, 1)[0, :, :head_dim], radii)
+
+    def apply(self, x: Float[Array, "*batch H"]) -> Float[Array, "*batch M"]:
+        """A rotation and an FFT, O(H² + M log M)."""
+        x, rotation, radii = working(x, self.rotation, self.radii)
+        planes = rotation.shape[-2] // 2
+        length = max(-(-self.num_rows // 2), planes + 1)
+        y = x @ rotation.T
+        pairs = jax.lax.complex(y[..., :planes], y[..., planes:])
+        spectrum = jnp.zeros((*x.shape[:-1], length), pairs.dtype)
+        spectrum = spectrum.at[..., _frequencies(planes, length)].set(pairs)
+        points = jnp.fft.fft(spectrum) * planes**-0.5
+        return radii * jnp.concatenate([points.real, points.imag], axis=-1)[..., : self.num_rows]
+
+    @property
+    def sq_norms(self) -> Float[Array, " M"]:
+        """|w_m|²: what the dense rows have; r_m² where H is even."""
+        return super().sq_norms if self.head_dim % 2 else jnp.square(self.radii)
+
+    def resample(self, key: PRNGKeyArray) -> "SSF":
+        """A new rotation and new norms."""
+        return self.create(key, self.head_dim, self.num_rows, norms=self.norms)

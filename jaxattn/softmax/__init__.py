@@ -1,0 +1,15 @@
+"""Softmax attention: one function, several backends, and its key-value cache."""
+
+from jaxattn.softmax.attention import dot_product_attention
+from jaxattn.softmax.cache import (
+    DotProductAttentionState,
+    dot_product_attention_init_state,
+    dot_product_attention_step,
+)
+
+__all__ = [
+    "DotProductAttentionState",
+    "dot_product_attention",
+    "dot_product_attention_init_state",
+    "dot_product_attention_step",
+]

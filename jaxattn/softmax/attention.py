@@ -1,0 +1,160 @@
+"""Softmax attention, and the one place that chooses a backend."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxattn.core.arguments import (
+    Arguments,
+    check_arguments,
+    fold_key_mask,
+    fold_lengths,
+    query_is_valid,
+    zero_padding,
+)
+from jaxattn.core.checks import check_choice
+from jaxattn.softmax.blockwise import blockwise_attention
+from jaxattn.softmax.cudnn import cudnn_attention, cudnn_cannot, nvidia_capability
+from jaxattn.softmax.splash import tokamax_attention, tokamax_cannot, tokamax_is_installed
+from jaxattn.softmax.xla import xla_attention
+
+IMPLEMENTATIONS = (None, "xla", "blockwise", "cudnn", "tokamax")
+
+# Scores a head (T·S) from which the blockwise path is the faster one on a CPU; see choose_implementation.
+_CPU_SCORES = 128 * 128
+# Bytes of float32 scores from which they are not materialised on an accelerator.
+_ACCELERATOR_SCORE_BYTES = 2**30
+
+
+def dot_product_attention(
+    query: Float[Array, "*B T N H"],
+    key: Float[Array, "*B S K H"],
+    value: Float[Array, "*B S K V"],
+    *,
+    key_bias: Float[Array, "*#B S #N"] | None = None,
+    mask: Bool[Array, "*#B #N #T #S"] | None = None,
+    bias: Float[Array, "*#B #N #T #S"] | None = None,
+    scale: float | None = None,
+    is_causal: bool = False,
+    query_seq_lengths: Int[Array, "*B"] | None = None,
+    key_value_seq_lengths: Int[Array, "*B"] | None = None,
+    segment_ids: Int[Array, "*B T"] | tuple[Int[Array, "*B T"], Int[Array, "*B S"]] | None = None,
+    implementation: str | None = None,
+) -> Float[Array, "*B T N V"]:
+    """Softmax attention with a bias a key, as fast as the platform allows.
+
+    For every query i and head, over the keys j that mask, lengths, segments and causality allow,
+
+        A_ij = softmax_j(scale q_i·k_j + key_bias_j + bias_ij),      out_i = Σ_j A_ij v_j.
+
+    Follows `jax.nn.dot_product_attention`, with three differences: `key_bias`, `segment_ids`, and a row without
+    any allowed key, which gives 0 (there: the mean of v). Scores and sums are float32 (float64 for float64
+    inputs). NaN in removed keys and values (key_bias = −inf, a mask the same for all queries, or beyond
+    key_value_seq_lengths) and in padded queries reaches neither outputs nor gradients.
+
+    Args:
+        query: (B, T, N, H), or (T, N, H) with every other array lacking the batch axis too.
+        key: (B, S, K, H); K divides N (grouped queries: query head n reads key head n // (N / K)).
+        value: (B, S, K, V); the width V may differ from H.
+        key_bias: (B or 1, S, N or 1), natural log units, added to the scores of key j; −inf removes the key.
+            The energy gate is one, and padding is one. Differentiable on every path.
+        mask: bool, broadcastable to (B, N, T, S); True where query i may attend to key j.
+        bias: float, broadcastable to (B, N, T, S), added to the scores. Differentiable where accepted.
+        scale: factor on q·k, 1/sqrt(H) when None.
+        is_causal: query i attends to keys j <= i only, both counted from the start.
+        query_seq_lengths: (B,) int; rows from there on give 0.
+        key_value_seq_lengths: (B,) int; keys from there on are removed.
+        segment_ids: (B, T) int, or a pair (B, T), (B, S): a query attends to keys of its own segment only.
+        implementation: None chooses (see `choose_implementation`). "xla" holds the T×S scores in memory and can
+            be differentiated any number of times, forward and reverse. "blockwise" is flash attention in plain
+            XLA: memory linear in T + S, every option, reverse mode once only. "cudnn" (NVIDIA, float16 or
+            bfloat16) and "tokamax" (TPU, the extra `tpu`) are fused kernels; they take neither bias, nor
+            segment_ids, nor a mask that depends on the query, and carry key_bias in the values.
+
+    Returns:
+        (B, T, N, V) in the query's dtype.
+
+    Raises:
+        ValueError: an argument has a wrong shape, dtype or value, or `implementation` cannot do what is asked;
+            the message says which, what it was and what is accepted.
+        ImportError: implementation="tokamax" and tokamax is not installed.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> x = jax.random.normal(jax.random.key(0), (2, 16, 4, 8))
+        >>> out = dot_product_attention(x, x[:, :, :2], x[:, :, :2], is_causal=True)
+        >>> out.shape
+        (2, 16, 4, 8)
+        >>> padding = jnp.where(jnp.arange(16) < 10, 0.0, -jnp.inf)[None, :, None]
+        >>> dot_product_attention(x, x, x, key_bias=padding).shape
+        (2, 16, 4, 8)
+
+    Reference: Vaswani et al. 2017, "Attention is all you need", equation 1; Ainslie et al. 2023, "GQA"; Dao et
+    al. 2022, "FlashAttention" (blockwise).
+    """
+    check_choice("implementation", implementation, IMPLEMENTATIONS)
+    arguments = check_arguments(
+        query,
+        key,
+        value,
+        key_bias=key_bias,
+        mask=mask,
+        bias=bias,
+        scale=scale,
+        is_causal=is_causal,
+        query_seq_lengths=query_seq_lengths,
+        key_value_seq_lengths=key_value_seq_lengths,
+        segment_ids=segment_ids,
+    )
+    out = _attend(fold_key_mask(arguments), implementation)
+    return out if jnp.ndim(query) == 4 else out[0]
+
+
+def _attend(a: Arguments, implementation: str | None) -> Array:
+    if implementation is None:
+        implementation = choose_implementation(a)
+    elif reason := _cannot(a, implementation):
+        raise ValueError(f"implementation={implementation!r} {reason}")
+    a = zero_padding(a)
+    if implementation == "cudnn":
+        out = cudnn_attention(a)
+    else:
+        backend = {"xla": xla_attention, "blockwise": blockwise_attention, "tokamax": tokamax_attention}
+        out = backend[implementation](fold_lengths(a))
+    return out if a.query_seq_lengths is None else jnp.where(query_is_valid(a), out, 0)
+
+
+def attend_cached(a: Arguments) -> Array:
+    """Attention over a cache whose removed keys are zero already, causal from `query_offset` on."""
+    return xla_attention(a) if _xla_or_blockwise(a) == "xla" else blockwise_attention(a)
+
+
+def _cannot(a: Arguments, implementation: str) -> str | None:
+    if implementation == "cudnn":
+        return cudnn_cannot(a, nvidia_capability())
+    if implementation == "tokamax":
+        return tokamax_cannot(a)
+    return None
+
+
+def choose_implementation(a: Arguments) -> str:
+    """The implementation that None stands for, by `jax.default_backend()`.
+
+    NVIDIA GPU: "cudnn" where its limits allow. TPU: "tokamax" where it is installed and its limits allow.
+    Otherwise "blockwise" where it is faster than "xla" (CPU: from T·S = 128² on, by a quarter there and four
+    times at 2048²; measured) or where the scores would not reasonably fit (elsewhere: above 1 GiB; not
+    measured), else "xla".
+    """
+    if cudnn_cannot(a, nvidia_capability()) is None:
+        return "cudnn"
+    if jax.default_backend() == "tpu" and tokamax_is_installed() and tokamax_cannot(a) is None:
+        return "tokamax"
+    return _xla_or_blockwise(a)
+
+
+def _xla_or_blockwise(a: Arguments) -> str:
+    batch, query_length, num_heads, _ = a.query.shape
+    scores = query_length * a.key.shape[1]
+    if jax.default_backend() == "cpu":
+        return "blockwise" if scores >= _CPU_SCORES else "xla"
+    return "blockwise" if batch * num_heads * scores * 4 > _ACCELERATOR_SCORE_BYTES else "xla"

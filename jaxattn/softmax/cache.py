@@ -1,0 +1,165 @@
+"""Dot-product attention one call at a time, over a cache of keys and values."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from jaxattn.core.arguments import Arguments, check_qkv, check_scale, over_group
+from jaxattn.core.checks import check_broadcastable, check_dtype, check_rank, check_shape
+from jaxattn.softmax.attention import attend_cached
+
+
+class DotProductAttentionState(NamedTuple):
+    """The cache of `dot_product_attention_step`: what was written so far, in arrays of fixed size.
+
+    key (B, max_length, K, H), value (B, max_length, K, V), key_bias (B, max_length, N) float32 and length,
+    the number of positions already written (int32 scalar).
+    """
+
+    key: Float[Array, "B S K H"]
+    value: Float[Array, "B S K V"]
+    key_bias: Float[Array, "B S N"]
+    length: Int[Array, ""]
+
+
+def dot_product_attention_init_state(
+    batch: int,
+    max_length: int,
+    num_kv_heads: int,
+    head_dim: int,
+    *,
+    num_heads: int,
+    value_dim: int | None = None,
+    dtype: Any = jnp.float32,
+) -> DotProductAttentionState:
+    """An empty key-value cache.
+
+    Args:
+        batch: sequences decoded together, B.
+        max_length: positions the cache can hold.
+        num_kv_heads: key/value heads, K.
+        head_dim: width of queries and keys, H.
+        num_heads: query heads, N, a multiple of K.
+        value_dim: width of the values, `head_dim` when None.
+        dtype: dtype of the cached keys and values.
+
+    Returns:
+        A pytree of fixed shapes, to be passed to `dot_product_attention_step`.
+
+    Raises:
+        ValueError: a size is not positive, or `num_heads` is not a multiple of `num_kv_heads`.
+
+    Examples:
+        >>> state = dot_product_attention_init_state(2, 16, 1, 8, num_heads=4)
+        >>> state.key.shape, state.key_bias.shape
+        ((2, 16, 1, 8), (2, 16, 4))
+    """
+    value_dim = head_dim if value_dim is None else value_dim
+    sizes = {
+        "batch": batch,
+        "max_length": max_length,
+        "num_kv_heads": num_kv_heads,
+        "head_dim": head_dim,
+        "num_heads": num_heads,
+        "value_dim": value_dim,
+    }
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1; got {size}.")
+    if num_heads % num_kv_heads:
+        raise ValueError(f"num_heads must be a multiple of num_kv_heads = {num_kv_heads}; got {num_heads}.")
+    return DotProductAttentionState(
+        key=jnp.zeros((batch, max_length, num_kv_heads, head_dim), dtype),
+        value=jnp.zeros((batch, max_length, num_kv_heads, value_dim), dtype),
+        key_bias=jnp.zeros((batch, max_length, num_heads), jnp.float32),
+        length=jnp.zeros((), jnp.int32),
+    )
+
+
+def dot_product_attention_step(
+    state: DotProductAttentionState,
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K V"],
+    *,
+    key_bias: Float[Array, "#B T #N"] | None = None,
+    scale: float | None = None,
+) -> tuple[DotProductAttentionState, Float[Array, "B T N V"]]:
+    """Appends T new tokens to the cache and lets them attend causally to it and to each other.
+
+    With t tokens already written, new query i attends to positions j <= t + i, so any split of a sequence
+    into calls gives the causal `dot_product_attention` of the whole: a prompt is one call, then one token a
+    call.
+
+    Args:
+        state: from `dot_product_attention_init_state` or an earlier step.
+        query: (B, T, N, H), T >= 1 new tokens.
+        key: (B, T, K, H).
+        value: (B, T, K, V).
+        key_bias: (B or 1, T, N or 1), added to the scores of the new keys now and in later steps. −inf
+            removes a key for good: that is how prompts of different lengths are padded, left or right.
+        scale: factor on the scores, 1/sqrt(H) when None; the same in every step.
+
+    Returns:
+        (new state, output (B, T, N, V) in the query's dtype). Once more than `max_length` tokens are written
+        every output is NaN: the cache would otherwise be silently wrong.
+
+    Raises:
+        ValueError: a shape or dtype does not fit the state.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> state = dot_product_attention_init_state(1, 8, 2, 4, num_heads=2)
+        >>> x = jnp.ones((1, 3, 2, 4))
+        >>> state, out = dot_product_attention_step(state, x, x, x)
+        >>> out.shape, int(state.length)
+        ((1, 3, 2, 4), 3)
+    """
+    check_rank("query", query, (4,), "(B, T, N, H)")
+    check_qkv(query, key, value)
+    batch, count, num_heads, head_dim = query.shape
+    max_length = state.key.shape[1]
+    if count < 1 or count > max_length:
+        raise ValueError(f"query must hold 1 to max_length = {max_length} new tokens; got {count}.")
+    if state.key_bias.shape != (batch, max_length, num_heads):
+        raise ValueError(
+            f"query must have the state's batch and heads (B, N) = {state.key_bias.shape[::2]}; "
+            f"got {(batch, num_heads)}."
+        )
+    check_shape("key", key, (batch, count, *state.key.shape[2:]), "(B, T, K, H)")
+    check_shape("value", value, (batch, count, *state.value.shape[2:]), "(B, T, K, V)")
+    if key_bias is None:
+        key_bias = jnp.zeros((1, 1, 1), jnp.float32)
+    else:
+        check_dtype("key_bias", key_bias, jnp.floating, "floating point")
+        check_broadcastable("key_bias", key_bias, (batch, count, num_heads), "(B, T, N)")
+        # Removed keys are zeroed before they are cached, so that a NaN in padding is never stored.
+        gone = over_group(key_bias == -jnp.inf, key.shape[2])[..., None]
+        key, value = jnp.where(gone, 0, key), jnp.where(gone, 0, value)
+
+    def write(cache: Array, new: Array) -> Array:
+        start = (0, state.length) + (0,) * (cache.ndim - 2)
+        return lax.dynamic_update_slice(cache, new.astype(cache.dtype), start)
+
+    new_state = DotProductAttentionState(
+        key=write(state.key, key),
+        value=write(state.value, value),
+        key_bias=write(state.key_bias, jnp.broadcast_to(key_bias, (batch, count, num_heads))),
+        length=state.length + count,
+    )
+    out = attend_cached(
+        Arguments(
+            query=query,
+            key=new_state.key,
+            value=new_state.value,
+            key_bias=new_state.key_bias,
+            mask=None,
+            bias=None,
+            scale=check_scale(scale, head_dim),
+            is_causal=True,
+            query_offset=state.length,
+        )
+    )
+    return new_state, jnp.where(new_state.length <= max_length, out, jnp.nan)

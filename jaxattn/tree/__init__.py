@@ -1,0 +1,16 @@
+"""Hierarchical attention over trees."""
+
+from jaxattn.tree.attention import hierarchical_attention, hierarchical_energy, hierarchical_weights
+from jaxattn.tree.state import HierarchicalState, hierarchical_init_state, hierarchical_step
+from jaxattn.tree.tree import Tree, TreeShape
+
+__all__ = [
+    "HierarchicalState",
+    "Tree",
+    "TreeShape",
+    "hierarchical_attention",
+    "hierarchical_energy",
+    "hierarchical_init_state",
+    "hierarchical_step",
+    "hierarchical_weights",
+]

@@ -1,0 +1,86 @@
+"""What siblings in a tree add to each other's scores, by how far apart they are among the children."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxattn.core.checks import check_choice
+from jaxattn.core.parameters import parameter
+from jaxattn.tree.tree import Tree
+
+KINDS = (None, "learned", "sinusoidal", "fourier")
+
+
+class SiblingFrequencies(nnx.Variable):
+    """Frequencies in radians a place; drawn or fixed, not learned."""
+
+
+class SiblingBias(nnx.Module):
+    r"""A bias (N, b, b) a level from the offset c − d of two children: learned numbers, or learned waves.
+
+    "learned" has a number an offset, level and head; offsets beyond `reach` share the last. "sinusoidal" and
+    "fourier" have $\sum_f a_f \cos(\omega_f (c - d)) + b_f \sin(\omega_f (c - d))$ with learned a, b and frequencies
+    that fall geometrically from 1 to 1/reach, or are drawn from a normal distribution of that scale. All start at 0:
+    no bias. Levels beyond `levels` have the bias of the last.
+
+    Args:
+        kind: "learned", "sinusoidal" or "fourier".
+        num_heads: heads N.
+        levels: levels from the leaves up that have a bias of their own.
+        reach: largest offset told apart, in places.
+        frequencies: waves of the last two kinds.
+        rngs: random streams.
+
+    Raises:
+        ValueError: an unknown kind.
+
+    Examples:
+        >>> from flax import nnx
+        >>> from jaxattn import Tree
+        >>> bias = SiblingBias("fourier", 2, rngs=nnx.Rngs(0))
+        >>> [x.shape for x in bias(Tree.uniform(100, 10))]
+        [(2, 10, 10), (2, 10, 10)]
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        num_heads: int,
+        *,
+        levels: int = 4,
+        reach: int = 32,
+        frequencies: int = 16,
+        rngs: nnx.Rngs,
+    ):
+        check_choice("sibling_bias", kind, KINDS[1:])
+        self.levels, self.reach = levels, reach
+        self.is_table = kind == "learned"
+        if self.is_table:
+            width = 2 * reach + 1
+        else:
+            width = 2 * frequencies
+            if kind == "sinusoidal":
+                steps = jnp.arange(frequencies) / max(frequencies - 1, 1)
+                found = float(reach) ** -steps
+            else:
+                found = jax.random.normal(rngs.params(), (frequencies,)) / jnp.sqrt(reach)
+            self.frequencies = SiblingFrequencies(found, axes=(None,))
+        self.weights = parameter(
+            nnx.initializers.zeros, rngs.params(), (levels, num_heads, width), (None, "heads", None)
+        )
+
+    def __call__(self, tree: Tree) -> list[Float[Array, "N _ _"]]:
+        """One bias a level of the tree."""
+        weights = self.weights[...]
+        found = []
+        for level, size in enumerate(tree.branching):
+            own = weights[min(level, self.levels - 1)]
+            offset = jnp.arange(size)[:, None] - jnp.arange(size)
+            if self.is_table:
+                found.append(own[:, jnp.clip(offset, -self.reach, self.reach) + self.reach])
+                continue
+            angle = offset[..., None] * self.frequencies[...]
+            waves = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+            found.append(jnp.einsum("cdf,nf->ncd", waves, own))
+        return found

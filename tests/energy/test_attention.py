@@ -1,0 +1,332 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxattn
+from jaxattn.energy import energy_gated_attention_init_state
+from jaxattn.energy import prefix as _prefix
+from jaxattn.softmax import dot_product_attention
+from jaxattn.testing import (
+    assert_causal,
+    assert_decode_matches,
+    assert_matches_reference,
+    assert_padding_invariant,
+)
+from tests.energy.naive import (
+    ALPHA,
+    NORMALIZATIONS,
+    TAU,
+    B,
+    H,
+    K,
+    N,
+    T,
+    V,
+    energy_gate,
+    energy_gated_attention,
+    energy_gated_attention_step,
+    naive_attention,
+    normal,
+    qkve,
+)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_attention_matches_the_published_form(normalization, is_causal):
+    if normalization == "prefix" and not is_causal:
+        pytest.skip("prefix is causal")
+
+    def fn(q, k, v, energy, alpha, tau):
+        return energy_gated_attention(
+            q,
+            k,
+            v,
+            energy,
+            alpha=alpha,
+            tau=tau,
+            normalization=normalization,
+            is_causal=is_causal,
+            allow_leak=True,
+        )
+
+    reference = functools.partial(naive_attention, normalization=normalization, is_causal=is_causal)
+    assert_matches_reference(jax.jit(fn), jax.jit(reference), (*qkve(), ALPHA, TAU), rtol=1e-4)
+
+
+def test_prefix_is_the_published_formula_on_every_prefix():
+    q, k, v, energy = qkve()
+    whole = energy_gated_attention(
+        q, k, v, energy, alpha=ALPHA, tau=TAU, normalization="prefix", is_causal=True
+    )
+    for i in (0, 1, 4, T - 1):
+        part = [x[:, : i + 1] for x in (q, k, v, energy)]
+        published = energy_gated_attention(*part, alpha=ALPHA, tau=TAU, normalization="sequence")
+        np.testing.assert_allclose(whole[:, i], published[:, i], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", ["plain", "mask, bias and segments"])
+def test_prefix_in_chunks_equals_prefix_at_once(options, monkeypatch):
+    length = 11  # with chunks of 4 the last one is padded
+    q, k, v, energy = qkve(length=length)
+    more = {}
+    if options != "plain":
+        more = {
+            "mask": normal(5, B, length) > -1.0,
+            "attention_mask": normal(6, B, 1, length, length) > -1.0,
+            "bias": normal(7, 1, N, length, length),
+            "key_bias": normal(8, B, length, 1),
+            "segment_ids": jnp.array([[0] * 4 + [1] * 7, [3] * 9 + [4] * 2]),
+        }
+
+    def fn(q, k, v, energy, alpha, tau):
+        # Not the compiled one: it would not be traced again for another size of chunks.
+        out = jaxattn.energy_gated_attention(
+            q, k, v, energy, alpha=alpha, tau=tau, normalization="prefix", is_causal=True, **more
+        )
+        return (out * normal(9, *out.shape)).sum(), out
+
+    def run():
+        traced = jax.jit(jax.value_and_grad(fn, argnums=range(6), has_aux=True)).trace(
+            q, k, v, energy, ALPHA, TAU
+        )
+        (_, out), gradients = traced.lower().compile()(q, k, v, energy, ALPHA, TAU)
+        return str(traced.jaxpr), out, gradients
+
+    program, whole, gradients = run()
+    monkeypatch.setattr(_prefix, "QUERY_CHUNK", 4)
+    chunked_program, chunked, chunked_gradients = run()
+    assert chunked_program.count("scan[") > program.count("scan[")  # it was traced anew
+    np.testing.assert_allclose(chunked, whole, rtol=1e-5, atol=1e-6)
+    for a, b in zip(chunked_gradients, gradients, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_prefix_never_holds_the_scores_at_once():
+    """The largest intermediate of forward and backward is a chunk, at T = 8 chunks."""
+    length = 8 * _prefix.QUERY_CHUNK
+    q, k, v, energy = (jax.ShapeDtypeStruct((1, length, 1, d), jnp.float32) for d in (8, 8, 8, 1))
+    energy = jax.ShapeDtypeStruct((1, length, 1), jnp.float32)
+
+    def loss(q, k, v, energy):
+        return energy_gated_attention(
+            q, k, v, energy, alpha=2.0, tau=0.0, normalization="prefix", is_causal=True
+        ).sum()
+
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3))).lower(q, k, v, energy).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < length * length * 4
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_padding_reaches_nothing(normalization):
+    def fn(q, k, v, energy, mask):
+        return energy_gated_attention(
+            jnp.where(mask[..., None, None], q, 0),  # the mask is one of keys
+            k,
+            v,
+            energy,
+            alpha=ALPHA,
+            tau=TAU,
+            normalization=normalization,
+            mask=mask,
+            is_causal=normalization == "prefix",
+        )
+
+    assert_padding_invariant(jax.jit(fn), qkve())
+
+
+def test_a_removed_key_enters_no_statistics():
+    q, k, v, energy = qkve()
+    keep = jnp.array([[True] * 8 + [False] * 3, [True] * 2 + [False] + [True] * 8])
+    key_bias = jnp.where(keep, 0.3, -jnp.inf)[..., None]
+    poisoned = jnp.where(keep[..., None], energy, jnp.nan)
+    for normalization in NORMALIZATIONS:
+        kw = {"alpha": ALPHA, "tau": TAU, "normalization": normalization}
+        kw |= {"is_causal": normalization == "prefix"}
+        np.testing.assert_allclose(
+            energy_gated_attention(q, k, v, poisoned, **kw, key_bias=key_bias),
+            energy_gated_attention(q, k, v, energy, **kw, mask=keep),
+            rtol=1e-4,
+            atol=1e-6,
+        )
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_a_row_without_keys_is_zero(normalization):
+    mask = jnp.zeros((B, T), bool).at[1].set(True)
+
+    def fn(q, k, v, energy):
+        out = energy_gated_attention(
+            q,
+            k,
+            v,
+            energy,
+            alpha=ALPHA,
+            tau=TAU,
+            normalization=normalization,
+            mask=mask,
+            is_causal=True,
+            allow_leak=True,
+        )
+        return out.sum(), out
+
+    gradients, out = jax.jit(jax.grad(fn, argnums=range(4), has_aux=True))(*qkve())
+    np.testing.assert_array_equal(out[0], 0)
+    assert all(np.isfinite(g).all() and not g[0].any() for g in gradients)
+
+
+def test_the_gate_adds_to_the_callers_key_bias():
+    q, k, v, energy = qkve()
+    key_bias = normal(8, B, T, N)
+    gate = energy_gate(energy, alpha=ALPHA, tau=TAU)
+    np.testing.assert_allclose(
+        energy_gated_attention(q, k, v, energy, alpha=ALPHA, tau=TAU, key_bias=key_bias, is_causal=True),
+        dot_product_attention(q, k, v, key_bias=gate + key_bias, is_causal=True),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_segments_do_not_see_each_other(normalization):
+    q, k, v, energy = (x[:1] for x in qkve())
+    kw = {"alpha": ALPHA, "tau": TAU, "normalization": normalization, "is_causal": True, "allow_leak": True}
+    packed = energy_gated_attention(q, k, v, energy, **kw, segment_ids=jnp.array([[0] * 4 + [1] * (T - 4)]))
+    for a, b in [(0, 4), (4, T)]:
+        alone = energy_gated_attention(*(x[:, a:b] for x in (q, k, v, energy)), **kw)
+        np.testing.assert_allclose(packed[:, a:b], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalization", ["running", "prefix", None])
+def test_attention_is_causal(normalization):
+    def fn(q, k, v, energy):
+        return energy_gated_attention(
+            q, k, v, energy, alpha=ALPHA, tau=TAU, normalization=normalization, is_causal=True
+        )
+
+    assert_causal(jax.jit(fn), qkve())
+
+
+def test_sequence_statistics_leak():
+    def fn(q, k, v, energy):
+        return energy_gated_attention(
+            q, k, v, energy, alpha=ALPHA, tau=TAU, normalization="sequence", is_causal=True, allow_leak=True
+        )
+
+    with pytest.raises(AssertionError, match=r"not causal.*energy"):
+        assert_causal(jax.jit(fn), qkve())
+
+
+@pytest.mark.parametrize("normalization", ["running", "prefix"])
+def test_large_values_stay_finite(normalization):
+    q, k, v, energy = (100 * x for x in qkve())
+
+    def fn(q, k, v, energy):
+        out = energy_gated_attention(
+            q, k, v, energy, alpha=50.0, tau=0.0, normalization=normalization, is_causal=True
+        )
+        return out.sum(), out
+
+    gradients, out = jax.jit(jax.grad(fn, argnums=range(4), has_aux=True))(q, k, v, energy)
+    assert all(np.isfinite(x).all() for x in (out, *gradients))
+
+
+@pytest.mark.parametrize("normalization", ["running", "prefix"])
+def test_bfloat16_is_close_to_float64(normalization):
+    def fn(q, k, v, energy):
+        return energy_gated_attention(
+            q, k, v, energy, alpha=2.0, tau=0.0, normalization=normalization, is_causal=True
+        )
+
+    reference = functools.partial(
+        naive_attention, alpha=2.0, tau=0.0, normalization=normalization, is_causal=True
+    )
+    args = qkve(jnp.bfloat16)
+    assert jax.eval_shape(fn, *args).dtype == jnp.bfloat16
+    assert_matches_reference(jax.jit(fn), jax.jit(reference), args, rtol=3e-2)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_unbatched_attention_and_vmap(normalization):
+    kw = {"alpha": ALPHA, "tau": TAU, "normalization": normalization, "is_causal": True, "allow_leak": True}
+    fn = functools.partial(energy_gated_attention, **kw)
+    args = qkve()
+    batched = fn(*args)
+    np.testing.assert_allclose(fn(*(x[0] for x in args)), batched[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.vmap(fn)(*args), batched, rtol=1e-5, atol=1e-6)
+
+
+def test_cross_attention_takes_energies_of_the_keys():
+    q, k, v, energy = qkve()
+    out = energy_gated_attention(q[:, :3], k, v, energy, alpha=ALPHA, tau=TAU)
+    gate = energy_gate(energy, alpha=ALPHA, tau=TAU)
+    np.testing.assert_allclose(
+        out, dot_product_attention(q[:, :3], k, v, key_bias=gate), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_decoding_equals_the_whole_pass(normalization):
+    kw = {"alpha": ALPHA, "tau": TAU}
+
+    def whole(q, k, v, energy, mask):
+        # In decode "sequence" can know the prefix alone.
+        name = "prefix" if normalization == "sequence" else normalization
+        return energy_gated_attention(
+            q, k, v, energy, **kw, normalization=name, mask=mask, is_causal=True, scale=0.4
+        )
+
+    @jax.jit
+    def step(state, q, k, v, energy, mask):
+        return energy_gated_attention_step(
+            state, q, k, v, energy, **kw, normalization=normalization, mask=mask, scale=0.4
+        )
+
+    assert_decode_matches(
+        jax.jit(whole),
+        lambda: energy_gated_attention_init_state(B, T, K, H, num_heads=N, value_dim=V),
+        step,
+        (*qkve(), jnp.ones((B, T), bool).at[0, 2].set(False)),
+        prefill=5,
+        rtol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("normalization", ["running", "prefix"])
+def test_a_full_cache_gives_nan(normalization):
+    q, k, v, energy = qkve()
+    state = energy_gated_attention_init_state(B, 6, K, H, num_heads=N, value_dim=V)
+    kw = {"alpha": 2.0, "tau": 0.0, "normalization": normalization}
+    state, out = energy_gated_attention_step(state, *(x[:, :5] for x in (q, k, v, energy)), **kw)
+    assert np.isfinite(out).all()
+    _, out = energy_gated_attention_step(state, *(x[:, 5:7] for x in (q, k, v, energy)), **kw)
+    assert np.isnan(out).all()
+
+
+def test_attention_refuses_bad_arguments(no_typecheck):
+    q, k, v, energy = qkve()
+    kw = {"alpha": 2.0, "tau": 0.0}
+    with pytest.raises(ValueError, match="is_causal must be True"):
+        energy_gated_attention(q, k, v, energy, **kw, normalization="prefix")
+    with pytest.raises(ValueError, match="key must be as long as query"):
+        energy_gated_attention(q[:, :3], k, v, energy, **kw, normalization="prefix", is_causal=True)
+    with pytest.raises(ValueError, match="allow_leak"):
+        energy_gated_attention(q, k, v, energy, **kw, normalization="sequence", is_causal=True)
+    with pytest.raises(ValueError, match="normalization must be one of"):
+        energy_gated_attention(q, k, v, energy, **kw, normalization="layer")
+    with pytest.raises(ValueError, match=r"energy must have shape \(B, S, N\) = \(2, 11, 4\)"):
+        energy_gated_attention(q, k, v, energy[..., :2], **kw)
+    with pytest.raises(ValueError, match="alpha must"):
+        energy_gated_attention(q, k, v, energy, alpha=jnp.ones(3), tau=0.0)
+    with pytest.raises(ValueError, match="mask must have shape"):
+        energy_gated_attention(q, k, v, energy, **kw, mask=jnp.ones((B, T + 1), bool))
+    with pytest.raises(ValueError, match="key_bias must be broadcastable"):
+        energy_gated_attention(q, k, v, energy, **kw, key_bias=jnp.ones((B, T, 3)))
+    with pytest.raises(ValueError, match="query must"):
+        energy_gated_attention(q[0, 0], k, v, energy, **kw)
+    state = energy_gated_attention_init_state(B, T, K, H, num_heads=N, value_dim=V)
+    with pytest.raises(ValueError, match="energy must have shape"):
+        energy_gated_attention_step(state, q, k, v, energy[:, :1], **kw)

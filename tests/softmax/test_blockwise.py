@@ -1,0 +1,104 @@
+"""The blockwise path: any block size gives the same numbers, and no array grows like T×S."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxattn.core.arguments import Arguments
+from jaxattn.softmax import dot_product_attention
+from jaxattn.softmax.blockwise import _block_size, blockwise_attention
+from jaxattn.softmax.xla import xla_attention
+
+B, T, S, N, K, H = 2, 45, 61, 4, 2, 8
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return jnp.asarray(RNG.standard_normal(shape), jnp.float32)
+
+
+def arguments(query, key, value, key_bias=None, bias=None, is_causal=False, **rest):
+    return Arguments(query, key, value, key_bias, rest.pop("mask", None), bias, 0.4, is_causal, **rest)
+
+
+SEGMENTS = jnp.asarray(np.sort(RNG.integers(0, 4, (B, S)), axis=1))
+OPTIONS = {
+    "plain": {},
+    "causal": {"is_causal": True},
+    "mask and segments": {
+        "mask": jnp.asarray(RNG.random((B, 1, T, S)) < 0.7),
+        "segment_ids": (SEGMENTS[:, :T], SEGMENTS),
+    },
+    "offset": {"is_causal": True, "query_offset": jnp.int32(9)},
+    "offset before the keys": {"is_causal": True, "query_offset": jnp.int32(-20)},
+    "offset beyond the keys": {"is_causal": True, "query_offset": jnp.int32(200)},
+}
+
+
+def outputs_and_gradients(attention, options, args):
+    def loss(*args):
+        out = attention(arguments(*args, **options))
+        return jnp.sin(out).sum(), out
+
+    (_, out), grads = jax.jit(jax.value_and_grad(loss, range(len(args)), has_aux=True))(*args)
+    return out, *grads
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("blocks", [(16, 8), (16, 64)])
+def test_block_sizes_do_not_matter(options, blocks):
+    args = (normal(B, T, N, H), normal(B, S, K, H), normal(B, S, K, 5), normal(B, S, N), normal(1, N, T, S))
+    blockwise = functools.partial(blockwise_attention, query_block=blocks[0], key_block=blocks[1])
+    got = outputs_and_gradients(blockwise, OPTIONS[options], args)
+    expected = outputs_and_gradients(xla_attention, OPTIONS[options], args)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+
+
+def test_vmap_over_offsets():
+    query, key, value = normal(B, T, N, H), normal(B, S, K, H), normal(B, S, K, 5)
+
+    def run(attention, offset):
+        return attention(arguments(query, key, value, is_causal=True, query_offset=offset))
+
+    offsets = jnp.asarray([0, 5, 70], jnp.int32)
+    blockwise = functools.partial(blockwise_attention, query_block=16, key_block=8)
+    got = jax.vmap(functools.partial(run, blockwise))(offsets)
+    np.testing.assert_allclose(got, jax.vmap(functools.partial(run, xla_attention))(offsets), atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 7, 255, 256, 257, 1000, 4096])
+def test_block_size_pads_little(length):
+    block = _block_size(length, 256)
+    count = -(-length // block)
+    assert block <= 256
+    assert count * block - length < 8 * count
+
+
+def _compiled(length, heads=1, options=()):
+    x = jax.ShapeDtypeStruct((1, length, heads, 16), jnp.float32)
+    key_bias = jax.ShapeDtypeStruct((1, length, heads), jnp.float32)
+
+    def loss(query, key, value, key_bias):
+        out = dot_product_attention(
+            query, key, value, key_bias=key_bias, is_causal=True, implementation="blockwise", **dict(options)
+        )
+        return (out**2).sum()
+
+    return jax.jit(jax.grad(loss, (0, 1, 2, 3))).lower(x, x, x, key_bias).compile()
+
+
+def test_memory_grows_linearly_forward_and_backward():
+    sizes = [_compiled(length).memory_analysis().temp_size_in_bytes for length in (2048, 4096, 8192)]
+    # Linear plus a constant for the blocks: doubling the length less than doubles it, give or take rounding.
+    assert sizes[1] < 2.1 * sizes[0] and sizes[2] < 2.1 * sizes[1], sizes
+
+
+def test_no_scores_at_32k():
+    length, heads = 32768, 2
+    compiled = _compiled(length, heads)
+    assert compiled.memory_analysis().temp_size_in_bytes < length * length * 4 / 8
+    assert f"{length},{length}" not in compiled.as_text()

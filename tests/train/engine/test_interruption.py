@@ -1,0 +1,151 @@
+"""Runs that are killed, told to stop, or moved to other devices, as processes of their own."""
+
+import json
+import shlex
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+
+from train.engine.checkpoints import Checkpoints
+
+# One process makes what the tests of this file share.
+pytestmark = pytest.mark.xdist_group("interruption")
+
+# Evaluating often makes the run slow enough to be hit in the middle; dropout and redrawn features make
+# the random keys matter, and features have statistics to go on from.
+FLAGS = shlex.split(
+    "--attention features:oprf-gaussian:8:redraw=30 --dropout 0.1 --steps 200 --eval-every 20 --log-every 10 "
+    "--seeds 2 --keep 20"
+)
+TIMEOUT = 120
+
+
+def _wait_for(path, process):
+    limit = time.monotonic() + TIMEOUT
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < limit, f"{path} did not appear"
+        time.sleep(0.005)
+
+
+def _finish(process):
+    output = process.communicate(timeout=TIMEOUT)[0]
+    assert process.returncode == 0, output
+    return output
+
+
+def _arrays(out, step):
+    manager = Checkpoints(out / "checkpoints", read_only=True)._manager
+    import orbax.checkpoint as ocp
+
+    standard = ocp.args.StandardRestore
+    items = manager.restore(step, args=ocp.args.Composite(params=standard(), optimizer=standard()))
+    import jax
+
+    return jax.tree.leaves_with_path((items["params"], items["optimizer"]))
+
+
+def _records(out):
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k != "tokens_per_second"} for record in records]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, start, tiny_flags):
+    """The same run twice: once straight, once killed, resumed, told to stop, and resumed."""
+    folder = tmp_path_factory.mktemp("runs")
+    straight, broken = folder / "straight", folder / "broken"
+    words = ["charlm", *tiny_flags, *FLAGS, "--out"]
+    outputs = {"straight": _finish(start(*words, straight))}
+
+    process = start(*words, broken)
+    _wait_for(broken / "checkpoints" / "60", process)
+    process.kill()
+    process.communicate()
+    assert not (broken / "summary.json").exists(), "it was finished before it could be killed"
+
+    process = start(*words, broken)
+    _wait_for(broken / "checkpoints" / "120", process)
+    process.send_signal(signal.SIGTERM)
+    outputs["stopped"] = process.communicate(timeout=TIMEOUT)[0]
+    outputs["code"] = process.returncode
+    outputs["resumed"] = _finish(start(*words, broken))
+    return straight, broken, outputs
+
+
+@pytest.mark.slow
+def test_kill_and_resume_give_bit_equal_parameters(runs):
+    straight, broken, _ = runs
+    expected, got = _arrays(straight, 200), _arrays(broken, 200)
+    assert len(expected) == len(got) > 10
+    for (path, a), (_, b) in zip(expected, got, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=str(path))
+
+
+@pytest.mark.slow
+def test_metrics_of_a_resumed_run_have_no_gap_and_nothing_twice(runs):
+    straight, broken, _ = runs
+    evals = [[r for r in _records(out) if r["kind"] == "eval"] for out in (straight, broken)]
+    assert evals[0] == evals[1]
+    steps = [r["step"] for r in _records(broken) if r["kind"] == "train"]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 200
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_says_how_to_go_on(runs):
+    _, broken, outputs = runs
+    assert outputs["code"] == 143, outputs["stopped"]
+    assert "stopped after step" in outputs["stopped"]
+    assert f"saved {broken}" in outputs["stopped"]
+    assert "to go on: python -m train charlm" in outputs["stopped"]
+    step = outputs["stopped"].split("stopped after step ")[1].split(";")[0]
+    assert f"resuming after step {step}" in outputs["resumed"]
+
+
+@pytest.mark.slow
+def test_losses_on_eight_devices_equal_those_on_one(runs, cli, tiny, tmp_path):
+    straight, _, _ = runs
+    expected = [r for r in _records(straight) if r["kind"] == "train"]
+    # The same run on this process's eight devices, its parameters split over two.
+    code, *_ = cli("charlm", *tiny, *FLAGS, "--eval-every", 100, "--out", tmp_path / "run", "--fsdp", 2)
+    assert code == 0
+    got = [r for r in _records(tmp_path / "run") if r["kind"] == "train"]
+    for a, b in zip(expected[:5], got[:5], strict=True):
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_and_their_checkpoint_fits_other_devices(
+    start, cli, tiny, text_file, tmp_path
+):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    words = ["charlm", *tiny, "--text-file", text_file, "--fsdp", 2, "--out"]
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    processes = [
+        start(
+            *words,
+            together,
+            devices=2,
+            JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(process_id),
+        )
+        for process_id in (0, 1)
+    ]
+    for process in processes:
+        _finish(process)
+    assert cli(*words, alone)[0] == 0
+    for expected, got in zip(_records(alone), _records(together), strict=True):
+        assert expected.keys() == got.keys()
+        for name, value in expected.items():
+            if name != "kind":
+                np.testing.assert_allclose(got[name], value, rtol=1e-4)
+    code, out, _ = cli(*words, together)
+    assert code == 0
+    assert "all 8 steps are done already" in out

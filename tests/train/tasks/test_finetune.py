@@ -1,0 +1,306 @@
+"""Fine-tuning of a tiny random encoder from its folder: training, resuming, freezing, report, predictions."""
+
+import csv
+import json
+import shlex
+
+import numpy as np
+import pytest
+
+from tests.train.tiny_encoder import save_tiny_encoder
+from train.__main__ import main
+from train.engine.checkpoints import Checkpoints
+
+# One process makes what the tests of this file share.
+pytestmark = pytest.mark.xdist_group("finetune")
+
+TINY = shlex.split(
+    "--dataset files --batch-size 16 --max-length 16 --epochs 6 --warmup 2 --lr 3e-3 --head-lr 1e-2 --log-every 3 "
+    "--relevance-texts 3"
+)
+HEAD = shlex.split("--kernels 2 3 --filters 4 --head-heads 4 --hidden-features 16")
+EVERYTHING = shlex.split(
+    "--seeds 2 --normalization batch --pooling attention --layerwise-decay 0.9 --class-weights balanced"
+)
+KINDS = {"awful": "bad", "fine": "fair", "great": "good"}
+
+
+def _texts(path, count, seed, label=lambda found: KINDS[found[0]]):
+    """Texts of which some words tell the label, in quotes."""
+    rng = np.random.default_rng(seed)
+    lines = ["text,label"]
+    for i in range(count):
+        found = sorted({list(KINDS)[i % 3], *rng.choice(list(KINDS), rng.integers(0, 2))})
+        if label.__name__ == "<lambda>":
+            found = [list(KINDS)[i % 3]]
+        words = [f"w{n}" for n in rng.integers(0, 20, rng.integers(2, 7))] + found * 3
+        lines.append(f'{" ".join(rng.permutation(words))},"{label(found)}"')
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The encoder, and texts of one label."""
+    folder = tmp_path_factory.mktemp("finetune")
+    (folder / "tiny").mkdir()
+    save_tiny_encoder(folder / "tiny")
+    _texts(folder / "train.csv", 120, 0)
+    _texts(folder / "test.csv", 37, 1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    """One run with everything: two seeds, batch statistics, dropout, rates by layer, class weights, report."""
+    words = ["finetune", "--encoder", str(folder / "tiny"), *TINY, *HEAD, *EVERYTHING]
+    words += ["--train-file", str(folder / "train.csv"), "--test-file", str(folder / "test.csv")]
+    assert main([*words, "--out", str(folder / "run")]) == 0
+    return folder / "run", words
+
+
+def _arrays(out, step):
+    manager = Checkpoints(out / "checkpoints", read_only=True, metric="val_f1")._manager
+    import orbax.checkpoint as ocp
+
+    standard = ocp.args.StandardRestore
+    return manager.restore(step, args=ocp.args.Composite(params=standard(), optimizer=standard()))
+
+
+def _equal(a, b):
+    import jax
+
+    a, b = (jax.tree.leaves_with_path((x["params"], x["optimizer"])) for x in (a, b))
+    assert len(a) == len(b) > 10
+    for (path, left), (_, right) in zip(a, b, strict=True):
+        np.testing.assert_array_equal(left, right, err_msg=str(path))
+
+
+def _records(out):
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k != "tokens_per_second"} for record in records]
+
+
+def test_it_learns_and_leaves_a_complete_report(finished):
+    out, _ = finished
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["f1"]["mean"] > 0.9
+    assert summary["auc"]["mean"] > 0.9
+    assert len(summary["f1"]["per_seed"]) == 2
+    assert summary["f1"]["spread"] is not None
+    # 108 texts in batches of 16: 7 an epoch, evaluated once in each.
+    assert (summary["batches_per_epoch"], summary["steps"]) == (7, 42)
+    evals = [r for r in _records(out) if r["kind"] == "eval"]
+    assert [r["step"] for r in evals] == [7, 14, 21, 28, 35, 42]
+    best = max(np.mean(r["val_f1"]) for r in evals)
+    assert best == summary["val_f1"]["mean"]
+    assert summary["data"]["examples"] == {"train": 108, "validation": 12, "test": 37}
+    assert np.array(summary["confusion"]).sum(axis=(1, 2)).tolist() == [37, 37]
+    # Running statistics (mean and variance of 8 channels) are not trained; all else is.
+    assert summary["parameters_total"] == summary["parameters"] + 16
+    assert summary["seconds_per_step"] > 0
+    for name in ("curves.png", "confusion.png", "relevance.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    with (out / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[:7] == [
+        "id", "text", "label", "prediction_seed0", "p_bad_seed0", "p_fair_seed0", "p_good_seed0"
+    ]  # fmt: skip
+    right = np.mean([row["label"] == row["prediction_seed1"] for row in rows])
+    assert right == pytest.approx(summary["accuracy"]["per_seed"][1])
+    chances = np.array([[float(row[f"p_{c}_seed0"]) for c in ("bad", "fair", "good")] for row in rows])
+    np.testing.assert_allclose(chances.sum(axis=1), 1, atol=2e-4)
+
+
+def test_it_starts_from_the_pretrained_weights_and_moves_lower_layers_less(finished, folder):
+    from flax import nnx
+
+    from jaxattn.models import TextEncoder
+
+    out, _ = finished
+    start = TextEncoder.from_pretrained(folder / "tiny")
+    params = _arrays(out, 42)["params"]
+    moved = []
+    for layer in (0, 1):
+        name = f"blocks.{layer}.mlp.up.kernel"
+        before = np.asarray(start.blocks[layer].mlp.up.kernel[...])
+        after = np.asarray(params[f"encoder.{name}"])
+        assert after.shape == (2, *before.shape)
+        assert abs(after[0] - after[1]).max() > 1e-5, "seeds differ in order and dropout"
+        moved.append(abs(after - before).mean())
+    assert 0 < moved[0] < 0.2
+    assert set(params) >= {"encoder." + ".".join(map(str, p)) for p, _ in nnx.to_flat_state(nnx.state(start))}
+
+
+def test_interrupted_and_resumed_is_bit_for_bit_the_same(finished, tmp_path, stop_before, capsys):
+    straight, words = finished
+    out = tmp_path / "run"
+    stop_before(17)
+    assert main([*words, "--out", str(out)]) == 143
+    assert "stopped after step 17" in capsys.readouterr().out
+    assert main([*words, "--out", str(out)]) == 0
+    assert "resuming after step 17" in capsys.readouterr().out
+    _equal(_arrays(straight, 42), _arrays(out, 42))
+    evals = [[r for r in _records(run) if r["kind"] == "eval"] for run in (straight, out)]
+    assert evals[0] == evals[1]
+    numbers = [json.loads((run / "summary.json").read_text()) for run in (straight, out)]
+    assert numbers[0]["f1"] == numbers[1]["f1"]
+    assert main([*words, "--lr", "1e-3", "--out", str(out)]) == 2
+    assert "lr 0.003 there and 0.001 here" in capsys.readouterr().err
+
+
+def test_predict_labels_new_texts_as_the_report_did(finished, folder, tmp_path, cli, monkeypatch):
+    out, _ = finished
+    target = tmp_path / "labels.csv"
+    code, _, err = cli("predict", "--run", out, "--file", folder / "test.csv", "--out", target)
+    assert code == 0, err
+    with target.open(newline="") as file, (out / "predictions.csv").open(newline="") as other:
+        got, expected = list(csv.DictReader(file)), list(csv.DictReader(other))
+    assert [row["prediction"] for row in got] == [row["prediction_seed0"] for row in expected]
+    for a, b in zip(got, expected, strict=True):
+        assert float(a["p_bad"]) == pytest.approx(float(b["p_bad_seed0"]), abs=2e-4)
+    # All of it is in the run's folder: the encoder's own may be gone.
+    (folder / "tiny").rename(folder / "away")
+    try:
+        monkeypatch.setattr("sys.stdin", iter(["w1 awful awful awful\n", "great w3 great " * 9 + "\n"]))
+        code, text, err = cli("predict", "--run", out, "--model-seed", 1)
+    finally:
+        (folder / "away").rename(folder / "tiny")
+    assert code == 0
+    assert [line.split("\t")[0] for line in text.splitlines()] == ["bad", "good"]
+    assert text.splitlines()[0].split("\t")[1].startswith("bad=0.")
+    assert "1 of 2 texts are longer than 16 tokens and were cut" in err
+
+
+def test_predict_says_what_is_wrong(finished, folder, tmp_path, cli, monkeypatch):
+    out, _ = finished
+    monkeypatch.setattr("sys.stdin", iter(["fine\n", "  \n"]))
+    assert "the line 2 of standard input is empty" in cli("predict", "--run", out)[2]
+    monkeypatch.setattr("sys.stdin", iter([]))
+    assert "standard input holds no text" in cli("predict", "--run", out)[2]
+    column = cli("predict", "--run", out, "--file", folder / "test.csv", "--text-column", "tweet")
+    assert column[0] == 2
+    assert "--text-column must be a column of" in column[2]
+    assert "no such folder" in cli("predict", "--run", tmp_path / "none", "--file", folder / "test.csv")[2]
+    missing = cli("predict", "--run", out, "--file", tmp_path / "none.txt")
+    assert missing[0] == 2
+    assert "cannot read" in missing[2]
+    assert (
+        "--step must be one of" in cli("predict", "--run", out, "--step", 3, "--file", folder / "test.csv")[2]
+    )
+
+
+def test_a_frozen_encoder_stays_and_only_the_head_is_optimised(folder, tmp_path, cli):
+    """With several labels a text, another attention inside the encoder, and an early end."""
+    from jaxattn.models import TextEncoder
+
+    def labels(found):
+        return ";".join(KINDS[word] for word in found)
+
+    train = _texts(tmp_path / "train.csv", 100, 2, labels)
+    words = ["finetune", "--encoder", folder / "tiny", *TINY, "--head", "mean", "--freeze-encoder"]
+    words += ["--attention", "softmax+gate", "--attention-layers", -1, "--loss", "multilabel"]
+    words += ["--label-separator", ";", "--class-weights", "balanced", "--train-file", train]
+    # So slow that no evaluation is better than the first one.
+    words += ["--lr", 1e-12, "--head-lr", 1e-12, "--patience", 2, "--out", tmp_path / "run"]
+    code, out, err = cli(*words)
+    assert code == 0, err
+    assert "no better val_f1 in 2 evaluations: done" in out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["steps"] == 18
+    assert summary["parameters"] == 16 * 3 + 3
+    assert summary["data"]["classes"] == ["bad", "fair", "good"]
+    assert np.array(summary["confusion"]).shape == (1, 3, 4)
+    saved = _arrays(tmp_path / "run", 18)
+    start = TextEncoder.from_pretrained(folder / "tiny")
+    np.testing.assert_array_equal(
+        saved["params"]["encoder.blocks.1.attention.query.kernel"][0],
+        start.blocks[1].attention.query.kernel[...],
+    )
+    assert "encoder.blocks.1.attention.mechanism.alpha" in saved["params"]
+    assert "encoder.blocks.0.attention.mechanism.alpha" not in saved["params"]
+    names = {str(getattr(path[-1], "key", "")) for path, _ in _leaves(saved["optimizer"])}
+    assert {"head.out.kernel"} <= names
+    assert not any(name.startswith("encoder.") for name in names)
+    # The same command finds nothing left to do.
+    (tmp_path / "run" / "summary.json").unlink()
+    code, out, _ = cli(*words)
+    assert code == 0
+    assert "all 18 steps are done already" in out
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["f1"] == summary["f1"]
+
+
+def _leaves(tree):
+    import jax
+
+    return jax.tree.leaves_with_path(tree)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--head cls --filters 8", "--filters is for --head inceptive; got it with --head cls"),
+        ("--no-convolution --kernels 2 3", "--kernels is for heads with convolutions"),
+        ("--attention-layers 1", "--attention-layers is for --attention"),
+        ("--steps 10 --epochs 2", "--steps and --epochs say the same thing"),
+        ("--layerwise-decay 1.5", "--layerwise-decay must be above 0 and at most 1"),
+        ("--freeze-encoder --layerwise-decay 0.9", "--layerwise-decay is for encoders that are trained"),
+        ("--label-separator ;", "--label-separator is for --loss multilabel"),
+        ("--patience 0", "--patience must be at least 1"),
+        ("--attention tree", "--attention must say the sizes of a tree"),
+        ("--head-attention nonsense", "attention 'nonsense' is not known"),
+        ("--train-file a.csv", "--train-file is for --dataset files"),
+        ("--dataset files", "--dataset files needs --train-file"),
+        ("--preset other", "--preset must be one of irony, emotion, sst2"),
+        ("--encoder /nowhere/at/all", "--encoder /nowhere/at/all: name_or_path must be a folder"),
+    ],
+)
+def test_flags_that_make_no_sense_are_named(flags, message, cli):
+    code, _, err = cli("finetune", *shlex.split(flags))
+    assert code == 2
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--kernels 2 --filters 5", "num_heads must divide the width of the head"),
+        (
+            "--attention lags:2 --attention-layers 7",
+            "layers must be numbers of the model's 2 attention layers",
+        ),
+        ("--max-length 65", "--max-length must be at most the encoder's limit of 64 tokens; got 65"),
+        ("--text-column tweet", "--text-column must be a column of"),
+        ("--loss binary", "must have exactly 2 labels for --loss binary; they have 'bad', 'fair', 'good'"),
+        ("--warmup 500", "--warmup must be less than --steps = 24"),
+    ],
+)
+def test_what_does_not_fit_the_data_or_the_encoder_is_named(flags, message, folder, tmp_path, cli):
+    words = ["--encoder", folder / "tiny", "--dataset", "files", "--train-file", folder / "train.csv"]
+    words += ["--batch-size", 32, "--epochs", 6, "--warmup", 1, "--max-length", 16]
+    code, _, err = cli("finetune", *words, *shlex.split(flags), "--out", tmp_path / "run")
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "run").exists(), "complaints come before anything is written"
+
+
+def test_unusable_encoders_are_named(folder, tmp_path, cli):
+    words = ["finetune", "--dataset", "files", "--train-file", folder / "train.csv", "--max-length", 16]
+    words += ["--encoder"]
+    for change, message in (
+        (lambda to: (to / "model.safetensors").write_bytes(b"\0" * 100), "cannot be read"),
+        (
+            lambda to: (to / "model.safetensors").rename(to / "pytorch_model.bin"),
+            "which can run code when read",
+        ),
+        (lambda to: (to / "config.json").unlink(), "must hold a config.json"),
+        (lambda to: (to / "tokenizer.json").unlink(), "tokenize needs the tokenizer.json"),
+    ):
+        to = tmp_path / message.replace(" ", "-")
+        to.mkdir()
+        for file in (folder / "tiny").iterdir():
+            (to / file.name).write_bytes(file.read_bytes())
+        change(to)
+        code, _, err = cli(*words, to)
+        assert code == 2
+        assert message in err

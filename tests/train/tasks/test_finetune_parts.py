@@ -1,0 +1,285 @@
+"""The parts of fine-tuning by themselves: losses, scores, texts as tokens, TweetEval, rates by layer, the study."""
+
+import dataclasses
+import hashlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from tests.train.tiny_encoder import save_tiny_encoder
+from train.data import tweeteval
+from train.data.tables import Texts
+from train.data.text_classification import LabelledTexts
+from train.data.token_examples import token_examples
+from train.errors import UserError
+from train.studies import heads as finetune_study
+from train.tasks.classify.losses import (
+    balanced_weights,
+    binary_loss,
+    example_losses,
+    multilabel_loss,
+    probabilities,
+    softmax_loss,
+)
+from train.tasks.classify.scores import predictions, scores
+from train.tasks.finetune.config import FinetuneOptimizer
+from train.tasks.finetune.model import make_optimizer, rate_share
+from train.tasks.finetune.report import confusion
+
+RNG = np.random.default_rng(0)
+
+
+def test_losses_are_the_negative_log_probabilities_they_say():
+    logits, labels = RNG.normal(size=(5, 3)) * 3, np.array([0, 2, 1, 1, 2])
+    weights = np.array([1.0, 2.0, 0.5])
+    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    expected = -np.log(chances[np.arange(5), labels])
+    np.testing.assert_allclose(softmax_loss(jnp.asarray(logits), jnp.asarray(labels)), expected, rtol=1e-5)
+    got = softmax_loss(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(weights))
+    np.testing.assert_allclose(got, weights[labels] * expected, rtol=1e-5)
+    np.testing.assert_allclose(probabilities("softmax", logits), chances, rtol=1e-12)
+
+    several, yes = RNG.integers(0, 2, (5, 3)), 1 / (1 + np.exp(-logits))
+    each = -np.log(np.where(several == 1, yes, 1 - yes))
+    got = multilabel_loss(jnp.asarray(logits), jnp.asarray(several))
+    np.testing.assert_allclose(got, each.mean(1), rtol=1e-5)
+    pairs = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    got = multilabel_loss(jnp.asarray(logits), jnp.asarray(several), jnp.asarray(pairs))
+    np.testing.assert_allclose(got, (each * pairs[several, np.arange(3)]).mean(1), rtol=1e-5)
+
+    got = binary_loss(jnp.asarray(logits[:, :1]), jnp.asarray(several[:, 0]), jnp.array([2.0, 3.0]))
+    np.testing.assert_allclose(got, each[:, 0] * np.array([2.0, 3.0])[several[:, 0]], rtol=1e-5)
+    np.testing.assert_allclose(
+        probabilities("binary", logits[:, :1]), np.stack([1 - yes[:, 0], yes[:, 0]], 1)
+    )
+    # Large logits overflow nowhere.
+    huge = np.array([[1e4, -1e4]])
+    assert np.isfinite(probabilities("multilabel", huge)).all()
+    assert np.isfinite(multilabel_loss(jnp.asarray(huge), jnp.array([[0, 1]]))).all()
+    gradient = jax.grad(lambda x: binary_loss(x, jnp.array([0])).sum())(jnp.array([[1e4]]))
+    np.testing.assert_allclose(gradient, 1.0)
+
+
+def test_balanced_weights_make_classes_count_alike():
+    labels = np.array([0] * 6 + [1] * 3 + [2])
+    weights = balanced_weights("softmax", labels, 3)
+    np.testing.assert_allclose(np.bincount(labels) * weights, 10 / 3)
+    np.testing.assert_allclose(balanced_weights("binary", np.array([0, 0, 0, 1]), 2), [4 / 6, 2])
+    several = np.array([[1, 0], [1, 1], [1, 0], [0, 0]])
+    # One text in four lacks the first label: 4 / (2 · 1).
+    np.testing.assert_allclose(balanced_weights("multilabel", several, 2), [[2, 2 / 3], [2 / 3, 2]])
+    assert np.isfinite(balanced_weights("multilabel", np.ones((3, 1), int), 1)).all()
+
+
+def test_scores_are_those_of_scikit_learn():
+    logits, labels = RNG.normal(size=(2, 40, 3)), RNG.integers(0, 3, 40)
+    found = scores("softmax", logits, labels)
+    for seed in range(2):
+        predicted = logits[seed].argmax(-1)
+        assert found["f1"][seed] == pytest.approx(metrics.f1_score(labels, predicted, average="macro"))
+        assert found["weighted_f1"][seed] == pytest.approx(
+            metrics.f1_score(labels, predicted, average="weighted")
+        )
+        assert found["accuracy"][seed] == pytest.approx((predicted == labels).mean())
+        chances = probabilities("softmax", logits[seed])
+        assert found["auc"][seed] == pytest.approx(metrics.roc_auc_score(labels, chances, multi_class="ovr"))
+    assert found["loss"] == pytest.approx(example_losses("softmax", logits, labels).mean(axis=1).tolist())
+
+    yes = RNG.integers(0, 2, 40)
+    found = scores("binary", logits[..., :1], yes)
+    assert found["auc"][0] == pytest.approx(metrics.roc_auc_score(yes, logits[0, :, 0]))
+    assert found["f1"][0] == pytest.approx(metrics.f1_score(yes, logits[0, :, 0] > 0, average="macro"))
+
+    several = RNG.integers(0, 2, (40, 3))
+    found = scores("multilabel", logits, several)
+    assert found["f1"][1] == pytest.approx(metrics.f1_score(several, logits[1] > 0, average="macro"))
+    assert found["accuracy"][1] == pytest.approx(((logits[1] > 0) == several).all(axis=1).mean())
+    counts = confusion(
+        "multilabel", predictions("multilabel", probabilities("multilabel", logits)), several, 3
+    )
+    expected = metrics.multilabel_confusion_matrix(several, logits[1] > 0).reshape(3, 4)
+    np.testing.assert_array_equal(counts[1], expected)
+
+
+def test_an_auc_that_does_not_exist_is_left_out():
+    assert "auc" not in scores("softmax", np.zeros((1, 4, 2)), np.zeros(4, int))
+    perfect = scores("softmax", np.array([[[5.0, 0, 0], [0, 5.0, 0]]]), np.array([0, 1]))
+    assert "auc" not in perfect
+    assert perfect["f1"] == [1.0]  # the third class neither occurs nor is predicted
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    from jaxattn.models import TextEncoder
+
+    return TextEncoder.from_pretrained(save_tiny_encoder(tmp_path_factory.mktemp("tiny")))
+
+
+def _data(texts, labels, validation_label="a"):
+    ids = [str(i) for i in range(len(texts))]
+    return LabelledTexts("toy", Texts(texts, labels, ids), Texts(["w1"], [validation_label], ["0"]), None)
+
+
+def test_texts_become_token_ids_and_cut_ones_are_counted(encoder):
+    texts = ["w1 w2 w3 w4 w5 w6", "great", "w1 w2 w3 w4", "w1 w2 w3 w4 w5"]
+    data = token_examples(_data(texts, ["a", "b", "a", "b"]), encoder, max_length=6)
+    assert data.train.lengths.tolist() == [6, 3, 6, 6]
+    words = encoder.tokenize(["w1 w2 w3 w4"])[0][0].tolist()
+    assert data.train.padded(np.array([2]), 6).tokens.tolist() == [words]
+    assert data.train.labels.tolist() == [0, 1, 0, 1]
+    # Two do not fit; the third fills the limit exactly and is not cut.
+    assert any("cut at 6 tokens (--max-length): 2 train, 0 validation" in note for note in data.notes)
+    assert data.record == {"labels": ["a", "b"], "classes": ("a", "b"), "max_length": 6, "loss": "softmax"}
+
+
+def test_texts_with_several_labels(encoder):
+    data = token_examples(
+        _data(["w1", "w2", "w3"], ["a; b", "", "c"], "c;a"),
+        encoder,
+        max_length=8,
+        loss="multilabel",
+        label_separator=";",
+    )
+    assert data.classes == ("a", "b", "c")
+    assert data.train.labels.tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
+    assert data.validation.labels.tolist() == [[1, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels", "other", "options", "message"),
+    [
+        (["w1", " "], ["a", "b"], "a", {}, "the train text 1 is empty; remove it"),
+        (
+            ["w1", "w2"],
+            ["a", "b"],
+            "c",
+            {},
+            "the validation text 0 has the label 'c', which no training text has",
+        ),
+        (["w1", "w2"], ["a", "a"], "a", {}, "at least 2 labels; they have 'a'"),
+        (["w1", "w2"], ["a", "b"], "a,z", {"loss": "multilabel"}, "has the label 'z'"),
+        (["w1", "w2", "w3"], ["a", "b", "c"], "a", {"loss": "binary"}, "exactly 2 labels for --loss binary"),
+    ],
+)
+def test_texts_that_cannot_be_used_are_named(encoder, texts, labels, other, options, message):
+    with pytest.raises(UserError, match=message):
+        token_examples(_data(texts, labels, other), encoder, max_length=8, **options)
+
+
+def test_tweeteval_is_read_and_checked(tmp_path, monkeypatch):
+    files = {
+        "mapping": "0\tno\n1\tyes",
+        "train_text": "so it is\x85really\nfine , thanks \n",
+        "train_labels": "1\n0\n",
+        "val_text": "a\n",
+        "val_labels": "0\n",
+        "test_text": "b\n",
+        "test_labels": "1\n",
+    }
+    folder = tmp_path / "tweeteval" / "irony"
+    folder.mkdir(parents=True)
+    known = {}
+    for name, content in files.items():
+        (folder / f"{name}.txt").write_text(content, encoding="utf-8")
+        sha256 = hashlib.sha256(content.encode()).hexdigest()
+        known[name] = dataclasses.replace(tweeteval.TWEETEVAL["irony"][name], sha256=sha256)
+    original = tweeteval.TWEETEVAL["irony"]
+    monkeypatch.setitem(tweeteval.TWEETEVAL, "irony", known)
+    for path in (tmp_path, folder):
+        data = tweeteval.load_tweeteval("irony", str(path))
+        # A character that some programs take for the end of a line is not one.
+        assert data.train == Texts(["so it is\x85really", "fine , thanks"], ["1", "0"], ["0", "1"])
+        assert data.class_names == {"0": "no", "1": "yes"}
+    monkeypatch.setitem(tweeteval.TWEETEVAL, "irony", original)
+    with pytest.raises(UserError, match=r"is not mapping\.txt of TweetEval irony: SHA-256"):
+        tweeteval.load_tweeteval("irony", str(tmp_path))
+
+
+def test_layers_below_learn_slower_and_the_head_at_its_own_rate():
+    config = FinetuneOptimizer(
+        steps=10, warmup=0, lr=1e-2, head_lr=3e-2, layerwise_decay=0.5, weight_decay=0.0
+    )
+    names = ["embeddings.word", "relative.table", "blocks.0.x", "blocks.2.x", "norm.scale"]
+    shares = {f"encoder.{name}": rate_share(f"encoder.{name}", config, 3) for name in names}
+    assert list(shares.values()) == [0.125, 0.125, 0.25, 1.0, 1.0]
+    optimizer = make_optimizer(config, 3)
+    params = {name: jnp.ones((2, 2)) for name in [*shares, "head.out.kernel"]}
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    # The first step of Adam has the size of the rate.
+    for name, share in (shares | {"head.out.kernel": 3.0}).items():
+        np.testing.assert_allclose(updates[name], -1e-2 * share, rtol=1e-4, err_msg=name)
+
+
+def _summary(head, f1, **changes):
+    numbers = {"mean": sum(f1) / len(f1), "spread": 0.01, "per_seed": f1}
+    model = {"encoder": "/somewhere/minilm", "head": head, "filters": 32, "freeze_encoder": False}
+    return {
+        "config": {
+            "model": model,
+            "optimizer": {"batch_size": 32, "lr": 5e-5, "head_lr": None},
+            "evaluation": {"patience": None},
+            "data": {"max_length": 128, "data_path": "/x", "loss": "softmax"},
+        },
+        "seeds": [0, 1],
+        "steps": 10,
+        "parameters": 5000,
+        "data": {"name": "toy", "examples": {"test": 1000}, "trees": False, "notes": []},
+        "measured_on": "test",
+        **dict.fromkeys(("f1", "weighted_f1", "accuracy", "val_f1"), numbers),
+        "seconds_per_step": 0.5,
+        "device": {"kind": "cpu"},
+        "versions": {"jax": "0"},
+    } | changes
+
+
+def test_the_study_compares_heads_seed_by_seed(tmp_path, monkeypatch, capsys):
+    asked = []
+    results = {"cls": [0.60, 0.62], "inceptive": [0.63, 0.64]}
+
+    class Done:
+        returncode = 0
+
+    def run(command):
+        places = {word: i for i, word in enumerate(command) if word.startswith("--")}
+        flags = {word: command[i + 1] for word, i in places.items()}
+        asked.append(flags)
+        folder = tmp_path / "runs" / flags["--out"].rpartition("/")[2]
+        folder.mkdir(parents=True)
+        head = flags.get("--head", "inceptive")
+        (folder / "summary.json").write_text(json.dumps(_summary(head, results[head])))
+        return Done()
+
+    monkeypatch.setattr("subprocess.run", run)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- results:finetune-irony -->\nold\n<!-- /results -->\n")
+    words = [
+        "--variants",
+        "cls",
+        "--kernels 2 3",
+        "--encoder",
+        "/somewhere/minilm",
+        "--encoder-name",
+        "MiniLM",
+    ]
+    words += ["--seeds", "2", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "study.json")]
+    assert finetune_study.main([*words, "--tables", str(page), "--", "--epochs", "2"]) == 0
+    assert [flags.get("--head") for flags in asked] == ["cls", None]
+    assert asked[0]["--epochs"] == "2"
+    record = json.loads((tmp_path / "study.json").read_text())
+    assert record["rows"][1]["difference"]["per_seed"] == pytest.approx([0.03, 0.02])
+    assert "/somewhere" not in json.dumps(record)
+    assert "| `--kernels 2 3` | 63.50 ± 1.00 | +2.50 ± 0.71 |" in page.read_text()
+    assert finetune_study.main([*words, "--", "--epochs", "2"]) == 0
+    assert len(asked) == 2, "finished runs are kept"
+    capsys.readouterr()
+    with pytest.raises(UserError, match="--variants must be of cls, mean"):
+        finetune_study.main(["--variants", "clz"])
+    (tmp_path / "runs" / "cls" / "summary.json").write_text(
+        json.dumps(_summary("cls", [0.5, 0.5], seeds=[3, 4]))
+    )
+    with pytest.raises(UserError, match="differ in more than their head: seeds"):
+        finetune_study.main([*words, "--collect"])

@@ -1,0 +1,41 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from train.engine.functional import language_model
+from train.tasks.charlm.config import ModelConfig
+from train.tasks.charlm.sample import write
+
+VOCABULARY = "abcdefgh"
+
+
+@pytest.fixture(scope="module")
+def model():
+    functional = language_model(
+        ModelConfig(attention="softmax", num_layers=1, num_heads=2, features=16, context_length=8),
+        len(VOCABULARY),
+    )
+    return functional.module(jax.jit(functional.init)(jax.random.key(0)))
+
+
+@pytest.mark.parametrize("prompt", ["a", "abcdefghabcdefgh"])
+@pytest.mark.parametrize("tokens", [1, 30])
+def test_writes_any_length_from_any_prompt(model, prompt, tokens):
+    text = write(model, VOCABULARY, prompt, tokens, seed=1)
+    assert text.startswith(prompt)
+    assert len(text) == len(prompt) + tokens
+    assert set(text) <= set(VOCABULARY)
+
+
+def test_within_the_context_it_is_the_likeliest_continuation(model):
+    text = write(model, VOCABULARY, "abc", 5, temperature=0)
+    ids = [VOCABULARY.index(c) for c in text]
+    likeliest = model(jnp.array([ids])).argmax(-1)[0]
+    assert likeliest[2:7].tolist() == ids[3:]
+
+
+def test_beyond_the_context_it_goes_on_from_the_last_half(model):
+    text = write(model, VOCABULARY, "abc", 12, temperature=0)
+    ids = [VOCABULARY.index(c) for c in text]
+    likeliest = model(jnp.array([ids[4:12]])).argmax(-1)[0]  # the first piece after the slide starts at 4
+    assert likeliest[3:7].tolist() == ids[8:12]

@@ -1,0 +1,180 @@
+"""A model as pure functions of a flat dictionary of arrays: what jit, optax and checkpoints like best."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from jaxattn.models import LanguageModel
+from jaxattn.nn import FeatureDraw, FeatureStatistic
+from train.errors import UserError
+from train.tasks.charlm.config import ModelConfig
+
+Params = dict[str, Array]
+"""A model's arrays by dotted path, such as "decoder.blocks.0.attention.query.kernel"."""
+
+# Arrays that a model holds besides its parameters: random numbers and statistics of feature maps, and running
+# statistics of batch normalisation.
+HELD = (FeatureDraw, FeatureStatistic, nnx.BatchStat)
+
+
+class Functional(NamedTuple):
+    """A model taken apart: no hidden state, only parameters in and numbers out."""
+
+    init: Callable[[PRNGKeyArray], Params]
+    """Parameters from a key."""
+    apply: Callable[..., Float[Array, "..."]]
+    """(params, tokens (B, T), *, dropout_key=None, **inputs) -> logits; a key switches dropout on. The inputs, such
+    as mask, go to the module as they are."""
+    train_apply: Callable[..., tuple[Float[Array, "..."], Params]]
+    """(params, tokens, dropout_key, **inputs) -> (logits, the arrays in `held` for the next step)."""
+    module: Callable[[Params], Any]
+    """The module that holds given parameters, for decoding."""
+    axes: dict[str, tuple[str | None, ...]]
+    """Logical axis names of every parameter."""
+    shapes: dict[str, jax.ShapeDtypeStruct]
+    """Shape and dtype of every parameter."""
+
+    held: frozenset[str]
+    """Names of the arrays that are not learned by gradient, such as the random numbers of a feature map."""
+
+    def num_params(self) -> int:
+        """How many numbers the model learns."""
+        return sum(shape.size for name, shape in self.shapes.items() if name not in self.held)
+
+    def split(self, params: Params) -> tuple[Params, Params]:
+        """The arrays that are learned, and those that are held."""
+        learned = {name: value for name, value in params.items() if name not in self.held}
+        return learned, {name: params[name] for name in self.held}
+
+
+def language_model(config: ModelConfig, vocab_size: int) -> Functional:
+    """Takes the configured language model apart.
+
+    Args:
+        config: sizes, mechanism, positions, dtype of the computation.
+        vocab_size: number of tokens.
+
+    Returns:
+        The model as functions of its parameters.
+
+    Raises:
+        UserError: what the model itself rejects, such as an unknown mechanism.
+
+    Examples:
+        >>> model = language_model(ModelConfig(num_layers=1, features=16, context_length=8), vocab_size=5)
+        >>> params = model.init(jax.random.key(0))
+        >>> model.apply(params, jnp.zeros((1, 8), int)).shape
+        (1, 8, 5)
+    """
+
+    def build(key: PRNGKeyArray) -> LanguageModel:
+        return LanguageModel(
+            vocab_size,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            features=config.features,
+            max_length=config.context_length,
+            mechanism=config.attention,
+            positions=config.positions,
+            qk_norm=config.qk_norm,
+            dropout=config.dropout,
+            dtype=compute_dtype(config.dtype),
+            allow_leak=config.allow_leak,
+            rngs=nnx.Rngs(params=key),
+        )
+
+    return take_apart(
+        build, jax.ShapeDtypeStruct((1, config.context_length), jnp.int32), dropout=config.dropout > 0
+    )
+
+
+def take_apart(
+    build: Callable[[PRNGKeyArray], nnx.Module], tokens: Any, *, dropout: bool, **inputs: Any
+) -> Functional:
+    """Takes any model apart that maps tokens and other inputs to logits.
+
+    Args:
+        build: makes the module from a key.
+        tokens: an example, or its shape, to try the model on.
+        dropout: whether a dropout key has any effect.
+        **inputs: further inputs of the try.
+
+    Returns:
+        The model as functions of its parameters.
+
+    Raises:
+        UserError: what the model itself rejects, such as an unknown mechanism.
+    """
+    anatomy: dict[str, Any] = {}
+
+    def init(key: PRNGKeyArray) -> Params:
+        graphdef, *states = nnx.split(build(key), (nnx.Param, *HELD), ...)
+        params, rest = states
+        if jax.tree.leaves(rest):
+            raise TypeError(
+                f"a model may hold parameters, feature maps and batch statistics only; it also holds {rest}"
+            )
+        variables = dict(nnx.to_flat_state(params))
+        anatomy.setdefault("graphdef", graphdef)
+        held = {_dotted(path) for path, variable in variables.items() if isinstance(variable, HELD)}
+        anatomy.setdefault("held", frozenset(held))
+        anatomy.setdefault("paths", {_dotted(path): path for path in variables})
+        anatomy.setdefault(
+            "axes",
+            {
+                _dotted(path): variable.get_metadata().get("axes", (None,) * variable[...].ndim)
+                for path, variable in variables.items()
+            },
+        )
+        return {_dotted(path): variable[...] for path, variable in variables.items()}
+
+    def module(params: Params) -> Any:
+        paths: dict[str, tuple[Any, ...]] = anatomy["paths"]
+        state = nnx.from_flat_state([(path, params[name]) for name, path in paths.items()])
+        return nnx.merge(anatomy["graphdef"], state)
+
+    def apply(
+        params: Params,
+        tokens: Int[Array, "B T"],
+        *,
+        dropout_key: PRNGKeyArray | None = None,
+        **inputs: Any,
+    ) -> Float[Array, "..."]:
+        return call(module(params), tokens, inputs, dropout_key)
+
+    def call(model: Any, tokens: Array, inputs: dict[str, Any], dropout_key: Array | None) -> Array:
+        if dropout_key is None or not dropout:
+            return model(tokens, **inputs)
+        return model(tokens, **inputs, deterministic=False, rngs=nnx.Rngs(dropout=dropout_key))
+
+    def train_apply(
+        params: Params, tokens: Int[Array, "B T"], dropout_key: PRNGKeyArray, **inputs: Any
+    ) -> tuple[Float[Array, "..."], Params]:
+        model = module(params)
+        model.set_attributes(calibrating=True, raise_if_not_found=False)
+        logits = call(model, tokens, inputs, dropout_key)
+        after = nnx.to_flat_state(nnx.state(model, HELD))
+        return logits, {_dotted(path): variable[...] for path, variable in after}
+
+    try:
+        # Traced without computing anything: gives the structure, and the model's complaints before any compile.
+        shapes = jax.eval_shape(init, jax.random.key(0))
+        jax.eval_shape(lambda params, tokens, inputs: apply(params, tokens, **inputs), shapes, tokens, inputs)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return Functional(init, apply, train_apply, module, anatomy["axes"], shapes, anatomy["held"])
+
+
+def compute_dtype(name: str) -> Any:
+    """The dtype of the computation; "auto" is bfloat16 where there is an accelerator."""
+    if name == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.dtype(name)
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    return ".".join(map(str, path))

@@ -1,0 +1,299 @@
+"""A training run, whatever is trained: its folder, its state, and the loop from the first step to the last."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from train.engine import loop, resume, sharding
+from train.engine.checkpoints import BEST, FOLDER, Checkpoints
+from train.engine.compilation import TrainStep, compile_steps
+from train.engine.functional import Functional, Params
+from train.engine.interrupt import StopRequest
+from train.engine.metrics import MetricsLog, Progress, mean
+from train.errors import TrainingFailed
+
+
+class Stream(Protocol):
+    """Endless batches with a position."""
+
+    def __next__(self) -> Any:
+        """The next batch of every seed, as host arrays."""
+
+    def get_state(self) -> Any:
+        """The position, JSON-able."""
+
+    def set_state(self, state: Any) -> None:
+        """Goes to a position."""
+
+
+class Checked(NamedTuple):
+    """What an evaluation found."""
+
+    entry: dict[str, Any]
+    """For the metrics, without step and kind."""
+    score: float
+    """What decides which checkpoint is the best."""
+    line: str
+    """For the terminal."""
+
+
+class Run:
+    """Starts in a folder, or goes on from its newest checkpoint.
+
+    Args:
+        config: everything about the run: a dataclass with `optimizer`, `evaluation`, `run`, `seeds()` and `out()`.
+        model: the model as functions.
+        mesh: devices.
+        streams: batches; set to the place of the checkpoint.
+        identity: what must be equal in a checkpoint to go on from it.
+        keeps: what its record holds besides, JSON-able.
+        metric: which number decides on the best checkpoint; see `checkpoints.BEST`.
+        loss: see `loop.make_train_step`.
+        optimizer: the update rule; None for that of `loop.make_optimizer`.
+        start: values of parameters to begin with, such as pretrained ones; the others are drawn for each seed.
+        patience: stop after so many evaluations without a better `metric`; None goes on to the last step.
+
+    Raises:
+        UserError: another run lives in the folder, another process is training in it, or --resume-step does not
+            exist.
+        TrainingFailed: no checkpoint can be read.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        model: Functional,
+        mesh: Mesh,
+        streams: Stream,
+        *,
+        identity: Mapping[str, Any],
+        keeps: Mapping[str, Any],
+        metric: str = "val_loss",
+        loss: loop.Loss = loop.next_token_loss,
+        optimizer: optax.GradientTransformation | None = None,
+        start: Params | None = None,
+        patience: int | None = None,
+    ):
+        self.config, self.model, self.mesh, self.streams = config, model, mesh, streams
+        self.seeds: tuple[int, ...] = config.seeds()
+        self.total: int = config.optimizer.steps
+        self._loss, self._keeps, self._identity = loss, dict(keeps), dict(identity)
+        self.optimizer = loop.make_optimizer(config.optimizer) if optimizer is None else optimizer
+        self._metric, self._patience = metric, patience
+        init = loop.make_init(model, self.optimizer, self.seeds)
+        shapes = jax.eval_shape(init)
+        specs = sharding.param_specs(model.axes, model.shapes, config.run.fsdp)
+        self.shardings = sharding.tree_shardings(shapes, specs, mesh)
+        self.target = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings
+        )
+        self.out = Path(config.out())
+        self.out.mkdir(parents=True, exist_ok=True)
+        resume.claim(self.out)
+        if config.run.overwrite:
+            resume.clear(self.out)
+        self.store = Checkpoints(self.out / FOLDER, keep=config.run.keep, metric=metric)
+        record: dict[str, Any] = {"history": [], "seconds": 0.0}
+        self.warnings: list[str] = []
+        restored = resume.restore(self.store, self.target, self._identity, step=config.run.resume_step)
+        self.resumed = restored is not None
+        if restored is None:
+            self.state = self._with(jax.jit(init, out_shardings=self.shardings)(), start or {})
+        else:
+            self.state, record, self.warnings = restored
+            streams.set_state(record["data"])
+        self.start = int(np.asarray(self.state.step)[0])
+        self.last = self.start
+        """Updates made so far."""
+        self.seconds: float = record["seconds"]
+        """Of training and evaluating, over all resumed parts."""
+        self.checking: float = record.get("checking", 0.0)
+        """Of these, the seconds of evaluating."""
+        leader = jax.process_index() == 0
+        self.log = MetricsLog(self.out, record["history"], seeds=self.seeds, enabled=leader)
+        self.progress = Progress(self.total, self.start, enabled=leader)
+        self.is_done = self.start == self.total or self._out_of_patience()
+        """Whether nothing was left to train when the run was started."""
+
+    def begin(self, description: Sequence[str]) -> None:
+        """Says what is being trained, and keeps the configuration in the folder."""
+        for line in [*self.warnings, *description]:
+            self.progress.say(line)
+        if self.resumed:
+            self.progress.say(
+                f"all {self.start} steps are done already"
+                if self.is_done
+                else f"resuming after step {self.start}"
+            )
+        if jax.process_index() == 0:
+            text = json.dumps(dataclasses.asdict(self.config), indent=2)
+            (self.out / "config.json").write_text(text + "\n")
+
+    def compile(self, batches: Sequence[Any]) -> tuple[TrainStep, str]:
+        """The training step for batches of these shapes, and the seed mode; see `compile_steps`."""
+        return compile_steps(
+            self.model,
+            self.optimizer,
+            self.target,
+            self.shardings,
+            self.mesh,
+            [] if self.is_done else batches,
+            config=self.config.optimizer,
+            seeds=self.seeds,
+            seed_mode=self.config.run.seed_mode,
+            loss=self._loss,
+        )
+
+    def train(
+        self,
+        train_step: TrainStep,
+        check: Callable[[Any], Checked],
+        *,
+        tokens: Callable[[Any], int],
+        command: str,
+    ) -> int | None:
+        """Trains until the last step, a signal, or a number that is not finite.
+
+        Args:
+            train_step: from `compile`.
+            check: evaluates parameters.
+            tokens: how many a host batch of all processes holds, for the rate.
+            command: what to tell the user to type to resume.
+
+        Returns:
+            None when finished; 130 or 143 when a signal stopped it (a checkpoint is then on disk).
+
+        Raises:
+            TrainingFailed: not finite.
+        """
+        cadence = self.config.evaluation
+        schedule = loop.learning_rate(self.config.optimizer)
+        before, began = self.seconds, time.monotonic()
+        # Metrics stay on the device until the next step is under way, so that logging never makes it wait.
+        pending: list[loop.StepMetrics] = []
+        ready: tuple[int, list[loop.StepMetrics], int] | None = None
+        mark = time.monotonic()
+        seen = 0
+        step, finished = self.start, self.is_done
+        with StopRequest() as stop:
+            try:
+                while not finished:
+                    batch = next(self.streams)
+                    self.state, metrics = train_step(self.state, batch)
+                    step += 1
+                    self.last, finished = step, step == self.total
+                    seen += tokens(batch)
+                    pending.append(metrics)
+                    sharding.settle(metrics)
+                    if step % cadence.log_every == 0 or step == self.total:
+                        ready, pending, seen = (step, pending, seen), [], 0
+                    evaluating = step % cadence.eval_every == 0 or step == self.total
+                    stopping = (jax.process_count() == 1 or ready is not None) and stop.agreed()
+                    if ready is not None and (ready[0] < step or evaluating or stopping):
+                        self._fail_if_not_finite(ready[1][-1].failed)
+                        losses, norms = (
+                            np.mean([np.asarray(m[i]) for m in ready[1]], axis=0) for i in (0, 1)
+                        )
+                        now = time.monotonic()
+                        rate = ready[2] / (now - mark)
+                        mark = now
+                        entry = {
+                            "step": ready[0],
+                            "kind": "train",
+                            "loss": losses.tolist(),
+                            "grad_norm": norms.tolist(),
+                            "learning_rate": float(schedule(ready[0] - 1)),
+                            "tokens_per_second": rate,
+                        }
+                        self.log.write(entry)
+                        done = (now - began) / (step - self.start)
+                        self.progress.train(entry, done * (self.total - step))
+                        ready = None
+                    self.seconds = before + time.monotonic() - began
+                    if evaluating:
+                        self._fail_if_not_finite(self.state.failed)
+                        asked = time.monotonic()
+                        checked = check(self.state.params)
+                        self.checking += time.monotonic() - asked
+                        self.log.write({"step": step, "kind": "eval", **checked.entry})
+                        self.progress.say(f"step {step}: {checked.line}")
+                        self.seconds = before + time.monotonic() - began
+                        self._save(step, checked.score)
+                        if not finished and self._out_of_patience():
+                            self.progress.say(
+                                f"no better {self._metric} in {self._patience} evaluations: done"
+                            )
+                            finished = True
+                        mark = time.monotonic()
+                    elif stopping:
+                        self._save(step)
+                    if stopping and not finished:
+                        self.store.wait()
+                        self.progress.say(f"stopped after step {step}; saved {self.store.folder / str(step)}")
+                        self.progress.say(f"to go on: {command}")
+                        return stop.exit_code or 1
+                self.store.wait()
+            finally:
+                # On every way out: what is being written gets written.
+                self.progress.close()
+                self.log.close()
+                self.store.wait()
+        return None
+
+    def _out_of_patience(self) -> bool:
+        if self._patience is None:
+            return False
+        scores = [mean(record[self._metric]) for record in self.log.history if record["kind"] == "eval"]
+        if not scores:
+            return False
+        best = max(scores) if BEST[self._metric] == "max" else min(scores)
+        return len(scores) - 1 - scores.index(best) >= self._patience
+
+    def _with(self, state: loop.TrainState, start: Params) -> loop.TrainState:
+        """The state with these parameters, the same for every seed."""
+
+        def place(name: str, value: Any) -> jax.Array:
+            whole = np.broadcast_to(np.asarray(value), self.target.params[name].shape)
+            placed = self.shardings.params[name]
+            return jax.make_array_from_callback(whole.shape, placed, lambda part: np.array(whole[part]))
+
+        return state._replace(params=state.params | {name: place(name, x) for name, x in start.items()})
+
+    def _save(self, step: int, score: float | None = None) -> None:
+        self._fail_if_not_finite(self.state.failed)
+        record = {
+            "config": dataclasses.asdict(self.config),
+            "identity": self._identity,
+            "seeds": list(self.seeds),
+            **self._keeps,
+            "data": self.streams.get_state(),
+            "history": self.log.history,
+            "seconds": self.seconds,
+            "checking": self.checking,
+        }
+        self.store.save(step, self.state, record, score)
+
+    def _fail_if_not_finite(self, failed: jax.Array) -> None:
+        steps = np.asarray(failed)
+        if (steps == loop.NEVER).all():
+            return
+        worst = int(np.where(steps == loop.NEVER, np.iinfo(np.int32).max, steps).argmin())
+        self.store.wait()
+        saved = self.store.steps()
+        where = (
+            f"the last good checkpoint is {self.store.folder / str(saved[-1])}"
+            if saved
+            else "no checkpoint was made yet"
+        )
+        raise TrainingFailed(
+            f"the loss, the gradient or the parameters of seed {self.seeds[worst]} stopped being finite at step "
+            f"{steps[worst] + 1}; {where}. A lower --lr or --clip or a longer --warmup (with another --out) may help."
+        )

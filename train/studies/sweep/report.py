@@ -1,0 +1,239 @@
+"""`python -m train report`: what sweeps found, as a table beside published figures and as heatmaps.
+
+The table has a row for each attention: test accuracy as mean ± standard deviation over seeds, seconds a step, the
+time of a run and the peak of memory, beside the accuracy that is published for the same mechanism with 128 features.
+Drawn are the learning curves, and where pairs of component functions and weight matrices were swept, a heatmap of
+their mean accuracies.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from train.engine import plots
+from train.engine.metrics import clock, mean, spread
+from train.errors import UserError
+from train.studies.gates import renew
+from train.studies.sweep.ledger import key, read
+from train.tasks.lra.published import published
+
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs that differ in attention and seed only."""
+
+    shared: dict[str, Any]
+    """What they have in common."""
+    rows: dict[str, dict[int, Record]]
+    """Finished runs by attention and seed."""
+
+    @property
+    def name(self) -> str:
+        """Task and preset."""
+        return f"{self.shared['task']}-{self.shared['preset']}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Writes the table and the heatmaps."""
+    parser = argparse.ArgumentParser(
+        prog="python -m train report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--sweep",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="results.jsonl of sweeps, or folders",
+    )
+    add("--out", type=Path, help="folder for report.md and pictures (default: that of the first FILE)")
+    add("--tables", type=Path, nargs="*", default=[], help="Markdown files whose table results:lra to renew")
+    args = parser.parse_args(argv)
+    groups, failed = collect(args.sweep)
+    out = args.out or (args.sweep[0] if args.sweep[0].is_dir() else args.sweep[0].parent)
+    text = "\n\n".join(table(group) for group in groups)
+    if failed:
+        text += "\n\nFailed: " + "; ".join(
+            f"`{r['attention']}` seed {r['seed']}: {r['message']}" for r in failed
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = [
+        path
+        for i, group in enumerate(groups, 1)
+        for path in (curves(group, out, i), *heatmaps(group, out, i))
+    ]
+    links = "".join(f"\n\n![{path.stem}]({path.name})" for path in pictures)
+    (out / "report.md").write_text(f"{text}{links}\n", encoding="utf-8")
+    print(text)
+    print(f"\nwritten: {', '.join(map(str, [out / 'report.md', *pictures]))}")
+    for path in args.tables:
+        renew(path, text, name="lra")
+    return 0
+
+
+def collect(paths: Sequence[Path]) -> tuple[list[Group], list[Record]]:
+    """Sorts the runs of sweeps into groups that can be compared; of a run tried twice the last line counts.
+
+    Args:
+        paths: files of results, or their folders.
+
+    Returns:
+        The groups in the order in which they come, and the runs that failed.
+
+    Raises:
+        UserError: a file does not exist, no run is finished, or two files hold the same run.
+    """
+    groups: dict[str, Group] = {}
+    failed: list[Record] = []
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"--sweep must be results of sweeps; {path} does not exist.")
+        for record in {key(record): record for record in read(path)}.values():
+            if record["status"] == "failed":
+                failed.append(record)
+                continue
+            shared = _shared(record)
+            group = groups.setdefault(json.dumps(shared, sort_keys=True), Group(shared, {}))
+            seeds = group.rows.setdefault(record["attention"], {})
+            if record["seed"] in seeds:
+                raise UserError(
+                    f"--sweep was given {record['attention']} with seed {record['seed']} twice; again in {path}."
+                )
+            seeds[record["seed"]] = record
+    if not groups:
+        raise UserError(f"no finished run in {', '.join(map(str, paths))}.")
+    return list(groups.values()), failed
+
+
+def _shared(record: Record) -> dict[str, Any]:
+    config = record["config"]
+    place = ("data_path", "data_cache", "workers")  # where the data came from; what they are stands beside
+    return {
+        "task": config["task"],
+        "preset": config["preset"],
+        "model": {name: value for name, value in config["model"].items() if name != "attention"},
+        "optimizer": config["optimizer"],
+        "data": {name: value for name, value in config["data"].items() if name not in place},
+        "examples": record["data"]["examples"],
+        "notes": record["data"]["notes"],
+        "measured_on": record["measured_on"],
+        "device": record["device"],
+        "versions": record["versions"],
+    }
+
+
+def table(group: Group) -> str:
+    """The Markdown table of a group."""
+    shared = group.shared
+    model, optimizer, sizes, device = (shared[name] for name in ("model", "optimizer", "examples", "device"))
+    # Results from before there was `stratify` are without.
+    stratified = ", stratified" if optimizer.get("stratify") else ""
+    chosen = {name: value for name, value in shared["data"].items() if type(value) is int}
+    data = "; ".join([*shared["notes"], *(f"{name.replace('_', ' ')} {n}" for name, n in chosen.items())])
+    lines = [
+        f"| {shared['task']} ({shared['preset']}) | seeds | accuracy | published | seconds a step | time | "
+        "peak memory |",
+        "|---|---|---|---|---|---|---|",
+        *(_row(shared["task"], attention, list(seeds.values())) for attention, seeds in group.rows.items()),
+        "",
+        f"Per cent of {sizes[shared['measured_on']]:,} {shared['measured_on']} examples at the best checkpoint by "
+        f"validation accuracy, mean ± standard deviation over seeds. {model['num_layers']} layers, "
+        f"{model['features']} wide, {model['num_heads']} heads, {model['positions']} positions, "
+        f"{model['pooling']} pooling; {optimizer['steps']:,} steps of {optimizer['batch_size']}{stratified}, rate "
+        f"{optimizer['lr']:g}. {data}. {device['kind']}, jax {shared['versions']['jax']}. Published: arXiv "
+        "2405.15310, the set-up of `--preset paper`"
+        + (
+            "."
+            if shared["preset"] == "paper"
+            else "; the numbers here are of smaller or easier data and not comparable."
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _row(task: str, attention: str, records: Sequence[Record]) -> str:
+    accuracy = [100 * record["accuracy"]["mean"] for record in records]
+    times = [record["seconds"] for record in records]
+    step = mean([record["seconds_per_step"] for record in records])
+    peaks = {record["peak_memory"]["of"] for record in records}
+    peak = max(record["peak_memory"]["bytes"] for record in records) / 2**20
+    known = published(task).get(attention.removesuffix(":128"))
+    cells = (
+        f"`{attention}`",
+        str(len(records)),
+        _pair(mean(accuracy), spread(accuracy)),
+        "" if known is None else _pair(known.mean, known.spread),
+        f"{step:.3f}",
+        clock(mean(times)),
+        f"{peak:,.0f} MiB ({', '.join(sorted(peaks))})",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _pair(value: float, spread: float | None) -> str:
+    return f"{value:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+
+
+def curves(group: Group, out: Path, number: int) -> Path:
+    """Draws the validation accuracy of every attention against steps: the mean, and the range of its seeds.
+
+    Args:
+        group: its runs.
+        out: folder for the picture.
+        number: of the group, for the name of the file.
+
+    Returns:
+        The file.
+    """
+    lines: dict[str, dict[int, list[float]]] = {}
+    for attention, seeds in group.rows.items():
+        points = lines[attention] = {}
+        for record in seeds.values():
+            for evaluation in record["evaluations"]:
+                points.setdefault(evaluation["step"], []).append(100 * evaluation["val_accuracy"])
+    path = out / f"curves-{number}-{group.name}.png"
+    plots.learning_curves(lines, path, title=group.name, ylabel="validation accuracy in per cent")
+    return path
+
+
+def heatmaps(group: Group, out: Path, number: int) -> list[Path]:
+    """Draws the mean accuracy of the pairs, a picture for each number of features and each gate.
+
+    Args:
+        group: its runs.
+        out: folder for the pictures.
+        number: of the group, for the names of the files.
+
+    Returns:
+        The files; none where fewer than two pairs were swept.
+    """
+    grids: dict[str, dict[tuple[str, str], float]] = {}
+    for attention, seeds in group.rows.items():
+        name, _, rest = attention.partition(":")
+        pair, _, size = rest.partition(":")
+        component, dash, weights = pair.partition("-")
+        if name == "features" and dash:
+            values = [100 * record["accuracy"]["mean"] for record in seeds.values()]
+            grids.setdefault(size, {})[component, weights] = mean(values)
+    written = []
+    for size, cells in grids.items():
+        if len(cells) > 1:
+            path = out / f"heatmap-{number}-{group.name}-{size.replace(':', '-') or 'default'}.png"
+            title = f"{group.name}, M = {size or 128}: accuracy in per cent"
+            written.append(_draw(cells, path, title))
+    return written
+
+
+def _draw(cells: Mapping[tuple[str, str], float], path: Path, title: str) -> Path:
+    rows, columns = (list(dict.fromkeys(pair[i] for pair in cells)) for i in (0, 1))
+    values = [[cells.get((row, column)) for column in columns] for row in rows]
+    plots.heatmap(values, rows, columns, path, title=title, axes=("component function", "weight matrix"))
+    return path

@@ -1,0 +1,1 @@
+"""Trained classifiers with another attention, without further training."""

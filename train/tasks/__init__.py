@@ -1,0 +1,1 @@
+"""The training tasks, each in a folder of its own."""

@@ -1,0 +1,132 @@
+"""`python -m train charlm`: trains a character language model. Reads from top to bottom."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from train.engine import resume, sharding
+from train.engine.evaluate import make_evaluate
+from train.engine.functional import Functional, Params, compute_dtype, language_model
+from train.engine.metrics import LN2, clock, mean, mean_and_spread
+from train.engine.run import Checked, Run
+from train.tasks.charlm.config import CharLMConfig, parse
+from train.tasks.charlm.corpora import Corpus, encode, load_corpus
+from train.tasks.charlm.report import finish
+from train.tasks.charlm.windows import SeedStreams, consecutive_windows
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses the flags and trains; returns the exit code."""
+    config = parse(argv)
+    words = [word for word in argv if word != "--overwrite"]
+    return train(config, command=shlex.join(["python", "-m", "train", "charlm", *words]))
+
+
+def train(config: CharLMConfig, *, command: str = "the same command") -> int:
+    """Trains, or goes on training, until the last step, a signal, or a number that is not finite.
+
+    Args:
+        config: everything about the run.
+        command: what to tell the user to type to resume.
+
+    Returns:
+        0 when finished, 130 or 143 when a signal stopped it (a checkpoint is then on disk).
+
+    Raises:
+        UserError: something in the configuration or the files is not usable.
+        TrainingFailed: not finite, or no checkpoint can be read.
+    """
+    # 1. The pieces: text, model, devices, batches. All complaints come here, before anything is written.
+    sharding.initialize_distributed(config.run.distributed)
+    seeds, batch_size, context = config.seeds(), config.optimizer.batch_size, config.model.context_length
+    corpus = load_corpus(config.data, context_length=context)
+    encode(config.evaluation.prompt or "", corpus.vocabulary)
+    model = language_model(config.model, len(corpus.vocabulary))
+    mesh = sharding.make_mesh(config.run.fsdp, batch_size=batch_size, accumulate=config.optimizer.accumulate)
+    model = sharding.gather_before_use(model, mesh)
+    streams = SeedStreams(
+        corpus.train, seeds=seeds, context_length=context, batch_size=batch_size,
+        rows=sharding.local_rows(mesh, batch_size),
+    )  # fmt: skip
+
+    # 2. The folder: start, or go on from its newest checkpoint.
+    run = Run(
+        config,
+        model,
+        mesh,
+        streams,
+        identity=config.identity() | {"corpus": corpus.sha256},
+        keeps={"vocabulary": corpus.vocabulary},
+    )
+    run.begin(describe(config, corpus, model, mesh, run.out))
+
+    # 3. Compile before the clock starts.
+    windows = jax.ShapeDtypeStruct((len(seeds), batch_size, context + 1), np.int32)
+    train_step, mode = run.compile([windows])
+    evaluate = make_evaluate(model, mesh, seeds=len(seeds), batch_size=batch_size, mode=mode)
+    validation = consecutive_windows(
+        corpus.validation, context_length=context, count=config.evaluation.eval_windows
+    )
+
+    def check(params: Params) -> Checked:
+        val = evaluate(params, validation)
+        entry = {"val_loss": val, "val_bits_per_character": [loss / LN2 for loss in val]}
+        return Checked(entry, mean(val), f"validation loss {mean_and_spread(val)} nats per character")
+
+    # 4. The loop.
+    stopped = run.train(
+        train_step, check, tokens=lambda _: len(seeds) * batch_size * context, command=command
+    )
+    if stopped is not None:
+        return stopped
+
+    # 5. The report.
+    say, out = run.progress.say, run.out
+    summary = finish(
+        config,
+        corpus,
+        model,
+        mesh,
+        run.state.params,
+        run.log.history,
+        evaluate,
+        seconds=run.seconds,
+        out=out,
+        say=say,
+    )
+    run.store.close()
+    final = summary["val_loss"]["per_seed"]
+    say(
+        f"done: validation loss {mean_and_spread(final)} nats ({mean(final) / LN2:.3f} bits) per character "
+        f"after {run.total} steps, {clock(run.seconds)}"
+    )
+    if "val_loss_prefix" in summary:
+        whole, prefix = (
+            mean_and_spread(summary[name]["per_seed"]) for name in ("val_loss_whole", "val_loss_prefix")
+        )
+        say(f"on {summary['prefix_windows']} windows: {whole} whole, {prefix} prefix by prefix")
+    say(f"files: {resume.listing(out)} in {out}")
+    say(f"more text: python -m train sample --checkpoint {shlex.quote(str(out))}")
+    return 0
+
+
+def describe(config: CharLMConfig, corpus: Corpus, model: Functional, mesh: Mesh, out: Path) -> list[str]:
+    """What is being trained, in a few lines."""
+    m, o = config.model, config.optimizer
+    device = jax.devices()[0]
+    dtype = np.dtype(compute_dtype(m.dtype)).name
+    return [
+        f"model    {m.attention}, positions {m.positions}: {m.num_layers} layers, {m.num_heads} heads, features "
+        f"{m.features}, context {m.context_length}; {model.num_params():,} parameters",
+        f"corpus   {corpus.name}: {len(corpus.train):,} characters to train on, {len(corpus.validation):,} to "
+        f"validate, {len(corpus.vocabulary)} distinct",
+        f"training {o.steps} steps of {o.batch_size} windows, seeds {', '.join(map(str, config.seeds()))}",
+        f"devices  {jax.device_count()} {device.platform} ({device.device_kind}), "
+        + " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+        + f", {dtype}",
+        f"folder   {out}",
+    ]

@@ -1,0 +1,104 @@
+"""`python -m train diagnose`: whether random features could stand in for a trained model's attention."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxattn
+from jaxattn.models import LanguageModel
+from jaxattn.nn import MechanismModule
+from train.errors import UserError
+from train.tasks.charlm.config import DataConfig
+from train.tasks.charlm.corpora import load_corpus
+from train.tasks.charlm.sample import load
+from train.tasks.charlm.windows import consecutive_windows
+
+
+@dataclasses.dataclass(frozen=True)
+class DiagnoseConfig:
+    """Measures, layer by layer, how well random features approximate a checkpoint's softmax attention."""
+
+    checkpoint: str
+    """Run folder, such as runs/charlm-demo."""
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    windows: int = 4
+    """Validation windows to read."""
+    num_features: tuple[int, ...] = (64, 128, 256)
+    """Numbers of features to try."""
+    save: str | None = None
+    """Also write the queries, keys and values of all layers, (layers * windows, T, N, H), into this .npz file."""
+
+
+class Tensors(NamedTuple):
+    """Of one layer, (B, T, N, H) each, as they come to the attention."""
+
+    query: jax.Array
+    key: jax.Array
+    value: jax.Array
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses the flags, reads text with the model, prints a diagnosis a layer."""
+    import tyro
+
+    config = tyro.cli(
+        tyro.conf.OmitArgPrefixes[DiagnoseConfig], args=list(argv), prog="python -m train diagnose"
+    )
+    if config.windows < 1:
+        raise UserError(f"--windows must be at least 1; got {config.windows}.")
+    model, vocabulary = load(config.checkpoint)
+    corpus = load_corpus(config.data, context_length=model.max_length)
+    if corpus.vocabulary != vocabulary:
+        raise UserError(
+            f"the checkpoint was trained on other text than {corpus.name}; see --corpus and --text-file."
+        )
+    windows = consecutive_windows(corpus.validation, context_length=model.max_length, count=config.windows)
+    layers = attention_tensors(model, jnp.asarray(windows[:, :-1]))
+    if config.save is not None:
+        stacked = {
+            name: np.concatenate([getattr(layer, name) for layer in layers]) for name in Tensors._fields
+        }
+        np.savez_compressed(Path(config.save), q=stacked["query"], k=stacked["key"], v=stacked["value"])
+        print(f"wrote {config.save}: {len(layers)} layers, {stacked['query'].shape} each of q, k, v")
+    for number, layer in enumerate(layers):
+        print(f"\nlayer {number}")
+        print(jaxattn.diagnose(*layer, is_causal=True, num_features=config.num_features))
+    return 0
+
+
+class _Recorder(MechanismModule):
+    """Passes calls on to a mechanism and keeps their queries, keys and values."""
+
+    def __init__(self, mechanism: MechanismModule, kept: list[Tensors]):
+        self.call = lambda *args, **options: mechanism(*args, **options)
+        self.keep = lambda *args: kept.append(Tensors(*args))
+
+    def __call__(self, query: Any, key: Any, value: Any, **options: Any) -> Any:
+        self.keep(query, key, value)
+        return self.call(query, key, value, **options)
+
+    def init_state(self, *args: Any) -> Any:
+        raise NotImplementedError("a recorder does not decode.")
+
+    def step(self, *args: Any, **options: Any) -> Any:
+        raise NotImplementedError("a recorder does not decode.")
+
+
+def attention_tensors(model: LanguageModel, tokens: jax.Array) -> list[Tensors]:
+    """Queries, keys and values of every layer while the model reads `tokens` (B, T); the model stays as it is."""
+    kept: list[Tensors] = []
+    attentions = [block.attention for block in model.decoder.blocks]
+    mechanisms = [attention.mechanism for attention in attentions]
+    try:
+        for attention, mechanism in zip(attentions, mechanisms, strict=True):
+            attention.mechanism = _Recorder(mechanism, kept)
+        model(tokens)
+    finally:
+        for attention, mechanism in zip(attentions, mechanisms, strict=True):
+            attention.mechanism = mechanism
+    return kept

@@ -1,0 +1,1 @@
+"""Sequence classifiers trained from scratch."""
