@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
-.PHONY: help demo test lint format docs build clean
+.PHONY: help demo test test-all lint format docs build clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,7 +21,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## train a small language model on real text, plot its loss, write sentences (about 3 minutes)
 	$(BIN)/python -m train charlm --preset demo $(DEMO_ARGS)
 
-test: $(STAMP)  ## run the whole test suite
+test: $(STAMP)  ## run the tests but for the slow ones (about 8 minutes on 2 cores)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(STAMP)  ## run every test: also notebooks, killed and resumed runs, sweeps, fine-tuning
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## ruff and mypy

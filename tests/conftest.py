@@ -1,10 +1,9 @@
 """Every function of jaxattn is checked against its jaxtyping annotations while the tests run."""
 
-import atexit
+import gc
 import importlib.metadata
 import os
-import shutil
-import tempfile
+import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Eight CPU devices, so that sharding is tested for real; single-device tests just use the first.
@@ -14,12 +13,10 @@ if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
 
-# What one worker or one process of the command line has compiled, the others need not: they share a cache, which
-# starts empty with every run of the suite. Smaller programs cost more to store than to compile again.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    _cache = tempfile.mkdtemp(prefix="jaxattn-tests-")
-    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+# Workers, processes of the command line and later runs share what has been compiled; `make clean` removes it. Programs
+# that compile faster than this cost more to store than to compile again.
+_CACHE = pathlib.Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
@@ -31,6 +28,26 @@ import pytest  # noqa: E402  (JAX reads the environment as it is imported)
 jax.config.update("jax_disable_most_optimizations", True)
 
 jaxtyping.install_import_hook("jaxattn", "beartype.beartype")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """One worker runs a whole file (with --dist loadgroup), whose tests share compiled functions and fixtures."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None and item.path.name not in ROWS_ARE_GROUPED:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+# Their tests share nothing, or are grouped by the row they check.
+ROWS_ARE_GROUPED = ("test_docstrings.py", "test_kernels.py", "test_modules.py")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_memory():
+    """Drops compiled functions at the end of a file, or a worker would grow to several gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
