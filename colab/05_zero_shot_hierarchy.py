@@ -94,7 +94,7 @@ print(
 
 
 # %%
-run_block = nnx.jit(lambda block, x, mask: block(x, mask=mask))
+run_block = nnx.jit(lambda block, x, mask: block(x, token_mask=mask))
 
 
 def states(encoder):

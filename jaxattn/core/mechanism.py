@@ -29,7 +29,7 @@ class MechanismModule(nnx.Module):
 
     @property
     def takes_pair_mask(self) -> bool:
-        """Whether `attention_mask` may differ from query to query."""
+        """Whether `mask` may differ from query to query."""
         return False
 
     @abc.abstractmethod
@@ -41,8 +41,8 @@ class MechanismModule(nnx.Module):
         *,
         inputs: Float[Array, "B S D"] | None = None,
         key_bias: Float[Array, "#B S #N"] | None = None,
-        mask: Bool[Array, "B S"] | None = None,
-        attention_mask: Bool[Array, "#B #N #T #S"] | None = None,
+        token_mask: Bool[Array, "B S"] | None = None,
+        mask: Bool[Array, "#B #N #T #S"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         is_causal: bool = False,
     ) -> Float[Array, "B T N V"]:
@@ -153,16 +153,16 @@ class AttentionFn(nnx.Module):
             mask = jnp.asarray(mask, bool)
             # A key that no query of any head may see is padding, and padding must not enter statistics.
             token_mask = jnp.broadcast_to(mask.any(axis=(-3, -2)), key.shape[:2])
-        return self.mechanism(query, key, value, mask=token_mask, attention_mask=mask, is_causal=is_causal)
+        return self.mechanism(query, key, value, token_mask=token_mask, mask=mask, is_causal=is_causal)
 
 
-def fold_attention_mask(attention_mask: Array, key_bias: Array | None, length: int) -> Array:
+def fold_mask(mask: Array, key_bias: Array | None, length: int) -> Array:
     """A mask (B, N, 1, S) as a key bias; one that depends on the query raises."""
-    if attention_mask.shape[-2] != 1:
+    if mask.shape[-2] != 1:
         raise ValueError(
-            "attention_mask must be the same for all queries, (B, N, 1, S): this mechanism sums keys up "
-            f"before queries come; got shape {attention_mask.shape}. is_causal, mask and segment_ids are accepted."
+            "mask must be the same for all queries, (B, N, 1, S): this mechanism sums keys up "
+            f"before queries come; got shape {mask.shape}. is_causal, token_mask and segment_ids are accepted."
         )
-    kept = jnp.moveaxis(attention_mask[..., 0, :], -1, -2)
+    kept = jnp.moveaxis(mask[..., 0, :], -1, -2)
     kept = jnp.broadcast_to(kept, (*kept.shape[:-2], length, kept.shape[-1]))
     return jnp.where(kept, 0.0 if key_bias is None else key_bias, -jnp.inf)

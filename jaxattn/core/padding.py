@@ -5,12 +5,12 @@ from jaxtyping import Array, Bool, Float
 
 
 def padding_key_bias(
-    mask: Bool[Array, "*B S"] | None, key_bias: Float[Array, "*#B S #N"] | None = None
+    token_mask: Bool[Array, "*B S"] | None, key_bias: Float[Array, "*#B S #N"] | None = None
 ) -> Float[Array, "*B S _"] | None:
-    """Turns a token mask into a key bias: −inf where `mask` is False, `key_bias` (or 0) elsewhere.
+    """Turns a token mask into a key bias: −inf where `token_mask` is False, `key_bias` (or 0) elsewhere.
 
     Args:
-        mask: True at real tokens, False at padding; None for no padding.
+        token_mask: True at real tokens, False at padding; None for no padding.
         key_bias: a bias to keep at the real tokens, added to their scores in log space.
 
     Returns:
@@ -22,7 +22,7 @@ def padding_key_bias(
         >>> padding_key_bias(jnp.array([[True, True, False]]))[0, :, 0].tolist()
         [0.0, 0.0, -inf]
     """
-    if mask is None:
+    if token_mask is None:
         return key_bias
     # `where`, not a sum: a NaN bias at a padded token is dropped with the token.
-    return jnp.where(mask[..., None], 0.0 if key_bias is None else key_bias, -jnp.inf)
+    return jnp.where(token_mask[..., None], 0.0 if key_bias is None else key_bias, -jnp.inf)

@@ -34,7 +34,7 @@ class WindowedAttention(Attention):
         self,
         x: Float[Array, "B T D"],
         *,
-        attention_mask: Bool[Array, "#B #N #T #T"] | None = None,
+        mask: Bool[Array, "#B #N #T #T"] | None = None,
         **call: Any,
     ) -> Float[Array, "B T _"]:
         """Attends within the window; the arguments are those of `Attention`."""
@@ -42,8 +42,8 @@ class WindowedAttention(Attention):
         if self.mechanism.takes_pair_mask and length > self.window + 1:
             place = jnp.arange(length)
             near = (jnp.abs(place[:, None] - place) <= self.window)[None, None]
-            attention_mask = near if attention_mask is None else attention_mask & near
-        return super().__call__(x, attention_mask=attention_mask, **call)
+            mask = near if mask is None else mask & near
+        return super().__call__(x, mask=mask, **call)
 
 
 class DisentangledAttention(Attention):
@@ -91,7 +91,7 @@ class DisentangledAttention(Attention):
         x: Float[Array, "B T D"],
         *,
         relative_table: Float[Array, "P D"],
-        mask: Bool[Array, "B T"] | None = None,
+        token_mask: Bool[Array, "B T"] | None = None,
         tree: Tree | None = None,
     ) -> Float[Array, "B T _"]:
         """Attends over the whole sequence.
@@ -99,14 +99,14 @@ class DisentangledAttention(Attention):
         Args:
             x: the layer input.
             relative_table: embeddings of relative positions, 2·span of them.
-            mask: True at real tokens.
+            token_mask: True at real tokens.
             tree: for a mechanism that attends over one.
 
         Raises:
             ValueError: the mechanism forms no scores, and `drop_relative_terms` is False.
         """
-        if mask is not None:
-            x = jnp.where(mask[..., None], x, 0)
+        if token_mask is not None:
+            x = jnp.where(token_mask[..., None], x, 0)
         query, key, value = self._project(x, None)
         factor = 1 + len(self.relative.terms)
         extra: dict[str, Any] = {} if tree is None else {"tree": tree}
@@ -120,7 +120,7 @@ class DisentangledAttention(Attention):
             )
         # The mechanism divides by sqrt(H).
         query = (query / math.sqrt(factor)).astype(query.dtype)
-        return self.out(self.mechanism(query, key, value, inputs=x, mask=mask, **extra))
+        return self.out(self.mechanism(query, key, value, inputs=x, token_mask=token_mask, **extra))
 
     def _bias(self, query: Array, key: Array, table: Array) -> Float[Array, "B N T T"]:
         """q_i·r^k_d + k_j·r^q_d for every pair, in float32."""

@@ -102,7 +102,7 @@ class EncoderBlock(nnx.Module):
         self,
         x: Float[Array, "B L D"],
         *,
-        mask: Bool[Array, "B L"],
+        token_mask: Bool[Array, "B L"],
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
         **attention: Any,
@@ -111,9 +111,9 @@ class EncoderBlock(nnx.Module):
         drop: dict[str, Any] = {"deterministic": deterministic, "rngs": rngs}
         norm = self.attention_norm or _identity
         if self.pre_norm:
-            x = x + self.dropout(self.attention(norm(x), mask=mask, **attention), **drop)
+            x = x + self.dropout(self.attention(norm(x), token_mask=token_mask, **attention), **drop)
             return x + self.dropout(self.mlp(self.mlp_norm(x)), **drop)
-        x = norm(x + self.dropout(self.attention(x, mask=mask, **attention), **drop))
+        x = norm(x + self.dropout(self.attention(x, token_mask=token_mask, **attention), **drop))
         return self.mlp_norm(x + self.dropout(self.mlp(x), **drop))
 
 
@@ -147,11 +147,11 @@ class ConvolutionBranch(nnx.Module):
         x: Float[Array, "B L D"],
         y: Float[Array, "B L D"],
         *,
-        mask: Bool[Array, "B L"],
+        token_mask: Bool[Array, "B L"],
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "B L D"]:
         """Padding is zero on both sides, so that no real token sees it."""
-        near = self.conv(jnp.where(mask[..., None], x, 0))
+        near = self.conv(jnp.where(token_mask[..., None], x, 0))
         near = self.dropout(near, deterministic=deterministic, rngs=rngs)
-        return jnp.where(mask[..., None], self.norm(y + ACTIVATIONS[self.activation](near)), 0)
+        return jnp.where(token_mask[..., None], self.norm(y + ACTIVATIONS[self.activation](near)), 0)

@@ -343,9 +343,9 @@ class TextEncoder(nnx.Module):
                 call["relative_table"] = self.relative.dropout(table, **drop)
             if block.attention.mechanism.uses_tree:
                 call["tree"] = tree
-            states.append(block(states[-1], mask=mask, **call, **drop))
+            states.append(block(states[-1], token_mask=mask, **call, **drop))
             if self.convolution is not None and len(states) == 2:
-                states[1] = self.convolution(states[0], states[1], mask=mask, **drop)
+                states[1] = self.convolution(states[0], states[1], token_mask=mask, **drop)
         if self.norm is not None:
             states[-1] = self.norm(states[-1])
         return states

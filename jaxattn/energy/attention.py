@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxattn.core.checks import check_broadcastable, check_choice, check_dtype, check_rank, check_shape
 from jaxattn.energy.gate import (
     NORMALIZATIONS,
+    broadcast_mask,
     check_gate_parameters,
     check_leak,
     clean_energy,
@@ -17,7 +18,6 @@ from jaxattn.energy.gate import (
     energy_gate,
     energy_gate_init_state,
     energy_gate_step,
-    token_mask,
 )
 from jaxattn.energy.prefix import attend_to_prefixes
 from jaxattn.energy.statistics import Statistics, prefix_statistics
@@ -38,8 +38,8 @@ def energy_gated_attention(
     alpha: Float[Array, "#N"] | Float[Array, ""] | float,
     tau: Float[Array, "#N"] | Float[Array, ""] | float,
     normalization: str | None = "running",
-    mask: Bool[Array, "*B S"] | None = None,
-    attention_mask: Bool[Array, "*#B #N #T #S"] | None = None,
+    token_mask: Bool[Array, "*B S"] | None = None,
+    mask: Bool[Array, "*#B #N #T #S"] | None = None,
     key_bias: Float[Array, "*#B S #N"] | None = None,
     bias: Float[Array, "*#B #N #T #S"] | None = None,
     scale: float | None = None,
@@ -64,9 +64,9 @@ def energy_gated_attention(
         alpha: steepness of the gate, (N,) or a scalar.
         tau: the z at which the gate is half open, (N,) or a scalar.
         normalization: "running", "sequence", "prefix" or None.
-        mask: True at real tokens, (B, S). The others are not attended to and enter no statistics, NaN or not;
+        token_mask: True at real tokens, (B, S). The others are not attended to and enter no statistics, NaN or not;
             queries are not changed by it, so what a padded query holds shows in its own row.
-        attention_mask: True where query i may attend to key j, broadcastable to (B, N, T, S). It does not
+        mask: True where query i may attend to key j, broadcastable to (B, N, T, S). It does not
             change the statistics.
         key_bias: more bias on the keys, broadcastable to (B, S, N); −inf removes a key, also from the statistics.
         bias: bias on the scores, broadcastable to (B, N, T, S).
@@ -104,7 +104,7 @@ def energy_gated_attention(
     check_shape("energy", energy, (*key.shape[:-2], num_heads), "(B, S, N)")
     check_dtype("energy", energy, jnp.floating, "floating point")
     check_gate_parameters(alpha, tau, num_heads)
-    valid = _valid_keys(mask, key_bias, energy)
+    valid = _valid_keys(token_mask, key_bias, energy)
     pair = segment_ids if isinstance(segment_ids, tuple | list) else (segment_ids, segment_ids)
     if normalization != "prefix":
         gate = energy_gate(
@@ -122,7 +122,7 @@ def energy_gated_attention(
             key,
             value,
             key_bias=_add_bias(gate, key_bias, valid),
-            mask=attention_mask,
+            mask=mask,
             bias=bias,
             scale=scale,
             is_causal=is_causal,
@@ -145,7 +145,7 @@ def energy_gated_attention(
         return x if batched or x is None else x[None]
 
     query, key, value, energy, valid = map(with_batch, (query, key, value, energy, valid))
-    key_bias, bias, attention_mask = map(with_batch, (key_bias, bias, attention_mask))
+    key_bias, bias, mask = map(with_batch, (key_bias, bias, mask))
     query_ids, key_ids = map(with_batch, pair)
     energy = clean_energy(energy, valid)
     out = attend_to_prefixes(
@@ -158,7 +158,7 @@ def energy_gated_attention(
         alpha=alpha,
         tau=tau,
         key_bias=_add_bias(jnp.where(valid, 0.0, -jnp.inf), key_bias, valid),
-        mask=attention_mask,
+        mask=mask,
         bias=bias,
         segment_ids=None if key_ids is None else (query_ids, key_ids),
         scale=scale,
@@ -226,7 +226,7 @@ def energy_gated_attention_step(
     alpha: Float[Array, "#N"] | Float[Array, ""] | float,
     tau: Float[Array, "#N"] | Float[Array, ""] | float,
     normalization: str | None = "running",
-    mask: Bool[Array, "B T"] | None = None,
+    token_mask: Bool[Array, "B T"] | None = None,
     key_bias: Float[Array, "#B T #N"] | None = None,
     scale: float | None = None,
 ) -> tuple[EnergyGatedAttentionState, Float[Array, "B T N V"]]:
@@ -244,7 +244,7 @@ def energy_gated_attention_step(
         alpha: as in `energy_gated_attention`.
         tau: as in `energy_gated_attention`.
         normalization: one name for all steps: "running", "sequence", "prefix" or None.
-        mask: True at real tokens among the new ones, (B, T).
+        token_mask: True at real tokens among the new ones, (B, T).
         key_bias: bias on the new keys, broadcastable to (B, T, N); −inf removes a key for good.
         scale: factor on q·k, 1/sqrt(H) when None; the same in every step.
 
@@ -268,7 +268,7 @@ def energy_gated_attention_step(
     check_shape("energy", energy, query.shape[:-1], "(B, T, N)")
     check_dtype("energy", energy, jnp.floating, "floating point")
     check_gate_parameters(alpha, tau, query.shape[-2])
-    valid = _valid_keys(mask, key_bias, energy)
+    valid = _valid_keys(token_mask, key_bias, energy)
     energy = clean_energy(energy, valid)
     start = state.attention.length
     energies = lax.dynamic_update_slice(state.energy, energy, (0, start, 0))
@@ -301,9 +301,9 @@ def energy_gated_attention_step(
     return EnergyGatedAttentionState(cache, energies, jax.tree.map(lambda s: s[:, -1], statistics)), out
 
 
-def _valid_keys(mask: Array | None, key_bias: Array | None, energy: Array) -> Bool[Array, "*B S N"]:
-    """The keys that remain, per head: in `mask`, and not removed by `key_bias`."""
-    valid = token_mask("mask", mask, energy)
+def _valid_keys(token_mask: Array | None, key_bias: Array | None, energy: Array) -> Bool[Array, "*B S N"]:
+    """The keys that remain, per head: in `token_mask`, and not removed by `key_bias`."""
+    valid = broadcast_mask("token_mask", token_mask, energy)
     if key_bias is None:
         return valid
     check_dtype("key_bias", key_bias, jnp.floating, "floating point")

@@ -79,7 +79,7 @@ def energy_gate(
     check_rank("energy", energy, (2, 3), "(B, S, N) or (S, N)")
     check_dtype("energy", energy, jnp.floating, "floating point")
     check_gate_parameters(alpha, tau, energy.shape[-1])
-    valid = token_mask("mask", mask, energy)
+    valid = broadcast_mask("mask", mask, energy)
     if segment_ids is not None:
         check_dtype("segment_ids", segment_ids, jnp.integer, "integer")
         check_shape("segment_ids", segment_ids, energy.shape[:-1], "(B, S)")
@@ -162,7 +162,7 @@ def energy_gate_step(
     check_dtype("energy", energy, jnp.floating, "floating point")
     check_shape("state.count", state.count, (energy.shape[0], energy.shape[2]), "energy's (B, N)")
     check_gate_parameters(alpha, tau, energy.shape[-1])
-    valid = token_mask("mask", mask, energy)
+    valid = broadcast_mask("mask", mask, energy)
     energy = clean_energy(energy, valid)
     statistics = continue_statistics(state, energy, valid)
     z = energy if normalization is None else standardize(energy, statistics)
@@ -187,7 +187,7 @@ def clean_energy(energy: Array, valid: Array) -> Array:
     return jnp.where(valid, energy, 0).astype(jnp.float32)
 
 
-def token_mask(name: str, mask: Array | None, energy: Array) -> Array:
+def broadcast_mask(name: str, mask: Array | None, energy: Array) -> Array:
     """The mask (..., S), (..., S, N) or None as bool (..., S, N)."""
     if mask is None:
         return jnp.ones(energy.shape, bool)

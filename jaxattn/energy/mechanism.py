@@ -140,8 +140,8 @@ class EnergyGatedModule(MechanismModule):
         *,
         inputs=None,
         key_bias=None,
+        token_mask=None,
         mask=None,
-        attention_mask=None,
         segment_ids=None,
         is_causal=False,
         **inner,
@@ -155,15 +155,15 @@ class EnergyGatedModule(MechanismModule):
                 value,
                 energy,
                 **self._gate(),
+                token_mask=token_mask,
                 mask=mask,
-                attention_mask=attention_mask,
                 key_bias=key_bias,
                 segment_ids=segment_ids,
                 is_causal=is_causal,
                 implementation=self.inner.implementation,
                 **inner,
             )
-        key_bias = padding_key_bias(mask, key_bias)
+        key_bias = padding_key_bias(token_mask, key_bias)
         gate = energy_gate(
             energy,
             **self._gate(),
@@ -178,8 +178,8 @@ class EnergyGatedModule(MechanismModule):
             value,
             inputs=inputs,
             key_bias=gate if key_bias is None else gate + key_bias,
+            token_mask=token_mask,
             mask=mask,
-            attention_mask=attention_mask,
             segment_ids=segment_ids,
             is_causal=is_causal,
             **inner,

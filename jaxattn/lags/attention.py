@@ -24,7 +24,7 @@ def cross_correlation(
     key: Float[Array, "*B S K H"],
     lag_logits: Float[Array, "lags"] | Float[Array, "N lags"],
     *,
-    mask: TokenMask = None,
+    token_mask: TokenMask = None,
     segment_ids: SegmentIds = None,
 ) -> tuple[Float[Array, "*B T N 2*H"], Float[Array, "*B S L 2*H"]]:
     """Queries and keys of twice the width whose plain product is the cross-correlation score.
@@ -45,7 +45,7 @@ def cross_correlation(
         query: (B, T, N, H) or (T, N, H).
         key: (B, S, K, H) or (S, K, H), K dividing N.
         lag_logits: (2L + 1,) shared by the heads or (N, 2L + 1), for the lags −L, …, 0, …, L in this order.
-        mask: True at real tokens, (B, T); a pair of (B, T) and (B, S) (either None) if keys and queries are of
+        token_mask: True at real tokens, (B, T); a pair of (B, T) and (B, S) (either None) if keys and queries are of
             different sequences. Others contribute nothing to their neighbours, nor does a NaN in them.
         segment_ids: (B, T), or a pair of (B, T) and (B, S), for packed sequences: no shift crosses from one
             segment into another.
@@ -71,7 +71,9 @@ def cross_correlation(
     """
     _check(query, key, lag_logits)
     same = query.shape[:-2] == key.shape[:-2]
-    query_mask, key_mask = _pair("mask", mask, jnp.bool_, "boolean, True at real tokens", query, key, same)
+    query_mask, key_mask = _pair(
+        "token_mask", token_mask, jnp.bool_, "boolean, True at real tokens", query, key, same
+    )
     query_ids, key_ids = _pair("segment_ids", segment_ids, jnp.integer, "integer", query, key, same)
     past, present = _lag_weights(lag_logits)
     query, key = _zero_masked(query, query_mask), _zero_masked(key, key_mask)
@@ -85,8 +87,8 @@ def cross_correlation_attention(
     lag_logits: Float[Array, "lags"] | Float[Array, "N lags"],
     *,
     key_bias: Float[Array, "*#B S #N"] | None = None,
-    mask: TokenMask = None,
-    attention_mask: Bool[Array, "*#B #N #T #S"] | None = None,
+    token_mask: TokenMask = None,
+    mask: Bool[Array, "*#B #N #T #S"] | None = None,
     bias: Float[Array, "*#B #N #T #S"] | None = None,
     scale: float | None = None,
     is_causal: bool = False,
@@ -102,9 +104,9 @@ def cross_correlation_attention(
         lag_logits: (2L + 1,) or (N, 2L + 1), for the lags −L … L.
         key_bias: bias on the keys, broadcastable to (B, S, N); a key that is −inf for every head also
             contributes nothing to its neighbours' keys.
-        mask: True at real tokens, (B, T), or a pair of (B, T) and (B, S), either None. Others are not attended
+        token_mask: True at real tokens, (B, T), or a pair of (B, T) and (B, S), either None. Others are not attended
             to and contribute nothing to their neighbours.
-        attention_mask: True where query i may attend to key j, broadcastable to (B, N, T, S).
+        mask: True where query i may attend to key j, broadcastable to (B, N, T, S).
         bias: bias on the scores, broadcastable to (B, N, T, S).
         scale: factor on the scores, 1/sqrt(H) when None.
         is_causal: query i attends to keys j <= i; the output then depends on tokens <= i alone.
@@ -129,23 +131,25 @@ def cross_correlation_attention(
     """
     _check(query, key, lag_logits)
     same = query.shape[:-2] == key.shape[:-2]
-    query_mask, key_mask = _pair("mask", mask, jnp.bool_, "boolean, True at real tokens", query, key, same)
+    query_mask, key_mask = _pair(
+        "token_mask", token_mask, jnp.bool_, "boolean, True at real tokens", query, key, same
+    )
     key_bias = padding_key_bias(key_mask, key_bias)
     shift_mask = key_mask
     if key_bias is not None:
         target = (*key.shape[:-2], query.shape[-2])
         check_broadcastable("key_bias", key_bias, target, "(B, S, N)")
-        # The mask is in the bias by now.
+        # The token mask is in the bias by now.
         shift_mask = jnp.broadcast_to(_kept(key_bias), key.shape[:-2])
     wide_query, wide_key = cross_correlation(
-        query, key, lag_logits, mask=(query_mask, shift_mask), segment_ids=segment_ids
+        query, key, lag_logits, token_mask=(query_mask, shift_mask), segment_ids=segment_ids
     )
     return dot_product_attention(
         wide_query,
         wide_key,
         _repeat_heads(value, wide_key.shape[-2]),
         key_bias=key_bias,
-        mask=attention_mask,
+        mask=mask,
         bias=bias,
         scale=query.shape[-1] ** -0.5 if scale is None else scale,
         is_causal=is_causal,
@@ -227,7 +231,7 @@ def cross_correlation_step(
     lag_logits: Float[Array, "lags"] | Float[Array, "N lags"],
     *,
     key_bias: Float[Array, "#B T #N"] | None = None,
-    mask: Bool[Array, "B T"] | None = None,
+    token_mask: Bool[Array, "B T"] | None = None,
     scale: float | None = None,
 ) -> tuple[CrossCorrelationState, Float[Array, "B T N V"]]:
     """Appends T new tokens and attends from them, causally; any split gives the causal whole.
@@ -239,7 +243,7 @@ def cross_correlation_step(
         value: (B, T, K, V).
         lag_logits: (2L + 1,) or (N, 2L + 1), with the L of the state and the form it was made for.
         key_bias: bias on the new keys, broadcastable to (B, T, N), as in `cross_correlation_attention`.
-        mask: True at real tokens among the new ones, (B, T).
+        token_mask: True at real tokens among the new ones, (B, T).
         scale: factor on the scores, 1/sqrt(H) when None; the same in every step.
 
     Returns:
@@ -270,8 +274,10 @@ def cross_correlation_step(
             f"lag_logits must have the form the state was made for (per_head=True: (N, 2L + 1), else (2L + 1,)); "
             f"got {lag_logits.shape} for a cache of {state.attention.key.shape[2]} heads."
         )
-    query_mask, _ = _pair("mask", mask, jnp.bool_, "boolean, True at real tokens", query, key, True)
-    key_bias = padding_key_bias(mask, key_bias)
+    query_mask, _ = _pair(
+        "token_mask", token_mask, jnp.bool_, "boolean, True at real tokens", query, key, True
+    )
+    key_bias = padding_key_bias(token_mask, key_bias)
     kept = None if key_bias is None else jnp.broadcast_to(_kept(key_bias), key.shape[:-2])
     queries = jnp.concatenate(
         [state.query, _zero_masked(query, query_mask).astype(state.query.dtype)], axis=1
@@ -334,8 +340,8 @@ def _shift(x: Array, count: int, axis: int) -> Array:
     return jax.lax.slice_in_dim(jnp.pad(x, padding), 0, x.shape[axis], axis=axis)
 
 
-def _zero_masked(x: Array, mask: Array | None) -> Array:
-    return x if mask is None else jnp.where(mask[..., None, None], x, 0)
+def _zero_masked(x: Array, token_mask: Array | None) -> Array:
+    return x if token_mask is None else jnp.where(token_mask[..., None, None], x, 0)
 
 
 def _kept(key_bias: Array) -> Array:

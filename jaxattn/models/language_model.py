@@ -104,7 +104,7 @@ class LanguageModel(nnx.Module):
         self,
         tokens: Int[Array, "B T"],
         *,
-        mask: Bool[Array, "B T"] | None = None,
+        token_mask: Bool[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "*#B T"] | None = None,
         tree: Tree | None = None,
@@ -115,7 +115,7 @@ class LanguageModel(nnx.Module):
 
         Args:
             tokens: token ids.
-            mask: True at real tokens, False at padding.
+            token_mask: True at real tokens, False at padding.
             segment_ids: tokens meet only within their segment (packing); give `positions` that restart too.
             positions: positions in tokens; None for 0 to T − 1.
             tree: over the tokens, or a batch of trees, for a mechanism that takes one at the call.
@@ -136,7 +136,7 @@ class LanguageModel(nnx.Module):
         x = self.dropout(x, deterministic=deterministic, rngs=rngs)
         x = self.decoder(
             x,
-            mask=mask,
+            token_mask=token_mask,
             segment_ids=segment_ids,
             positions=positions,
             tree=tree,

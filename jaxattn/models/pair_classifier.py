@@ -60,7 +60,7 @@ class PairClassifier(SequenceEncoder):
     def __call__(
         self,
         tokens: Int[Array, "B 2 T"],
-        mask: Bool[Array, "B 2 T"] | None = None,
+        token_mask: Bool[Array, "B 2 T"] | None = None,
         *,
         tree: Tree | None = None,
         deterministic: bool = True,
@@ -70,7 +70,7 @@ class PairClassifier(SequenceEncoder):
 
         Args:
             tokens: token ids, both sequences of each pair padded to one length.
-            mask: True at real tokens, False at padding; None if all are real.
+            token_mask: True at real tokens, False at padding; None if all are real.
             tree: for the mechanism "tree": one tree over the T tokens, or a batch of 2 B trees in the order of
                 `tokens` (first pair's first sequence, its second, …).
             deterministic: no dropout.
@@ -85,7 +85,7 @@ class PairClassifier(SequenceEncoder):
         if tokens.ndim != 3 or tokens.shape[1] != 2:
             raise ValueError(f"tokens must have the shape (B, 2, T); got {tokens.shape}.")
         length = tokens.shape[2]
-        flat = None if mask is None else mask.reshape(-1, length)
+        flat = None if token_mask is None else token_mask.reshape(-1, length)
         # One pass for both: twice the rows are cheaper than two calls, and statistics of attention see both alike.
         x = self.pooled(
             tokens.reshape(-1, length), flat, tree=tree, deterministic=deterministic, rngs=rngs

@@ -107,7 +107,7 @@ class SequenceClassifier(SequenceEncoder):
     def __call__(
         self,
         tokens: Int[Array, "B T"],
-        mask: Bool[Array, "B T"] | None = None,
+        token_mask: Bool[Array, "B T"] | None = None,
         *,
         tree: Tree | None = None,
         positions: Int[Array, "*#B T"] | None = None,
@@ -118,7 +118,7 @@ class SequenceClassifier(SequenceEncoder):
 
         Args:
             tokens: token ids.
-            mask: True at real tokens, False at padding; None if all are real.
+            token_mask: True at real tokens, False at padding; None if all are real.
             tree: one tree over the T tokens, or a batch of trees, for the mechanism "tree"; with others
                 it raises.
             positions: positions in tokens; None for 0 to T − 1.
@@ -131,5 +131,7 @@ class SequenceClassifier(SequenceEncoder):
         Raises:
             ValueError: more tokens than `max_length`, or a tree without a mechanism that takes one.
         """
-        x = self.pooled(tokens, mask, tree=tree, positions=positions, deterministic=deterministic, rngs=rngs)
+        x = self.pooled(
+            tokens, token_mask, tree=tree, positions=positions, deterministic=deterministic, rngs=rngs
+        )
         return self.head(x if self.hidden is None else nnx.relu(self.hidden(x)))

@@ -106,7 +106,7 @@ class SequenceEncoder(nnx.Module):
     def pooled(
         self,
         tokens: Int[Array, "B T"],
-        mask: Bool[Array, "B T"] | None = None,
+        token_mask: Bool[Array, "B T"] | None = None,
         *,
         tree: Tree | None = None,
         positions: Int[Array, "*#B T"] | None = None,
@@ -118,15 +118,15 @@ class SequenceEncoder(nnx.Module):
             raise ValueError(
                 f"tokens must have at most max_length = {self.max_length} columns; got {tokens.shape[1]}."
             )
-        if mask is None:
-            mask = jnp.ones(tokens.shape, bool)
+        if token_mask is None:
+            token_mask = jnp.ones(tokens.shape, bool)
         drop: dict[str, Any] = {"deterministic": deterministic, "rngs": rngs}
         x = self.embedding[...].astype(self.dtype)[tokens]
         x = x if self.positions is None else self.positions(x, positions)
         x = self.dropout(x, **drop)
         given: dict[str, Any] = {} if tree is None else {"tree": tree}
-        x = self.encoder(x, mask=mask, positions=positions, **given, **drop)
-        return self.dropout(self.norm(_pool(x.astype(jnp.float32), mask, self.pooling)), **drop)
+        x = self.encoder(x, token_mask=token_mask, positions=positions, **given, **drop)
+        return self.dropout(self.norm(_pool(x.astype(jnp.float32), token_mask, self.pooling)), **drop)
 
 
 def head_layer(
@@ -145,13 +145,13 @@ def head_layer(
     )
 
 
-def _pool(x: jax.Array, mask: jax.Array, pooling: str) -> jax.Array:
+def _pool(x: jax.Array, token_mask: jax.Array, pooling: str) -> jax.Array:
     # Selected, not multiplied: what stands in padding may be anything, also NaN.
     if pooling == "mean":
-        total = jnp.where(mask[..., None], x, 0).sum(axis=1)
-        return total / jnp.maximum(mask.sum(axis=1), 1)[:, None]
+        total = jnp.where(token_mask[..., None], x, 0).sum(axis=1)
+        return total / jnp.maximum(token_mask.sum(axis=1), 1)[:, None]
     if pooling == "max":
-        largest = jnp.where(mask[..., None], x, -jnp.inf).max(axis=1)
-        return jnp.where(mask.any(axis=1)[:, None], largest, 0)
-    first = jnp.argmax(mask, axis=1)
+        largest = jnp.where(token_mask[..., None], x, -jnp.inf).max(axis=1)
+        return jnp.where(token_mask.any(axis=1)[:, None], largest, 0)
+    first = jnp.argmax(token_mask, axis=1)
     return jnp.take_along_axis(x, first[:, None, None], axis=1)[:, 0]

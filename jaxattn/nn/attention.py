@@ -147,8 +147,8 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         *,
-        mask: Bool[Array, "B T"] | None = None,
-        attention_mask: Bool[Array, "#B #N #T #T"] | None = None,
+        token_mask: Bool[Array, "B T"] | None = None,
+        mask: Bool[Array, "#B #N #T #T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "*#B T"] | None = None,
         is_causal: bool = False,
@@ -158,8 +158,8 @@ class Attention(nnx.Module):
 
         Args:
             x: the layer input.
-            mask: True at real tokens; padding is neither attended nor counted in any statistic.
-            attention_mask: which (query, key) pairs may meet.
+            token_mask: True at real tokens; padding is neither attended nor counted in any statistic.
+            mask: which (query, key) pairs may meet.
             segment_ids: tokens meet only within their segment (packing).
             positions: positions in tokens for the rotation; None for 0 to T − 1.
             is_causal: a token meets only itself and earlier tokens.
@@ -173,8 +173,10 @@ class Attention(nnx.Module):
                 "tree is for mechanisms that attend over one, such as Hierarchical(); "
                 f"got it with {type(self.mechanism).__name__}."
             )
-        if mask is not None:
-            x = jnp.where(mask[..., None], x, 0)  # a NaN in padding would reach the projections' gradients
+        if token_mask is not None:
+            x = jnp.where(
+                token_mask[..., None], x, 0
+            )  # a NaN in padding would reach the projections' gradients
         query, key, value = self._project(x, positions)
         extra: dict[str, Any] = {} if tree is None else {"tree": tree}
         out = self.mechanism(
@@ -182,8 +184,8 @@ class Attention(nnx.Module):
             key,
             value,
             inputs=x,
+            token_mask=token_mask,
             mask=mask,
-            attention_mask=attention_mask,
             segment_ids=segment_ids,
             is_causal=is_causal,
             **extra,

@@ -195,7 +195,7 @@ class InceptiveHead(Head):
         if len(self.kernels):
             x = jnp.concatenate([x, self._convolved(x, mask, deterministic)], axis=-1)
         if self.attention is not None:
-            x = self.attention(x, mask=mask)
+            x = self.attention(x, token_mask=mask)
         y = nnx.relu(self.hidden(self._pooled(x, mask)))
         return self.out(self.dropout(self.hidden_norm(y), **drop))
 

@@ -129,7 +129,7 @@ class TransformerBlock(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         *,
-        mask: Bool[Array, "B T"] | None = None,
+        token_mask: Bool[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "*#B T"] | None = None,
         is_causal: bool = False,
@@ -141,7 +141,7 @@ class TransformerBlock(nnx.Module):
         drop: dict[str, Any] = {"deterministic": deterministic, "rngs": rngs}
         attended = self.attention(
             self.attention_norm(x),
-            mask=mask,
+            token_mask=token_mask,
             segment_ids=segment_ids,
             positions=positions,
             is_causal=is_causal,
@@ -193,7 +193,7 @@ class _Stack(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         *,
-        mask: Bool[Array, "B T"] | None = None,
+        token_mask: Bool[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "*#B T"] | None = None,
         tree: Tree | None = None,
@@ -211,7 +211,7 @@ class _Stack(nnx.Module):
         for block in self.blocks:
             x = block(
                 x,
-                mask=mask,
+                token_mask=token_mask,
                 segment_ids=segment_ids,
                 positions=positions,
                 is_causal=self.is_causal,
@@ -238,7 +238,7 @@ class Encoder(_Stack):
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxattn.nn import Encoder
-        >>> Encoder(2, 8, 2, rngs=nnx.Rngs(0))(jnp.ones((1, 5, 8)), mask=jnp.ones((1, 5), bool)).shape
+        >>> Encoder(2, 8, 2, rngs=nnx.Rngs(0))(jnp.ones((1, 5, 8)), token_mask=jnp.ones((1, 5), bool)).shape
         (1, 5, 8)
     """
 

@@ -119,7 +119,7 @@ class FeatureMap:
         key: Float[Array, "*B S K H"],
         *,
         scale: float | None = None,
-        mask: Bool[Array, "*B S"] | None = None,
+        token_mask: Bool[Array, "*B S"] | None = None,
         query_mask: Bool[Array, "*B T"] | None = None,
         momentum: float | Float[Array, ""] = 0.0,
     ) -> "FeatureMap":
@@ -132,7 +132,7 @@ class FeatureMap:
             query: (B, T, N, H) or (T, N, H), as they come to the attention.
             key: (B, S, K, H) or (S, K, H); heads of queries that share a key head are pooled.
             scale: of the attention, 1/sqrt(H) when None.
-            mask: True at keys that count; True at queries that count too if T = S and `query_mask` is None.
+            token_mask: True at keys that count; True at queries that count too if T = S and `query_mask` is None.
             query_mask: True at queries that count.
             momentum: share of the statistics so far that is kept, for a moving average; the first calibration
                 ignores it.
@@ -146,9 +146,9 @@ class FeatureMap:
         check_qk(query, key)
         if not isinstance(momentum, jax.Array) and not 0 <= momentum < 1:
             raise ValueError(f"momentum must be at least 0 and below 1; got {momentum}.")
-        if query_mask is None and mask is not None and query.shape[-3] == key.shape[-3]:
-            query_mask = mask
-        for name, array, tokens in (("mask", mask, key), ("query_mask", query_mask, query)):
+        if query_mask is None and token_mask is not None and query.shape[-3] == key.shape[-3]:
+            query_mask = token_mask
+        for name, array, tokens in (("token_mask", token_mask, key), ("query_mask", query_mask, query)):
             if array is not None:
                 check_dtype(name, array, jnp.bool_, "boolean, True where a token counts")
                 check_shape(name, array, tokens.shape[:-2], "(B, S)" if tokens is key else "(B, T)")
@@ -156,9 +156,11 @@ class FeatureMap:
             return self
         query, key = jax.lax.stop_gradient((query, key))
         if query.ndim == 3:
-            query, key, mask, query_mask = jax.tree.map(lambda x: x[None], (query, key, mask, query_mask))
+            query, key, token_mask, query_mask = jax.tree.map(
+                lambda x: x[None], (query, key, token_mask, query_mask)
+            )
         root = check_scale(scale, query.shape[-1]) ** 0.5
-        moments = Moments.of(root * query, root * key, query_mask, mask)
+        moments = Moments.of(root * query, root * key, query_mask, token_mask)
         return self.with_moments(moments, momentum)
 
     def with_moments(self, moments: Moments, momentum: Any = 0.0) -> "FeatureMap":

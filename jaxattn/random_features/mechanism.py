@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from jaxattn.core.checks import check_choice
-from jaxattn.core.mechanism import Mechanism, MechanismModule, fold_attention_mask
+from jaxattn.core.mechanism import Mechanism, MechanismModule, fold_mask
 from jaxattn.core.padding import padding_key_bias
 from jaxattn.random_features.attention import (
     random_feature_attention,
@@ -167,22 +167,22 @@ class RandomFeaturesModule(MechanismModule):
         self,
         query: Float[Array, "B T N H"],
         key: Float[Array, "B S K H"],
-        mask: Bool[Array, "B S"] | None = None,
+        token_mask: Bool[Array, "B S"] | None = None,
     ) -> None:
         """Moves the statistics towards those of these queries and keys; early calls count more."""
         if self.feature_map.component.calibrates:
             calls = self.calls[...]
             # The mean over the first calls, then a moving average.
             momentum = jnp.minimum(self.momentum, calls / (calls + 1))
-            self._hold(self.feature_map.calibrate(query, key, mask=mask, momentum=momentum))
+            self._hold(self.feature_map.calibrate(query, key, token_mask=token_mask, momentum=momentum))
             self.calls[...] = calls + 1
 
     def redraw(self, key: jax.Array) -> None:
         """Replaces the random numbers; learned parameters and statistics stay."""
         self._hold(self.feature_map.resample(key))
 
-    def _after_training_call(self, query: Array, key: Array, mask: Array | None) -> None:
-        self.calibrate(query, key, mask)
+    def _after_training_call(self, query: Array, key: Array, token_mask: Array | None) -> None:
+        self.calibrate(query, key, token_mask)
         if self.redraw_every is None:
             return
         count = self.since_redraw[...] + 1
@@ -202,26 +202,26 @@ class RandomFeaturesModule(MechanismModule):
         *,
         inputs=None,
         key_bias=None,
+        token_mask=None,
         mask=None,
-        attention_mask=None,
         segment_ids=None,
         is_causal=False,
     ) -> Float[Array, "B T N V"]:
-        """Attends over the whole sequence; an attention mask must be the same for all queries."""
-        if attention_mask is not None:
-            key_bias = fold_attention_mask(attention_mask, key_bias, key.shape[1])
+        """Attends over the whole sequence; `mask` must be the same for all queries."""
+        if mask is not None:
+            key_bias = fold_mask(mask, key_bias, key.shape[1])
         out = random_feature_attention(
             query,
             key,
             value,
             self.feature_map,
-            key_bias=padding_key_bias(mask, key_bias),
+            key_bias=padding_key_bias(token_mask, key_bias),
             segment_ids=segment_ids,
             is_causal=is_causal,
             chunk_size=self.chunk_size,
         )
         if self.calibrating:
-            self._after_training_call(query, key, mask)
+            self._after_training_call(query, key, token_mask)
         return out
 
     def init_state(self, batch: int, max_length: int, num_kv_heads: int, dtype: Any) -> Any:

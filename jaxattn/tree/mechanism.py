@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxattn.core.checks import check_choice
-from jaxattn.core.mechanism import Mechanism, MechanismModule, fold_attention_mask
+from jaxattn.core.mechanism import Mechanism, MechanismModule, fold_mask
 from jaxattn.core.padding import padding_key_bias
 from jaxattn.tree.attention import hierarchical_attention
 from jaxattn.tree.sibling_bias import KINDS, SiblingBias
@@ -113,27 +113,27 @@ class HierarchicalModule(MechanismModule):
         *,
         inputs=None,
         key_bias=None,
+        token_mask=None,
         mask=None,
-        attention_mask=None,
         segment_ids=None,
         is_causal=False,
         tree: Tree | None = None,
     ) -> Float[Array, "B T N V"]:
-        """Attends over the tree; an attention mask must be the same for all queries."""
+        """Attends over the tree; `mask` must be the same for all queries."""
         if segment_ids is not None:
             raise ValueError(
                 "segment_ids cannot be used with a tree, whose nodes may span segments; put the segments below one "
                 "root with Tree.join, or one in a row."
             )
-        if attention_mask is not None:
-            key_bias = fold_attention_mask(attention_mask, key_bias, key.shape[1])
+        if mask is not None:
+            key_bias = fold_mask(mask, key_bias, key.shape[1])
         tree = self._tree(query.shape[1]) if tree is None else tree
         return hierarchical_attention(
             query,
             key,
             value,
             tree,
-            key_bias=padding_key_bias(mask, key_bias),
+            key_bias=padding_key_bias(token_mask, key_bias),
             sibling_bias=self._biases(tree),
             is_causal=is_causal,
             include_self=self.include_self,

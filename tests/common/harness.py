@@ -102,7 +102,7 @@ def layer(row: Module, *, flax: bool, kv_heads: int = 1, dtype: str = "float32")
         merged = nnx.merge(graph, _replaced(state, new), held)
         if flax:
             return merged(x, mask=None if mask is None else mask[:, None, None, :], is_causal=is_causal)
-        return merged(x, mask=mask, segment_ids=segment_ids, is_causal=is_causal)
+        return merged(x, token_mask=mask, segment_ids=segment_ids, is_causal=is_causal)
 
     core = row.core
     if row.draws:

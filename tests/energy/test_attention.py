@@ -75,8 +75,8 @@ def test_prefix_in_chunks_equals_prefix_at_once(options, monkeypatch):
     more = {}
     if options != "plain":
         more = {
-            "mask": normal(5, B, length) > -1.0,
-            "attention_mask": normal(6, B, 1, length, length) > -1.0,
+            "token_mask": normal(5, B, length) > -1.0,
+            "mask": normal(6, B, 1, length, length) > -1.0,
             "bias": normal(7, 1, N, length, length),
             "key_bias": normal(8, B, length, 1),
             "segment_ids": jnp.array([[0] * 4 + [1] * 7, [3] * 9 + [4] * 2]),
@@ -131,7 +131,7 @@ def test_padding_reaches_nothing(normalization):
             alpha=ALPHA,
             tau=TAU,
             normalization=normalization,
-            mask=mask,
+            token_mask=mask,
             is_causal=normalization == "prefix",
         )
 
@@ -148,7 +148,7 @@ def test_a_removed_key_enters_no_statistics():
         kw |= {"is_causal": normalization == "prefix"}
         np.testing.assert_allclose(
             energy_gated_attention(q, k, v, poisoned, **kw, key_bias=key_bias),
-            energy_gated_attention(q, k, v, energy, **kw, mask=keep),
+            energy_gated_attention(q, k, v, energy, **kw, token_mask=keep),
             rtol=1e-4,
             atol=1e-6,
         )
@@ -167,7 +167,7 @@ def test_a_row_without_keys_is_zero(normalization):
             alpha=ALPHA,
             tau=TAU,
             normalization=normalization,
-            mask=mask,
+            token_mask=mask,
             is_causal=True,
             allow_leak=True,
         )
@@ -276,13 +276,13 @@ def test_decoding_equals_the_whole_pass(normalization):
         # In decode "sequence" can know the prefix alone.
         name = "prefix" if normalization == "sequence" else normalization
         return energy_gated_attention(
-            q, k, v, energy, **kw, normalization=name, mask=mask, is_causal=True, scale=0.4
+            q, k, v, energy, **kw, normalization=name, token_mask=mask, is_causal=True, scale=0.4
         )
 
     @jax.jit
     def step(state, q, k, v, energy, mask):
         return energy_gated_attention_step(
-            state, q, k, v, energy, **kw, normalization=normalization, mask=mask, scale=0.4
+            state, q, k, v, energy, **kw, normalization=normalization, token_mask=mask, scale=0.4
         )
 
     assert_decode_matches(
@@ -321,8 +321,8 @@ def test_attention_refuses_bad_arguments(no_typecheck):
         energy_gated_attention(q, k, v, energy[..., :2], **kw)
     with pytest.raises(ValueError, match="alpha must"):
         energy_gated_attention(q, k, v, energy, alpha=jnp.ones(3), tau=0.0)
-    with pytest.raises(ValueError, match="mask must have shape"):
-        energy_gated_attention(q, k, v, energy, **kw, mask=jnp.ones((B, T + 1), bool))
+    with pytest.raises(ValueError, match="token_mask must have shape"):
+        energy_gated_attention(q, k, v, energy, **kw, token_mask=jnp.ones((B, T + 1), bool))
     with pytest.raises(ValueError, match="key_bias must be broadcastable"):
         energy_gated_attention(q, k, v, energy, **kw, key_bias=jnp.ones((B, T, 3)))
     with pytest.raises(ValueError, match="query must"):

@@ -88,7 +88,7 @@ def test_masked_tokens_and_segments_match_the_loop(per_head):
     query, key = qk()
     mask = jnp.ones((B, T), bool).at[0, 2].set(False).at[1, 5:7].set(False)
     poisoned = [jnp.where(mask[..., None, None], x, jnp.nan) for x in (query, key)]
-    scores = product(*cross_correlation(*poisoned, logits(per_head), mask=mask, segment_ids=SEGMENTS))
+    scores = product(*cross_correlation(*poisoned, logits(per_head), token_mask=mask, segment_ids=SEGMENTS))
     expected = naive_scores(query, key, logits(per_head), mask, SEGMENTS)
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
 
@@ -162,7 +162,7 @@ def test_shifting_one_side_both_ways_would_leak():
 
 def test_padding_reaches_nothing():
     def fn(q, k, v, mask):
-        return cross_correlation_attention(q, k, v, logits(True), mask=mask)
+        return cross_correlation_attention(q, k, v, logits(True), token_mask=mask)
 
     assert_padding_invariant(jax.jit(fn), qkv())
 
@@ -173,10 +173,12 @@ def test_a_removed_key_reaches_nothing():
     key_bias = jnp.where(keep, 0.0, -jnp.inf)[..., None]
     k, v = (jnp.where(keep[..., None, None], x, jnp.nan) for x in (k, v))
     by_bias = cross_correlation_attention(q, k, v, logits(False), key_bias=key_bias)
-    by_mask = cross_correlation_attention(q, k, v, logits(False), mask=(None, keep))
+    by_mask = cross_correlation_attention(q, k, v, logits(False), token_mask=(None, keep))
     assert np.isfinite(by_bias).all()
     np.testing.assert_array_equal(by_bias, by_mask)
-    none_left = cross_correlation_attention(q, k, v, logits(False), mask=(None, jnp.zeros((B, T), bool)))
+    none_left = cross_correlation_attention(
+        q, k, v, logits(False), token_mask=(None, jnp.zeros((B, T), bool))
+    )
     np.testing.assert_array_equal(none_left, 0)
 
 
@@ -186,7 +188,7 @@ def test_cross_attention_shifts_each_side_on_its_own():
     scores = naive_scores(q, k, logits(True)) * H**-0.5
     expected = jnp.einsum("bnts,bsnv->btnv", jax.nn.softmax(scores), jnp.repeat(v, N // K, axis=2))
     masks = (jnp.ones((B, 4), bool), jnp.ones((B, T), bool))
-    out = cross_correlation_attention(q, k, v, logits(True), mask=masks)
+    out = cross_correlation_attention(q, k, v, logits(True), token_mask=masks)
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -224,11 +226,11 @@ def test_decoding_equals_the_whole_pass(per_head):
         return jnp.where(mask[..., None, None], out, 0)
 
     def valid_step(state, q, k, v, mask):
-        state, out = step(state, q, k, v, mask=mask)
+        state, out = step(state, q, k, v, token_mask=mask)
         return state, valid(out, mask)
 
     assert_decode_matches(
-        jax.jit(lambda q, k, v, mask: valid(fn(q, k, v, mask=mask), mask)),
+        jax.jit(lambda q, k, v, mask: valid(fn(q, k, v, token_mask=mask), mask)),
         lambda: cross_correlation_init_state(B, T, K, H, num_heads=N, lags=L, per_head=per_head, value_dim=V),
         jax.jit(valid_step),
         (q, k, v, mask),
@@ -248,12 +250,12 @@ def test_bad_arguments_are_refused(no_typecheck):
         cross_correlation(q[0, 0], k, jnp.zeros(5))
     with pytest.raises(ValueError, match="key must have shape"):
         cross_correlation(q, k[..., :2], jnp.zeros(5))
-    with pytest.raises(ValueError, match="mask must be a pair"):
-        cross_correlation(q[:, :3], k, jnp.zeros(5), mask=jnp.ones((B, T), bool))
+    with pytest.raises(ValueError, match="token_mask must be a pair"):
+        cross_correlation(q[:, :3], k, jnp.zeros(5), token_mask=jnp.ones((B, T), bool))
     with pytest.raises(ValueError, match="segment_ids must be one array or a pair"):
         cross_correlation(q, k, jnp.zeros(5), segment_ids=(SEGMENTS,) * 3)
-    with pytest.raises(ValueError, match="mask must be boolean"):
-        cross_correlation(q, k, jnp.zeros(5), mask=jnp.ones((B, T)))
+    with pytest.raises(ValueError, match="token_mask must be boolean"):
+        cross_correlation(q, k, jnp.zeros(5), token_mask=jnp.ones((B, T)))
     with pytest.raises(ValueError, match="key_bias must be broadcastable"):
         cross_correlation_attention(q, k, v, jnp.zeros(5), key_bias=jnp.zeros((B, T, 3)))
     with pytest.raises(ValueError, match="lags must be at least 0"):

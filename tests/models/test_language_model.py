@@ -22,7 +22,7 @@ def make(mechanism="softmax", positions="learned", **kwargs):
     return LanguageModel(11, mechanism=mechanism, positions=positions, rngs=nnx.Rngs(0), **(sizes | kwargs))
 
 
-whole_pass = nnx.jit(lambda model, tokens, mask=None: model(tokens, mask=mask))
+whole_pass = nnx.jit(lambda model, tokens, mask=None: model(tokens, token_mask=mask))
 one_step = nnx.jit(lambda model, state, tokens: model.step(state, tokens))
 
 

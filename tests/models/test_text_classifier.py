@@ -28,7 +28,7 @@ class Deep(Plain):
 
     def __call__(self, input_ids, attention_mask, *, deterministic=True, rngs=None):
         x = self.embedding(input_ids)
-        return self.encoder(x, mask=attention_mask, deterministic=deterministic, rngs=rngs)
+        return self.encoder(x, token_mask=attention_mask, deterministic=deterministic, rngs=rngs)
 
 
 def make(encoder, **head):

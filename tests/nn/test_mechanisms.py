@@ -85,7 +85,7 @@ def test_padded_tokens_enter_no_statistics_in_decoding(normalization):
     q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 6, 2, 4))
     x = jax.random.normal(jax.random.key(1), (1, 6, 8))
     mask = jnp.array([[False, False, True, True, True, True]])
-    whole = module(q, k, v, inputs=x, mask=mask, is_causal=True)
+    whole = module(q, k, v, inputs=x, token_mask=mask, is_causal=True)
     key_bias = jnp.where(mask, 0.0, -jnp.inf)[..., None]
     _, out = module.step(module.init_state(1, 6, 2, jnp.float32), q, k, v, inputs=x, key_bias=key_bias)
     np.testing.assert_allclose(out[:, 2:], whole[:, 2:], atol=1e-5)

@@ -12,7 +12,7 @@ def test_encoder_ignores_padding():
     x = jax.random.normal(jax.random.key(0), (2, 6, 16))
     padded = jnp.concatenate([x, jnp.full((2, 4, 16), 100.0)], axis=1)
     mask = jnp.broadcast_to(jnp.arange(10) < 6, (2, 10))
-    np.testing.assert_allclose(encoder(padded, mask=mask)[:, :6], encoder(x), atol=1e-5)
+    np.testing.assert_allclose(encoder(padded, token_mask=mask)[:, :6], encoder(x), atol=1e-5)
 
 
 def test_packed_segments_do_not_meet():

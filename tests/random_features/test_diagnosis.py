@@ -122,7 +122,7 @@ def test_figures_are_what_they_are_called(is_causal):
     bias = jax.random.normal(jax.random.key(4), (1, 24, 4))
     poisoned = (jnp.where(mask[..., None, None], x, jnp.nan) for x in (q, k, v))
     told = diagnose(
-        *poisoned, pairs=["saderf-gaussian"], num_features=(32,), num_draws=3, seed=5, mask=mask, key_bias=bias,
+        *poisoned, pairs=["saderf-gaussian"], num_features=(32,), num_draws=3, seed=5, token_mask=mask, key_bias=bias,
         scale=0.5, is_causal=is_causal,
     )  # fmt: skip
     row = told.rows[0]
@@ -140,7 +140,7 @@ def test_figures_are_what_they_are_called(is_causal):
 
     @jax.jit
     def direct(key):
-        made = FeatureMap.create(key, 8, 32, "saderf", "gaussian").calibrate(q, k, scale=0.5, mask=mask)
+        made = FeatureMap.create(key, 8, 32, "saderf", "gaussian").calibrate(q, k, scale=0.5, token_mask=mask)
         out = random_feature_attention(q, k, v, made, key_bias=full, scale=0.5, is_causal=is_causal)
         wrong, norm = (jnp.square(jnp.where(kept, x, 0)).sum(axis=(0, 1, 3)) for x in (out - exact, exact))
         square = (made.kernel(q, k, scale=0.5) / jnp.exp(scores) - 1) ** 2
@@ -259,8 +259,8 @@ def test_plot_without_matplotlib(usable, monkeypatch):
         ("scale", {"scale": "1"}),
         ("key_bias", {"key_bias": jnp.ones((3, 2))}),
         ("key_bias", {"key_bias": jnp.full((4, 2), jnp.nan)}),
-        ("mask", {"mask": jnp.ones(4)}),
-        ("mask", {"mask": jnp.ones(3, bool)}),
+        ("token_mask", {"token_mask": jnp.ones(4)}),
+        ("token_mask", {"token_mask": jnp.ones(3, bool)}),
         ("target", {"target": 0.0}),
         ("num_draws", {"num_draws": 0}),
         ("max_tokens", {"max_tokens": 0}),

@@ -207,7 +207,7 @@ def test_calibration():
     # Padding counts in no statistic, not even as NaN.
     mask = jnp.arange(9) < 5
     poisoned = [jnp.where(mask[:, None, None], x, jnp.nan) for x in (query, key)]
-    masked = start.calibrate(*poisoned, mask=jnp.broadcast_to(mask, (2, 9)))
+    masked = start.calibrate(*poisoned, token_mask=jnp.broadcast_to(mask, (2, 9)))
     np.testing.assert_allclose(
         masked.component.a, start.calibrate(query[:, :5], key[:, :5]).component.a, rtol=1e-5
     )
@@ -258,7 +258,7 @@ def test_redraw_keeps_what_was_learned_and_measured():
         (lambda: FeatureMap.create(jax.random.key(0), 6, 8, stabilizer="max"), "stabilizer must be one of"),
         (lambda: small().calibrate(normal(0, 2, 3, 2, 6), normal(0, 2, 3, 4, 6)), "divides the query's"),
         (lambda: small().calibrate(X, X, momentum=1.5), "momentum must be at least 0 and below 1; got 1.5"),
-        (lambda: small().calibrate(X, X, mask=jnp.ones((2, 4), bool)), "mask must have shape"),
+        (lambda: small().calibrate(X, X, token_mask=jnp.ones((2, 4), bool)), "token_mask must have shape"),
         (lambda: small().query(jnp.zeros((2, 3, 2, 6), int)), "query must be floating point"),
         (lambda: random_feature_attention(X, X, X[:, :2], small()), "value must have shape"),
         (lambda: random_feature_attention(X, X, X, small(), chunk_size=-1), "chunk_size must be None"),

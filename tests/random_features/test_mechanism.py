@@ -97,10 +97,10 @@ def test_a_mask_of_keys_is_accepted_one_of_pairs_is_not():
     by_pairs = jnp.broadcast_to(kept, (2, 1, 1, 6))
     by_tokens = jnp.broadcast_to(kept, (2, 6))
     np.testing.assert_allclose(
-        module(X, attention_mask=by_pairs)[:, :4], module(X, mask=by_tokens)[:, :4], atol=1e-6
+        module(X, mask=by_pairs)[:, :4], module(X, token_mask=by_tokens)[:, :4], atol=1e-6
     )
-    with pytest.raises(ValueError, match=r"attention_mask must be the same for all queries"):
-        module(X, attention_mask=jnp.ones((2, 1, 6, 6), bool))
+    with pytest.raises(ValueError, match=r"mask must be the same for all queries"):
+        module(X, mask=jnp.ones((2, 1, 6, 6), bool))
 
 
 def test_qk_norm():

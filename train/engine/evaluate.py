@@ -47,7 +47,9 @@ def make_predict(
     """The function (params, part, its trees, its buckets) -> logits (seeds, examples, classes) in float32."""
 
     def run(params: Params, tokens: jax.Array, mask: jax.Array, tree: Any) -> jax.Array:
-        return across_seeds(lambda one: model.apply(one, tokens, mask=mask, tree=tree), seeds, mode)(params)
+        return across_seeds(lambda one: model.apply(one, tokens, token_mask=mask, tree=tree), seeds, mode)(
+            params
+        )
 
     step = jax.jit(run, out_shardings=NamedSharding(mesh, PartitionSpec()))
 

@@ -28,7 +28,7 @@ class Functional(NamedTuple):
     """Parameters from a key."""
     apply: Callable[..., Float[Array, "..."]]
     """(params, tokens (B, T), *, dropout_key=None, **inputs) -> logits; a key switches dropout on. The inputs, such
-    as mask, go to the module as they are."""
+    as token_mask, go to the module as they are."""
     train_apply: Callable[..., tuple[Float[Array, "..."], Params]]
     """(params, tokens, dropout_key, **inputs) -> (logits, the arrays in `held` for the next step)."""
     module: Callable[[Params], Any]

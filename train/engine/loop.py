@@ -130,7 +130,9 @@ def class_loss(
     model: Functional, params: Params, batch: dict[str, Any], key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], Params]:
     """The weighted mean over the rows in nats per example; see `train.data.batches`."""
-    logits, held = model.train_apply(params, batch["tokens"], key, mask=batch["mask"], tree=batch["tree"])
+    logits, held = model.train_apply(
+        params, batch["tokens"], key, token_mask=batch["mask"], tree=batch["tree"]
+    )
     return (batch["weights"] * cross_entropy(logits, batch["labels"])).mean(), held
 
 
@@ -234,7 +236,7 @@ def prefix_losses(
     later tokens does not.
 
     Args:
-        apply: (params, tokens, *, mask) -> logits.
+        apply: (params, tokens, *, token_mask) -> logits.
         params: of one seed.
         windows: T inputs and the last target.
 
@@ -246,7 +248,7 @@ def prefix_losses(
 
     def one(window: Int[Array, " T1"]) -> Float[Array, " T"]:
         prefixes = jnp.where(mask, window[:-1], 0)
-        logits = apply(params, prefixes, mask=mask)
+        logits = apply(params, prefixes, token_mask=mask)
         last = jnp.diagonal(logits, axis1=0, axis2=1).T  # prefix i, position i: (T, V)
         return cross_entropy(last, window[1:])
 

@@ -37,7 +37,7 @@ def diagnose(
     scale: float | None = None,
     is_causal: bool = False,
     key_bias: Float[Array, "*#B S #N"] | None = None,
-    mask: Bool[Array, "*B S"] | None = None,
+    token_mask: Bool[Array, "*B S"] | None = None,
     target: float = 0.3,
     num_draws: int = 8,
     seed: int = 0,
@@ -77,7 +77,7 @@ def diagnose(
         scale: factor on q·k, 1/sqrt(H) when None.
         is_causal: query i attends to keys j <= i only, both counted from the start.
         key_bias: (B or 1, S, N or 1), natural log units, added to the score of key j.
-        mask: (B, S), True at keys that count; with T = S the queries at the others do not count either.
+        token_mask: (B, S), True at keys that count; with T = S the queries at the others do not count either.
         target: relative output error that is good enough.
         num_draws: draws of the random numbers. Draw d of every pair and M is made from
             `jax.random.split(jax.random.key(seed), num_draws)[d]`.
@@ -121,7 +121,7 @@ def diagnose(
     scale = check_scale(scale, query.shape[-1])
     if scale < 0:
         raise ValueError(f"scale must be at least 0: features take its root; got {scale}.")
-    query, key, value, bias, query_mask, key_mask = _prepared(query, key, value, key_bias, mask)
+    query, key, value, bias, query_mask, key_mask = _prepared(query, key, value, key_bias, token_mask)
     batch, length, heads, width = query.shape
     count = min(length, max_tokens)
     position = np.linspace(0, length - 1, count).round().astype(int)
@@ -213,19 +213,21 @@ def _checked_sizes(num_features: Sequence[int]) -> list[int]:
     return sorted(set(num_features))
 
 
-def _prepared(query: Array, key: Array, value: Array, key_bias: Array | None, mask: Array | None):
+def _prepared(query: Array, key: Array, value: Array, key_bias: Array | None, token_mask: Array | None):
     """Arrays batched, in float32, 0 where they do not count; the key bias (B, S, N); masks (B, T) and (B, S)."""
     batched = query.ndim == 4
-    if mask is not None:
-        check_dtype("mask", mask, jnp.bool_, "boolean, True where a token counts")
-        check_shape("mask", mask, key.shape[:-2], "(B, S)" if batched else "(S,)")
+    if token_mask is not None:
+        check_dtype("token_mask", token_mask, jnp.bool_, "boolean, True where a token counts")
+        check_shape("token_mask", token_mask, key.shape[:-2], "(B, S)" if batched else "(S,)")
     if key_bias is not None:
         check_dtype("key_bias", key_bias, jnp.floating, "floating point")
         layout = "(B, S, N)" if batched else "(S, N)"
         check_broadcastable("key_bias", key_bias, (*key.shape[:-2], query.shape[-2]), layout)
-    bias = padding_key_bias(mask, key_bias)
+    bias = padding_key_bias(token_mask, key_bias)
     if not batched:
-        query, key, value, bias, mask = jax.tree.map(lambda x: x[None], (query, key, value, bias, mask))
+        query, key, value, bias, token_mask = jax.tree.map(
+            lambda x: x[None], (query, key, value, bias, token_mask)
+        )
     dtype = jnp.result_type(jnp.float32, query)
     query, key, value = (x.astype(dtype) for x in (query, key, value))
     (batch, queries, heads), length = query.shape[:3], key.shape[1]
@@ -233,8 +235,8 @@ def _prepared(query: Array, key: Array, value: Array, key_bias: Array | None, ma
     bias = jnp.broadcast_to(bias, (batch, length, heads))
     key_mask = (bias > -jnp.inf).any(axis=-1)
     query_mask = jnp.ones((batch, queries), bool)
-    if mask is not None and queries == length:
-        query_mask = mask
+    if token_mask is not None and queries == length:
+        query_mask = token_mask
     query = jnp.where(query_mask[..., None, None], query, 0)
     key, value = (jnp.where(key_mask[..., None, None], x, 0) for x in (key, value))
     for name, x in (("query", query), ("key", key), ("value", value)):

@@ -140,7 +140,7 @@ def test_weights_of_features_give_their_output(tensors, weights_of):
     query, key, mask = tensors
     spelling = "features:oprf-orf:16"
     built = parse_mechanism(spelling).build(HEADS, WIDTH, None, rngs=nnx.Rngs(0))
-    expected = jax.jit(lambda q, k, mask: built(q, k, k, mask=mask))(query, key, mask)
+    expected = jax.jit(lambda q, k, mask: built(q, k, k, token_mask=mask))(query, key, mask)
     found = jnp.einsum("BNTS,BSNH->BTNH", weights_of(spelling), key)
     np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
     np.testing.assert_allclose(found[1, :7], expected[1, :7], atol=1e-5)
@@ -171,7 +171,9 @@ def test_layer_by_layer_is_the_whole_model(trained, sharp, texts):
     classifier = LayeredClassifier(model)
     tokens, mask = texts
     states = classifier.states(tokens, mask)
-    whole = jax.jit(lambda params, tokens: trained.functional.apply(params, tokens, mask=mask))(sharp, tokens)
+    whole = jax.jit(lambda params, tokens: trained.functional.apply(params, tokens, token_mask=mask))(
+        sharp, tokens
+    )
     np.testing.assert_allclose(classifier.end(states[-1], mask), whole, atol=1e-5)
     tree = Hierarchical((2,), include_self=False)
     layers = classifier.fitted(classifier.replaced(tree), [1], states, mask)

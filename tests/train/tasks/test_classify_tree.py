@@ -58,7 +58,7 @@ def test_neither_padding_nor_neighbours_change_a_logit(train_file):
 
     def logits(rows, kind):
         batch = make_batch(data.train, trees, Chosen(kind, np.array(rows)), 4)
-        return apply(params, batch["tokens"], mask=batch["mask"], tree=batch["tree"])[: len(rows)]
+        return apply(params, batch["tokens"], token_mask=batch["mask"], tree=batch["tree"])[: len(rows)]
 
     rows = np.flatnonzero(data.train.lengths <= 16)[:4]
     short = logits(rows, Kind(16))
@@ -68,5 +68,5 @@ def test_neither_padding_nor_neighbours_change_a_logit(train_file):
     # and the tree matters
     batch = make_batch(data.train, trees, Chosen(Kind(16), rows), 4)
     flat = jax.tree.map(lambda x: x[[1, 2, 3, 0]], batch["tree"])
-    other = apply(params, batch["tokens"], mask=batch["mask"], tree=flat)
+    other = apply(params, batch["tokens"], token_mask=batch["mask"], tree=flat)
     assert np.abs(other - short).max() > 1e-5

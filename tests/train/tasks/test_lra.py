@@ -96,10 +96,10 @@ def test_padding_a_batch_of_pairs_further_changes_no_logit(pairs):
     model = lra_classifier(config, pairs, jax.tree.map(lambda x: x[None], batch))
     params = jax.jit(model.init)(jax.random.key(0))
     apply = jax.jit(model.apply)
-    before = apply(params, batch["tokens"], mask=batch["mask"])
+    before = apply(params, batch["tokens"], token_mask=batch["mask"])
     width = 24 - batch["tokens"].shape[2]
     further = [np.pad(batch[name], ((0, 0), (0, 0), (0, width))) for name in ("tokens", "mask")]
-    np.testing.assert_allclose(apply(params, further[0], mask=further[1]), before, atol=1e-5)
+    np.testing.assert_allclose(apply(params, further[0], token_mask=further[1]), before, atol=1e-5)
 
 
 @pytest.mark.parametrize("task", LRA_TASKS)

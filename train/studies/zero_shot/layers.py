@@ -117,7 +117,7 @@ class LayeredClassifier:
 @partial(jax.jit, static_argnums=0)
 def run_layer(graph: Any, state: Any, x: Array, mask: Array) -> Array:
     """One layer."""
-    return nnx.merge(graph, state)(x, mask=mask)
+    return nnx.merge(graph, state)(x, token_mask=mask)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -125,7 +125,7 @@ def query_key(graph: Any, state: Any, x: Array, mask: Array) -> tuple[Array, Arr
     """Queries and keys (B, L, N, H) of one layer as they come to its attention."""
     block = nnx.merge(graph, state)
     recorder = block.attention.mechanism = _Recorder()
-    block(x, mask=mask)
+    block(x, token_mask=mask)
     return recorder.seen
 
 

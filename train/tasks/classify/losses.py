@@ -101,7 +101,9 @@ def make_loss(kind: str, class_weights: np.ndarray | None = None) -> Loss:
     def loss(
         model: Functional, params: Params, batch: dict[str, Any], key: PRNGKeyArray
     ) -> tuple[Array, Params]:
-        logits, held = model.train_apply(params, batch["tokens"], key, mask=batch["mask"], tree=batch["tree"])
+        logits, held = model.train_apply(
+            params, batch["tokens"], key, token_mask=batch["mask"], tree=batch["tree"]
+        )
         return (batch["weights"] * LOSSES[kind](logits, batch["labels"], weights)).mean(), held
 
     return loss

@@ -197,7 +197,9 @@ def sequence_classifier(config: ClassificationConfig, data: ClassificationData, 
         )
 
     first: dict[str, Any] = jax.tree.map(lambda x: x[0], example)
-    return take_apart(build, first["tokens"], dropout=m.dropout > 0, mask=first["mask"], tree=first["tree"])
+    return take_apart(
+        build, first["tokens"], dropout=m.dropout > 0, token_mask=first["mask"], tree=first["tree"]
+    )
 
 
 def describe(

@@ -106,13 +106,13 @@ def text_classifier(
 def _as_task(functional: Functional) -> Functional:
     """The same model with the names of inputs that all classifiers have."""
 
-    def apply(params: Params, tokens: Array, *, mask: Array, tree: Any = None, **more: Any) -> Array:
-        return functional.apply(params, tokens, attention_mask=mask, **more)
+    def apply(params: Params, tokens: Array, *, token_mask: Array, tree: Any = None, **more: Any) -> Array:
+        return functional.apply(params, tokens, attention_mask=token_mask, **more)
 
     def train_apply(
-        params: Params, tokens: Array, key: PRNGKeyArray, *, mask: Array, tree: Any = None
+        params: Params, tokens: Array, key: PRNGKeyArray, *, token_mask: Array, tree: Any = None
     ) -> tuple[Array, Params]:
-        return functional.train_apply(params, tokens, key, attention_mask=mask)
+        return functional.train_apply(params, tokens, key, attention_mask=token_mask)
 
     return functional._replace(apply=apply, train_apply=train_apply)
 

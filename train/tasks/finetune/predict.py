@@ -93,7 +93,7 @@ class Trained:
         names = [f"text {i}" for i in range(1, len(texts) + 1)] if names is None else names
         ids, cut = token_ids(self.encoder, texts, self.max_length, names=names)
         part = Sequences.of(ids, [0] * len(ids))
-        run = jax.jit(lambda params, tokens, mask: self.functional.apply(params, tokens, mask=mask))
+        run = jax.jit(lambda params, tokens, mask: self.functional.apply(params, tokens, token_mask=mask))
         found = np.empty((len(part), len(self.classes)))
         # Batches as in training: few lengths, so few programs.
         batch_size = max(1, min(batch_size, len(part)))

@@ -72,4 +72,4 @@ def lra_classifier(config: LRARunConfig, data: LRAData, example: Batch) -> Funct
         )
 
     first: dict[str, Any] = jax.tree.map(lambda x: x[0], example)
-    return take_apart(build, first["tokens"], dropout=m.dropout > 0, mask=first["mask"], tree=None)
+    return take_apart(build, first["tokens"], dropout=m.dropout > 0, token_mask=first["mask"], tree=None)
