@@ -13,7 +13,7 @@ if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
 
-# Workers, processes of the command line and later runs share what has been compiled; `make clean` removes it. Programs
+# Workers, command-line processes and later runs share compiled programs; `make clean` removes them. Programs
 # that compile faster than this cost more to store than to compile again.
 _CACHE = pathlib.Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
@@ -48,6 +48,14 @@ def bounded_memory():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture
+def optimised():
+    """Compiles with XLA's optimisations, as users do."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

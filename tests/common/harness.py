@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,12 @@ def arrays(row: Kernel, sizes: Sizes, dtype: str = "float32") -> tuple[jax.Array
 def axes(row: Kernel) -> tuple[int | None, ...]:
     """The sequence axis of every array."""
     return (1, 1, 1, 1, *(OWN[name][1] for name in row.own))
+
+
+def afresh(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A jitted function traced and compiled anew, under the options of this moment."""
+    static = "is_causal" if "is_causal" in inspect.signature(call).parameters else ()
+    return jax.jit(lambda *args, **options: call.__wrapped__(*args, **options), static_argnames=static)
 
 
 @functools.lru_cache

@@ -14,16 +14,16 @@ from jaxattn.testing import (
     assert_matches_reference,
     assert_padding_invariant,
 )
-from tests.common.harness import arrays, axes, compiled, naively
+from tests.common.harness import afresh, arrays, axes, compiled, naively
 from tests.common.table import KERNELS, LEAKING, Sizes
 
 UNGROUPED = Sizes(heads=2, kv_heads=2)
 every_kernel = pytest.mark.parametrize("row", KERNELS, ids=lambda row: row.name)
 
 
-def whole(row, is_causal=True):
-    """The kernel as a function of its arrays alone."""
-    call = compiled(row, is_causal)
+def whole(row, prepare=lambda call: call):
+    """The causal kernel as a function of its arrays alone."""
+    call = prepare(compiled(row))
 
     def fn(query, key, value, key_bias, *own):
         return call(query, key, value, key_bias, *own, None, None)
@@ -37,18 +37,19 @@ def on_tokens(call, mask):
 
 
 @every_kernel
+@pytest.mark.usefixtures("optimised")
 def test_causal(row):
-    assert_causal(whole(row), arrays(row, Sizes()), axis=axes(row))
+    assert_causal(whole(row, afresh), arrays(row, Sizes()), axis=axes(row))
 
 
 @pytest.mark.parametrize("row", [row for row in KERNELS if row.long], ids=lambda row: row.name)
+@pytest.mark.usefixtures("optimised")
 def test_several_blocks(row):
     """Causal inside and between blocks, and the same as in one piece."""
     args = arrays(row, Sizes(batch=1, length=row.long, heads=1, kv_heads=1))
-    assert_causal(
-        whole(row), args, axis=axes(row), positions=[7, row.long // 2 - 1, row.long // 2, row.long - 2]
-    )
-    assert_matches_reference(whole(row), lambda *a: naively(row)(*a, None, None), args, rtol=1e-3)
+    call = whole(row, afresh)
+    assert_causal(call, args, axis=axes(row), positions=[7, row.long // 2 - 1, row.long // 2, row.long - 2])
+    assert_matches_reference(call, lambda *a: naively(row)(*a, None, None), args, rtol=1e-3)
 
 
 def test_statistics_of_the_whole_sequence_are_found_out():

@@ -12,7 +12,7 @@ from jaxattn.testing import (
     assert_matches_reference,
     assert_padding_invariant,
 )
-from tests.common.harness import layer
+from tests.common.harness import afresh, layer
 from tests.common.table import LEAKING_MODULE, MODULES
 
 every_module = pytest.mark.parametrize("row", MODULES, ids=lambda row: row.name)
@@ -27,9 +27,10 @@ def arguments(row, **options):
 
 @every_module
 @both_homes
+@pytest.mark.usefixtures("optimised")
 def test_causal(row, flax):
     made, args, axes = arguments(row, flax=flax)
-    assert_causal(made.call, args, axis=axes)
+    assert_causal(afresh(made.call), args, axis=axes)
 
 
 @both_homes
