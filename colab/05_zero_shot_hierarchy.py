@@ -237,5 +237,5 @@ plt.show()
 #     python -m train finetune --preset sst2 --head mean
 #     python -m train zero-shot --run runs/finetune-sst2
 #
-# [docs/pretrained.md](../docs/pretrained.md) has the figures, and whether including self helps there too. In texts as short
+# [docs/encoders.md](../docs/encoders.md) has the figures, and whether including self helps there too. In texts as short
 # as these a tree saves next to nothing; it pays in long ones.

@@ -76,7 +76,7 @@ def test_heads_of_an_encoder_are_timed_beside_the_first(tmp_path, monkeypatch):
     assert mean["ratios"] == {"mean": 1.0}
     assert inceptive["status"] == "ok" and inceptive["ratios"]["mean"] > 0
     assert unknown["status"] == "error" and "nonesuch" in unknown["message"]
-    page = tmp_path / "docs/inceptive.md"
+    page = tmp_path / "docs/heads.md"
     page.parent.mkdir()
     page.write_text(f"{report.HEADS}\nold\n{report.RESULTS_END}\n")
     assert main(["report", "--results", str(out.parent), "--root", str(tmp_path)]) == 0
