@@ -1,4 +1,4 @@
-"""What the checks share: naming arguments, replacing parts of them, and comparing arrays."""
+"""Helpers of the checks: names, axes and replacement of arguments, comparison of arrays."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -50,6 +50,14 @@ def sequence_axes(axis: Axes, args: Sequence[Any]) -> list[int | None]:
     if all(a is None for a in resolved):
         raise ValueError("axis names no sequence argument: at least one entry must not be None.")
     return resolved
+
+
+def common_length(args: Sequence[Any], axes: Sequence[int | None]) -> int:
+    """The one length of all sequence axes."""
+    found = {jnp.shape(x)[a] for x, a in zip(args, axes, strict=True) if a is not None}
+    if len(found) != 1:
+        raise ValueError(f"all sequence arguments must have one length; got {sorted(found)}.")
+    return found.pop()
 
 
 def along(axis: int, index: slice | np.ndarray, ndim: int) -> tuple[Any, ...]:

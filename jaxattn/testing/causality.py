@@ -1,4 +1,4 @@
-"""No output depends on anything later."""
+"""Causality: no output depends on a later input, in value or in gradient."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .arguments import (
+from jaxattn.testing.arguments import (
     Axes,
     along,
     argument_labels,
@@ -34,7 +34,7 @@ def assert_causal(
     gradient_atol: float = 0.0,
     seed: int = 0,
 ) -> None:
-    r"""Raises unless position t of the output depends on positions <= t of every argument alone.
+    r"""Raises unless position t of the output depends only on positions <= t of every argument.
 
     For each t, and for one argument at a time, everything after t is replaced, once by values of the argument's own
     size and once by values a thousand times larger (integers by others from the argument's range, booleans by their
@@ -42,8 +42,8 @@ def assert_causal(
 
     $$ |f(x)_i - f(x')_i| \le atol + rtol\,|f(x)_i| \quad\text{for } i \le t,\; x'_{\le t} = x_{\le t}, $$
 
-    bit for bit with the default tolerances. A leak through statistics of the whole sequence (a mean, a maximum used
-    as stabiliser) may be too small for that, so gradients are checked as well, and theirs must vanish exactly:
+    bit for bit with the default tolerances. A leak through a statistic of the whole sequence (a mean, a maximum used
+    for stability) may be too small to show there, so gradients are checked as well and must vanish exactly:
 
     $$ \frac{\partial}{\partial x_j} \sum_{i \le t} c_i \cdot f(x)_i = 0
        \quad\text{for } j > t,\; c \text{ random}. $$
@@ -52,19 +52,21 @@ def assert_causal(
         fn: function of the arrays in `args` which returns one array, such as a kernel with `is_causal=True`, a
             module, or a token model. Anything else it needs is closed over.
         args: the arrays to call it with; queries, keys and values of any rank, energies, activations, tokens.
-        axis: sequence axis of the arguments: one integer, or one entry an argument, None for what is no sequence.
+        axis: sequence axis of the arguments: one integer, or one entry for each, None for an argument that is not a
+            sequence.
         out_axis: sequence axis of the output.
-        positions: the positions t to cut at; None takes four spread over the sequence. A kernel that works in blocks
-            wants cuts inside and between blocks, and a sequence of several blocks.
+        positions: the positions t to cut at; None takes four spread over the sequence. For a kernel that works in
+            blocks, choose cuts inside and between blocks, and a sequence of several blocks.
         rtol: relative tolerance of the outputs.
         atol: absolute tolerance of the outputs; raise it for what is causal only to rounding, such as an FFT.
         check_gradients: whether to check gradients, where arguments and output are floating.
         gradient_atol: largest accepted gradient with respect to a later position.
-        seed: of the replacing values.
+        seed: random seed of the replacement values.
 
     Raises:
-        AssertionError: if something leaks, naming the position, the argument and the size of the leak.
-        ValueError: if the arguments cannot be cut: no sequence, or one position only.
+        AssertionError: something leaks; the message names the position, the argument and the size of the leak, which
+            `find_leaks` maps out.
+        ValueError: no argument has a sequence axis, or the sequence has a single position.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -167,6 +169,3 @@ def _check_gradients(
                     f"not causal: outputs at positions <= {t} have a gradient of {np.max(later):.3g} with respect to "
                     f"{labels[i]} at position {worst} (allowed: {atol:g})."
                 )
-
-
-__all__ = ["assert_causal"]

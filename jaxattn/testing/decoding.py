@@ -1,4 +1,4 @@
-"""Decoding with a state equals the whole forward pass."""
+"""Equality of stepwise decoding and the whole forward pass."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .arguments import Axes, along, describe_mismatch, sequence_axes, tolerances
+from jaxattn.testing.arguments import Axes, along, common_length, describe_mismatch, sequence_axes, tolerances
 
 
 def assert_decode_matches(
@@ -26,8 +26,8 @@ def assert_decode_matches(
     """Raises unless feeding a sequence token by token gives what one pass over all of it gives.
 
     `step` is called with positions [0, prefill) first and with one position at a time afterwards; what it returns,
-    concatenated, must equal `whole(*args)`. The state must keep its structure, shapes and dtypes from `init()` on, or
-    a decoding loop could not be compiled once.
+    concatenated, must equal `whole(*args)`. The state must keep the structure, shapes and dtypes of `init()`, so
+    that a decoding loop compiles once.
 
     Args:
         whole: function of the arrays in `args` which returns one array, causal.
@@ -35,7 +35,7 @@ def assert_decode_matches(
         step: `(state, *args at some positions) -> (state, output at these positions)`. Arguments that are no
             sequences (`axis` None) are handed over whole at every step.
         args: arrays to call it with; all sequence axes have one length.
-        axis: sequence axis of the arguments: one integer, or one entry an argument, None for what is no sequence.
+        axis: sequence axis of the arguments: one integer, or one entry for each, None for what is not a sequence.
         out_axis: sequence axis of the output.
         prefill: how many positions the first call takes.
         rtol: relative tolerance; None chooses by the output's dtype.
@@ -55,10 +55,7 @@ def assert_decode_matches(
         >>> assert_decode_matches(lambda x: jnp.cumsum(x, 1), lambda: jnp.zeros((2, 1, 4)), step, (x,), prefill=3)
     """
     axes = sequence_axes(axis, args)
-    found = {jnp.shape(x)[a] for x, a in zip(args, axes, strict=True) if a is not None}
-    if len(found) != 1:
-        raise ValueError(f"all sequence arguments must have one length; got {sorted(found)}.")
-    length = found.pop()
+    length = common_length(args, axes)
     if not 1 <= prefill <= length:
         raise ValueError(f"prefill must lie in 1..{length}; got {prefill}.")
     expected = np.asarray(whole(*args))
@@ -79,6 +76,3 @@ def assert_decode_matches(
         if fault:
             at = f"positions {start}..{stop - 1}" if stop - start > 1 else f"position {start}"
             raise AssertionError(f"decoding departs from the whole pass at {at}: the output {fault}.")
-
-
-__all__ = ["assert_decode_matches"]

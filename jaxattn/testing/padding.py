@@ -1,4 +1,4 @@
-"""Padding reaches nothing."""
+"""Invariance of outputs and gradients to padding."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,9 +6,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .arguments import (
+from jaxattn.testing.arguments import (
     Axes,
     argument_labels,
+    common_length,
     describe_mismatch,
     differentiate,
     is_floating,
@@ -35,10 +36,10 @@ def assert_padding_invariant(
 ) -> None:
     """Raises unless outputs and gradients at valid positions ignore what padding holds and how long it is.
 
-    `fn(*args, mask)` gets a boolean mask (B, L), True at the valid positions, and uses it as it must (as a key bias
-    of −inf, as lengths `mask.sum(-1)`, ...). It is called with the padding of every sequence argument set to zeros,
-    to other values, to NaN, and to NaN with `extra` more positions of it. At valid positions outputs must be finite
-    and agree with the first call; so must the gradients of a random weighting of the valid outputs, and they must be
+    `fn(*args, mask)` receives a boolean mask (B, L), True at valid positions, to apply in whatever form it needs (a
+    key bias of −inf, lengths `mask.sum(-1)`, ...). It is called with the padding of every sequence argument set to
+    zeros, to other values, to NaN, and to NaN with `extra` more positions. At valid positions, outputs must be finite
+    and agree with the first call; so must the gradients of a random weighting of the valid outputs, which must be
     zero at the padding itself.
 
     Args:
@@ -53,7 +54,7 @@ def assert_padding_invariant(
         rtol: relative tolerance; None chooses by the output's dtype.
         atol: absolute tolerance; None takes `rtol` times the largest expected value.
         check_gradients: whether to check gradients, where arguments and output are floating.
-        seed: of the values put into the padding.
+        seed: random seed of the values put into the padding.
 
     Raises:
         AssertionError: if padding shows, naming what was changed and the size of the difference.
@@ -73,10 +74,7 @@ def assert_padding_invariant(
     """
     labels, axes = argument_labels(fn, len(args)), sequence_axes(axis, args)
     host = [np.asarray(x) for x in args]
-    found = {x.shape[a] for x, a in zip(host, axes, strict=True) if a is not None}
-    if len(found) != 1:
-        raise ValueError(f"all sequence arguments must have one length; got {sorted(found)}.")
-    length = found.pop()
+    length = common_length(args, axes)
     batched = 0 not in axes
     batch = next(x.shape[0] for x, a in zip(host, axes, strict=True) if a is not None) if batched else 1
     if lengths is None:
@@ -192,6 +190,3 @@ def _call(
         out, vjp, argnums = differentiate(lambda *a: fn(*a, valid), args)
         return out, vjp, argnums
     return fn(*args, valid), None, []
-
-
-__all__ = ["assert_padding_invariant"]

@@ -1,4 +1,4 @@
-"""Outputs and gradients against a plain float64 reference."""
+"""Comparison of outputs and gradients with a plain float64 reference."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .arguments import argument_labels, describe_mismatch, differentiate, is_floating, to_float64, tolerances
+from jaxattn.testing.arguments import (
+    argument_labels,
+    describe_mismatch,
+    differentiate,
+    is_floating,
+    to_float64,
+    tolerances,
+)
 
 
 def assert_matches_reference(
@@ -36,7 +43,7 @@ def assert_matches_reference(
         rtol: relative tolerance; None chooses by the output's dtype (1e-5 in float32, 2e-2 in bfloat16).
         atol: absolute tolerance; None takes `rtol` times the largest reference value, array by array.
         check_gradients: whether to compare gradients with respect to every floating argument.
-        seed: of the random weights.
+        seed: random seed of the weights c.
 
     Raises:
         AssertionError: with the maximal absolute and relative error of every array that differs, by argument.
@@ -80,7 +87,7 @@ def assert_close_to_reference(
         args: arrays to call both with.
         max_error: largest accepted relative error.
         check_gradients: whether the gradients of a random weighting of the output are held to the same bound.
-        seed: of the random weights.
+        seed: random seed of the weights c.
 
     Raises:
         AssertionError: with the relative error of every array beyond the bound.
@@ -142,6 +149,3 @@ def _results(
         # A float32 parameter beside bfloat16 activations has a gradient that went through bfloat16.
         coarse = min(out.dtype, gradient.dtype, key=lambda d: -jnp.finfo(d).eps)
         yield f"the gradient of {labels[i]}", coarse, gradient, exact_gradient
-
-
-__all__ = ["assert_close_to_reference", "assert_matches_reference"]

@@ -1,11 +1,13 @@
-"""The public checks catch what they are for, and say what is wrong."""
+"""The public checks catch what they are for and say what is wrong."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen, nnx
 
 from jaxattn import testing
+from jaxattn.nn import Decoder, Encoder
 
 X = jax.random.normal(jax.random.key(0), (2, 8, 4))
 TOKENS = jax.random.randint(jax.random.key(1), (2, 8), 0, 11)
@@ -92,6 +94,78 @@ class TestCausal:
             testing.assert_causal(lambda x: x, (X,), axis=(None,))
         with pytest.raises(AssertionError, match="not finite"):
             testing.assert_causal(lambda x: x * jnp.nan, (X,))
+
+
+class TestLeaks:
+    def test_where_a_convolution_with_encoder_padding_looks_ahead(self):
+        def centred(x):
+            padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
+            return padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
+
+        report = testing.find_leaks(centred, (X,))
+        assert not report.causal and report.lookahead == 1
+        assert str(report).splitlines()[1:3] == ["x!......", "xx!....."]
+        assert testing.find_leaks(lambda x: jnp.cumsum(x, 1), (X,)).causal
+
+    def test_statistics_and_nan_reach_everything(self):
+        assert testing.find_leaks(lambda x: x - x.mean(1, keepdims=True), (X,)).lookahead == 7
+        report = testing.find_leaks(lambda x: jnp.where(x.sum() == X.sum(), x, jnp.nan), (X,))
+        assert report.lookahead == 7 and np.isnan(report.change).all()
+
+    def test_tolerance(self):
+        assert not testing.find_leaks(lambda x: x + 1e-3 * x[:, -1:], (X,)).causal
+        assert testing.find_leaks(lambda x: x + 1e-3 * x[:, -1:], (X,), atol=1.0).lookahead == 0
+
+    def test_lengths_must_agree(self):
+        with pytest.raises(ValueError, match="one length"):
+            testing.find_leaks(lambda x, y: x, (X, X[:, :4]))
+
+    @pytest.mark.parametrize("causal", [True, False])
+    def test_whole_models(self, causal):
+        """Of Flax NNX, Linen, and a plain function of tokens."""
+        of_nnx = (Decoder if causal else Encoder)(1, 4, 2, rngs=nnx.Rngs(0))
+
+        layer = linen.MultiHeadDotProductAttention(num_heads=2)
+        mask = linen.make_causal_mask(X[..., 0]) if causal else None
+        variables = layer.init(jax.random.key(0), X)
+
+        def of_linen(x):
+            return layer.apply(variables, x, mask=mask)
+
+        table = jax.random.normal(jax.random.key(2), (11, 4))
+
+        def of_tokens(tokens):
+            return jax.nn.softmax(of_nnx(table[tokens]), axis=-1)
+
+        for fn, x in ((of_nnx, X), (of_linen, X), (of_tokens, TOKENS)):
+            fn = jax.jit(fn)
+            assert testing.find_leaks(fn, (x,)).causal == causal
+            if causal:
+                testing.assert_causal(fn, (x,))
+            else:
+                with pytest.raises(AssertionError, match="not causal"):
+                    testing.assert_causal(fn, (x,))
+
+
+class TestPrefix:
+    def test_accepts(self):
+        testing.assert_prefix_matches(lambda x: jnp.cumsum(x, 1), (X,))
+        testing.assert_prefix_matches(lambda x, w: jnp.cumsum(x, 1) @ w, (X, jnp.eye(4)), axis=(1, None))
+
+    def test_catches_what_depends_on_the_length(self):
+        def scaled(x):  # causal, yet generation would see other numbers
+            return jnp.cumsum(x, axis=1) / x.shape[1]
+
+        testing.assert_causal(scaled, (X,))
+        with pytest.raises(AssertionError, match="prefix of length 1 gives another output"):
+            testing.assert_prefix_matches(scaled, (X,))
+        testing.assert_prefix_matches(scaled, (X,), lengths=[8])
+
+    def test_bad_arguments(self):
+        with pytest.raises(ValueError, match=r"lengths must lie in 1\.\.8; got \[9\]"):
+            testing.assert_prefix_matches(lambda x: x, (X,), lengths=[9])
+        with pytest.raises(ValueError, match="one length"):
+            testing.assert_prefix_matches(lambda x, y: x, (X, X[:, :4]))
 
 
 class TestPadding:
