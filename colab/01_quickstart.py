@@ -36,7 +36,7 @@ import optax
 from flax import nnx
 
 import jaxattn
-from jaxattn.models import LanguageModel, generate
+from jaxattn.models import BackboneConfig, LanguageModel, generate
 from jaxattn.testing import assert_causal
 
 print("jaxattn", jaxattn.__version__, "on", jax.devices()[0].platform)
@@ -108,10 +108,11 @@ text = "\n".join(pydoc_data.topics.topics[name] for name in sorted(pydoc_data.to
 vocabulary = sorted(set(text))
 data = jnp.array([vocabulary.index(c) for c in text[:200_000]])
 
-model = LanguageModel(
-    len(vocabulary), num_layers=2, num_heads=4, features=64, max_length=64,
-    mechanism="softmax+gate=running", positions="morlet:learned", rngs=nnx.Rngs(0),
+config = BackboneConfig(
+    num_layers=2, num_heads=4, hidden_size=64, max_length=64,
+    mechanism="softmax+gate=running", positions="morlet:learned",
 )  # fmt: skip
+model = LanguageModel(len(vocabulary), config, rngs=nnx.Rngs(0))
 optimizer = nnx.Optimizer(model, optax.adamw(3e-3), wrt=nnx.Param)
 
 

@@ -41,7 +41,7 @@ from flax import nnx
 
 import jaxattn
 from jaxattn import Tree, dot_product_attention, hierarchical_attention, hierarchical_weights
-from jaxattn.models import LanguageModel, generate
+from jaxattn.models import BackboneConfig, LanguageModel, generate
 
 print("jaxattn", jaxattn.__version__, "on", jax.devices()[0].platform)
 
@@ -161,10 +161,11 @@ text = "the tree stands still. its leaves do not. autumn came early. " * 40
 vocabulary = sorted(set(text))
 data = jnp.array([vocabulary.index(c) for c in text])
 
-model = LanguageModel(
-    len(vocabulary), num_layers=2, num_heads=2, features=32, max_length=128,
-    mechanism="tree:8x4:bias=learned", positions="learned", rngs=nnx.Rngs(0),
+config = BackboneConfig(
+    num_layers=2, num_heads=2, hidden_size=32, max_length=128,
+    mechanism="tree:8x4:bias=learned", positions="learned",
 )  # fmt: skip
+model = LanguageModel(len(vocabulary), config, rngs=nnx.Rngs(0))
 optimizer = nnx.Optimizer(model, optax.adamw(1e-2), wrt=nnx.Param)
 
 

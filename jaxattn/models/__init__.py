@@ -1,8 +1,9 @@
-"""Models built from the modules."""
+"""Language models, classifiers and pretrained text encoders."""
 
 from jaxattn.encoders.calibration import calibrate
 from jaxattn.encoders.config import EncoderConfig
 from jaxattn.encoders.text_encoder import TextEncoder
+from jaxattn.models.backbone import BackboneConfig
 from jaxattn.models.generate import generate, sample_token
 from jaxattn.models.language_model import LanguageModel
 from jaxattn.models.pair_classifier import PairClassifier
@@ -10,6 +11,7 @@ from jaxattn.models.sequence_classifier import SequenceClassifier
 from jaxattn.models.text_classifier import TextClassifier
 
 __all__ = [
+    "BackboneConfig",
     "EncoderConfig",
     "LanguageModel",
     "PairClassifier",

@@ -21,15 +21,15 @@ def generate(
 ) -> Int[Array, "B _"]:
     """Continues prompts with sampled tokens: p(token) = softmax(logits / temperature) over the top k.
 
-    The prompt is read in one step; every later token is one cached decoding step, all in one compiled loop.
+    The whole prompt is one decoding step, then each new token is one; all of it is one compiled loop.
 
     Args:
         model: the language model.
         prompt: token ids, at least one a row.
         num_tokens: how many tokens to add; prompt and new tokens must fit into the model's context.
         key: a key of `jax.random`.
-        temperature: 0 takes the likeliest token; 1 samples from the model's distribution.
-        top_k: sample among the k likeliest tokens only; None for all.
+        temperature: 0 takes the most likely token; 1 samples from the model's distribution.
+        top_k: sample among the k most likely tokens only; None for all.
 
     Returns:
         The prompts followed by the new tokens.
@@ -40,8 +40,9 @@ def generate(
     Examples:
         >>> import jax, jax.numpy as jnp
         >>> from flax import nnx
-        >>> from jaxattn.models import LanguageModel, generate
-        >>> model = LanguageModel(65, num_layers=1, num_heads=2, features=16, max_length=32, rngs=nnx.Rngs(0))
+        >>> from jaxattn.models import BackboneConfig, LanguageModel, generate
+        >>> config = BackboneConfig(num_layers=1, num_heads=2, hidden_size=16, max_length=32)
+        >>> model = LanguageModel(65, config, rngs=nnx.Rngs(0))
         >>> generate(model, jnp.zeros((1, 4), int), 8, key=jax.random.key(0)).shape
         (1, 12)
     """
@@ -86,7 +87,7 @@ _generate: Callable[..., Array] = nnx.jit(_sample_loop, static_argnums=(2, 4, 5)
 def sample_token(
     logits: Float[Array, "B V"], key: PRNGKeyArray, temperature: float = 1.0, top_k: int | None = None
 ) -> Int[Array, " B"]:
-    """One token a row from softmax(logits / temperature) over the top k; the likeliest at temperature 0.
+    """One token a row from softmax(logits / temperature) over the top k; the most likely one at temperature 0.
 
     Examples:
         >>> import jax, jax.numpy as jnp

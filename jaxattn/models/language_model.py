@@ -6,99 +6,39 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxattn.core.mechanism import Mechanism
-from jaxattn.core.parameters import parameter
-from jaxattn.models._positions import POSITIONS, make_positions
-from jaxattn.nn.spelling import parse_mechanism
-from jaxattn.nn.transformer import Decoder
+from jaxattn.models.backbone import Backbone, BackboneConfig
+from jaxattn.nn.decoder import Decoder
 from jaxattn.tree import Tree
 
-__all__ = ["POSITIONS", "LanguageModel"]
 
-
-class LanguageModel(nnx.Module):
+class LanguageModel(Backbone):
     """Embedding, positions, pre-norm causal blocks, and logits by the transposed embedding.
 
     Args:
         vocab_size: number of tokens V.
-        num_layers: number of blocks.
-        num_heads: query heads.
-        features: width D.
-        max_length: the longest sequence, in tokens (the context).
-        mechanism: an attention mechanism or its spelling, such as "softmax+gate=running".
-        positions: "none", "learned", "sinusoidal", "rotary", "morlet" (all windows at the origin, as
-            published) or "morlet:learned" (learned centres).
-        mlp_ratio: hidden width of the MLPs over D.
-        dropout: probability, on the embedding and on every branch.
-        num_kv_heads: key/value heads; None for num_heads.
-        qk_norm: normalise queries and keys, with a gain that starts at this; see `jaxattn.nn.Attention`.
-        allow_leak: lets the spelling "+gate=sequence" through, which reads later tokens.
-        dtype: dtype of the computation; parameters are kept in `param_dtype`.
-        param_dtype: dtype of the parameters.
+        config: sizes and options.
         rngs: random streams for the initial values.
 
     Raises:
-        ValueError: an unknown mechanism or position encoding, or sizes that do not divide.
+        ValueError: sizes that do not divide.
 
     Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
-        >>> from jaxattn.models import LanguageModel
-        >>> model = LanguageModel(
-        ...     65, num_layers=2, num_heads=2, features=16, max_length=32, mechanism="softmax+gate", rngs=nnx.Rngs(0)
+        >>> from jaxattn.models import BackboneConfig, LanguageModel
+        >>> config = BackboneConfig(
+        ...     num_layers=2, num_heads=2, hidden_size=16, max_length=32, mechanism="softmax+gate=running"
         ... )
-        >>> model(jnp.zeros((1, 10), int)).shape
+        >>> model, tokens = LanguageModel(65, config, rngs=nnx.Rngs(0)), jnp.arange(10)[None]
+        >>> model(tokens).shape
         (1, 10, 65)
+        >>> bool(jnp.allclose(model(tokens[:, :4]), model(tokens)[:, :4], atol=1e-5))  # causal
+        True
     """
 
-    def __init__(
-        self,
-        vocab_size: int,
-        *,
-        num_layers: int,
-        num_heads: int,
-        features: int,
-        max_length: int,
-        mechanism: Mechanism | str = "softmax",
-        positions: str = "learned",
-        mlp_ratio: float = 4.0,
-        dropout: float = 0.0,
-        num_kv_heads: int | None = None,
-        qk_norm: float | None = None,
-        allow_leak: bool = False,
-        dtype: Any = jnp.float32,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        if isinstance(mechanism, str):
-            mechanism = parse_mechanism(mechanism, allow_leak=allow_leak)
-        self.max_length = max_length
-        self.dtype = dtype
-        init = nnx.initializers.normal(0.02)
-        # The residual stream sums 2 branches a block: smaller last projections keep its variance at the start.
-        out_init = nnx.initializers.normal(0.02 / (2 * num_layers) ** 0.5)
-        self.embedding = parameter(
-            init, rngs.params(), (vocab_size, features), ("vocab", "embed"), param_dtype
-        )
-        added, rotary_base = make_positions(positions, max_length, features, param_dtype, rngs)
-        self.positions = nnx.data(added)
-        self.dropout = nnx.Dropout(dropout)
-        self.decoder = Decoder(
-            num_layers,
-            features,
-            num_heads,
-            mechanism=mechanism,
-            mlp_ratio=mlp_ratio,
-            dropout=dropout,
-            num_kv_heads=num_kv_heads,
-            qk_norm=qk_norm,
-            rotary_base=rotary_base,
-            kernel_init=init,
-            out_init=out_init,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
+    def __init__(self, vocab_size: int, config: BackboneConfig, *, rngs: nnx.Rngs):
+        super().__init__(vocab_size, config, rngs=rngs)
+        self.decoder = self._stack(Decoder, config, rngs)
 
     def __call__(
         self,
@@ -108,19 +48,20 @@ class LanguageModel(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "*#B T"] | None = None,
         tree: Tree | None = None,
-        deterministic: bool = True,
+        deterministic: bool | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "B T V"]:
         """Logits of the next token after each position.
 
         Args:
             tokens: token ids.
-            token_mask: True at real tokens, False at padding.
-            segment_ids: tokens meet only within their segment (packing); give `positions` that restart too.
+            token_mask: True at real tokens, False at padding; None if all are real.
+            segment_ids: tokens attend within their segment only (packing); give `positions` that restart too.
             positions: positions in tokens; None for 0 to T − 1.
             tree: over the tokens, or a batch of trees, for a mechanism that takes one at the call.
-            deterministic: no dropout.
-            rngs: holds the stream "dropout" unless `deterministic`.
+            deterministic: no dropout; None for the module's own setting (`train()` and `eval()` change it), which
+                is no dropout at first.
+            rngs: holds the stream "dropout" where there is dropout.
 
         Returns:
             Logits in float32.
@@ -128,20 +69,10 @@ class LanguageModel(nnx.Module):
         Raises:
             ValueError: more tokens than `max_length`.
         """
-        if tokens.shape[1] > self.max_length:
-            raise ValueError(
-                f"tokens must have at most max_length = {self.max_length} columns; got {tokens.shape[1]}."
-            )
-        x = self._embed(tokens, positions)
-        x = self.dropout(x, deterministic=deterministic, rngs=rngs)
+        drop: dict[str, Any] = {"deterministic": deterministic, "rngs": rngs}
+        x = self.dropout(self._embed(tokens, positions), **drop)
         x = self.decoder(
-            x,
-            token_mask=token_mask,
-            segment_ids=segment_ids,
-            positions=positions,
-            tree=tree,
-            deterministic=deterministic,
-            rngs=rngs,
+            x, token_mask=token_mask, segment_ids=segment_ids, positions=positions, tree=tree, **drop
         )
         return self._logits(x)
 
@@ -170,10 +101,6 @@ class LanguageModel(nnx.Module):
         positions = state["position"] + jnp.arange(tokens.shape[1])
         decoder, x = self.decoder.step(state["decoder"], self._embed(tokens, positions))
         return {"decoder": decoder, "position": state["position"] + tokens.shape[1]}, self._logits(x)
-
-    def _embed(self, tokens: Array, positions: Array | None) -> Array:
-        x = self.embedding[...].astype(self.dtype)[tokens]
-        return x if self.positions is None else self.positions(x, positions)
 
     def _logits(self, x: Array) -> Array:
         table = self.embedding[...].astype(self.dtype)

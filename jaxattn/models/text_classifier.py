@@ -1,4 +1,4 @@
-"""A classifier made of an encoder that exists, such as a pretrained one, and a head."""
+"""A text classifier: an encoder, such as a pretrained one, and a head."""
 
 import inspect
 from typing import Any
@@ -6,21 +6,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from jaxattn.nn.heads import Head
-
-TokenMask = Bool[Array, "B L"] | Int[Array, "B L"] | None
+from jaxattn.nn.heads import Head, TokenMask
 
 
 class TextClassifier(nnx.Module):
-    """Encoder, then head: what fine-tuning trains. `SequenceClassifier` is its counterpart from scratch.
+    """The model that fine-tuning trains: an encoder and a head. `SequenceClassifier` is trained from scratch.
 
     Args:
         encoder: a module called as `encoder(input_ids, attention_mask)` -> (B, L, d), such as
-            `TextEncoder.from_pretrained(...)`. Where its call takes `deterministic` and `rngs` it gets these too.
+            `TextEncoder.from_pretrained(...)`. If its call accepts `deterministic` and `rngs`, it gets these too.
         head: `InceptiveHead` or `PoolingHead` of width d.
-        freeze_encoder: use the encoder as it is, also in training: no dropout in it and no gradient into it.
+        freeze_encoder: no gradient into the encoder and no dropout in it, in training too.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -48,7 +46,7 @@ class TextClassifier(nnx.Module):
         input_ids: Int[Array, "B L"],
         attention_mask: TokenMask = None,
         *,
-        deterministic: bool = True,
+        deterministic: bool | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "B classes"]:
         """Logits of the classes.
@@ -56,21 +54,19 @@ class TextClassifier(nnx.Module):
         Args:
             input_ids: token ids.
             attention_mask: True or 1 at real tokens; None if all are real.
-            deterministic: no dropout, statistics as they are.
-            rngs: holds the stream "dropout" unless `deterministic`.
+            deterministic: no dropout, batch statistics unchanged; None for the modules' own settings (`train()` and
+                `eval()` change them), which are True at first.
+            rngs: holds the stream "dropout" where there is dropout.
 
         Returns:
             Logits in float32.
         """
         mask = _given(input_ids, attention_mask)
         drop: dict[str, Any] = {"deterministic": deterministic, "rngs": rngs}
-        taken = inspect.signature(type(self.encoder).__call__).parameters
-        if self.freeze_encoder or "deterministic" not in taken:
-            hidden = self.encoder(input_ids, mask)
-        else:
-            hidden = self.encoder(input_ids, mask, **drop)
         if self.freeze_encoder:
-            hidden = jax.lax.stop_gradient(hidden)
+            hidden = jax.lax.stop_gradient(self._encode(input_ids, mask, deterministic=True))
+        else:
+            hidden = self._encode(input_ids, mask, **drop)
         return self.head(hidden, mask, **drop)
 
     def relevance(
@@ -80,7 +76,7 @@ class TextClassifier(nnx.Module):
         *,
         classes: Int[Array, " B"] | None = None,
     ) -> Float[Array, "B L"]:
-        """How much each token's last hidden state counts for the predicted class; see the head's `relevance`.
+        """The share of each token's last hidden state in the predicted class; see the head's `relevance`.
 
         Args:
             input_ids: token ids.
@@ -88,10 +84,15 @@ class TextClassifier(nnx.Module):
             classes: which logit of each row; None for the largest.
 
         Returns:
-            Numbers that sum to 1 over the real tokens.
+            Shares that sum to 1 over the real tokens.
         """
         mask = _given(input_ids, attention_mask)
-        return self.head.relevance(self.encoder(input_ids, mask), mask, classes=classes)
+        hidden = self._encode(input_ids, mask, deterministic=True)
+        return self.head.relevance(hidden, mask, classes=classes)
+
+    def _encode(self, input_ids: Array, mask: Array, **drop: Any) -> Array:
+        accepted = inspect.signature(type(self.encoder).__call__).parameters
+        return self.encoder(input_ids, mask, **{name: drop[name] for name in drop if name in accepted})
 
 
 def _given(input_ids: Array, attention_mask: Array | None) -> Array:

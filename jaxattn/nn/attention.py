@@ -8,11 +8,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn.core.mechanism import Mechanism
 from jaxattn.core.parameters import Initializer
+from jaxattn.nn.layers import DEFAULT_INIT
 from jaxattn.positions import rotary
 from jaxattn.softmax.mechanism import Softmax
 from jaxattn.tree import Tree
-
-DEFAULT_INIT = nnx.initializers.lecun_normal()
 
 
 class Attention(nnx.Module):

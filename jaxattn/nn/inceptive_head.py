@@ -1,38 +1,37 @@
-"""The Inceptive head: convolutions of several widths beside the hidden states, attention over both, and a pool."""
+"""The Inceptive head: parallel convolutions over the hidden states, attention, a pool and an MLP."""
 
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from jaxattn.convolution import multi_scale as multi_scale_conv
+from jaxattn.convolution import multi_scale_conv
 from jaxattn.core.checks import check_choice
 from jaxattn.core.mechanism import Mechanism
 from jaxattn.core.parameters import parameter
 from jaxattn.nn.attention import Attention
-from jaxattn.nn.heads import Head, TokenMask, check_sizes, linear, pool
+from jaxattn.nn.heads import Head, TokenMask, check_sizes
+from jaxattn.nn.layers import layer_norm, linear
+from jaxattn.nn.pooling import Pooling
 from jaxattn.nn.spelling import parse_mechanism
-from jaxattn.nn.transformer import layer_norm
 from jaxattn.softmax.mechanism import Softmax
 
 ACTIVATIONS = {"relu": nnx.relu, "gelu": nnx.gelu, "silu": nnx.silu, "tanh": nnx.tanh}
 NORMALIZATIONS = ("none", "batch", "layer")
-POOLINGS = ("mean", "cls", "attention")
 
 
 class InceptiveHead(Head):
-    """Sees phrases of several lengths at once: what an Inception block does for pictures, for hidden states.
+    """Convolutions of several widths beside the hidden states, self-attention over both, a pool and an MLP.
 
     With hidden states H (B, L, d), all over real tokens only:
 
         C = activation(norm([conv_w(H) for w in kernels])),   X = [H, C]   of width d + filters · len(kernels),
         Y = self-attention(X),   y = pool(Y),   logits = W₂ dropout(LayerNorm(relu(W₁ y))).
 
-    Padding changes nothing: a sequence has the same logits however far it is padded, also in training with batch
-    normalisation. `convolution=False` is the fair control: the same head on H alone.
+    A sequence has the same logits however far it is padded, also in training with batch normalisation.
+    `convolution=False` is the control to compare with: the same head on H alone.
 
     Args:
         features: width d of the hidden states.
@@ -46,8 +45,7 @@ class InceptiveHead(Head):
         convolution: False for no convolutions.
         attention: the attention inside: a mechanism or its spelling, such as "softmax" or "tree:16x4"; True for
             softmax, False or None for no attention.
-        pooling: "mean" over the tokens, "cls" for the first one, "attention" for a mean with learned weights,
-            softmax(Y w).
+        pooling: "mean", "max", "cls" or "attention"; see `Pooling`.
         hidden_features: width of the hidden layer before the logits.
         dropout: probability, on the hidden states and before the last layer.
         dtype: dtype of the convolutions and of the attention; None follows the input. The layers after the pool are
@@ -66,8 +64,10 @@ class InceptiveHead(Head):
         >>> hidden, mask = jnp.ones((2, 6, 16)), jnp.arange(6) < jnp.array([[6], [4]])
         >>> head(hidden, mask).shape
         (2, 3)
-        >>> head.relevance(hidden, mask).shape
-        (2, 6)
+        >>> bool(jnp.allclose(head(hidden, mask)[1], head(hidden[1:, :4])[0], atol=1e-5))  # padding has no effect
+        True
+
+    Reference: arXiv 2505.20496, Inceptive transformers.
     """
 
     def __init__(
@@ -91,7 +91,6 @@ class InceptiveHead(Head):
     ):
         check_choice("normalization", normalization, NORMALIZATIONS)
         check_choice("activation", activation, ACTIVATIONS)
-        check_choice("pooling", pooling, POOLINGS)
         check_sizes(
             dropout=dropout,
             features=features,
@@ -102,7 +101,8 @@ class InceptiveHead(Head):
         )
         if convolution and (not len(kernels) or min(kernels) < 1):
             raise ValueError(f"kernels must be one or more widths of at least 1; got {tuple(kernels)}.")
-        self.features, self.pooling, self.activation, self.dtype = features, pooling, activation, dtype
+        self.features, self.activation, self.dtype = features, activation, dtype
+        options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
         widths = tuple(kernels) if convolution else ()
         channels = filters * len(widths)
         width = features + channels
@@ -121,17 +121,17 @@ class InceptiveHead(Head):
         )
         norm: nnx.Module | None = None
         if channels and normalization == "batch":
-            # Half of the running mean is of the last 7 batches: fine-tuning takes hundreds of steps, not thousands.
+            # With momentum 0.9 half of a running mean comes from the last 7 batches: fine-tuning takes few steps.
             norm = nnx.BatchNorm(
                 channels,
                 momentum=0.9,
+                use_running_average=True,
                 use_fast_variance=False,
                 dtype=dtype,
-                param_dtype=param_dtype,
-                rngs=rngs,
+                **options,
             )
         elif channels and normalization == "layer":
-            norm = layer_norm(channels, dtype, param_dtype, rngs)
+            norm = layer_norm(channels, dtype=dtype, **options)
         self.norm = nnx.data(norm)
 
         # 2. Attention.
@@ -144,72 +144,45 @@ class InceptiveHead(Head):
                     f"got {num_heads}, accepted: {accepted}."
                 )
             mechanism = parse_mechanism(attention) if isinstance(attention, str) else attention
+            mechanism = Softmax() if mechanism is True else mechanism
             self.attention = nnx.data(
-                Attention(
-                    num_heads,
-                    width,
-                    mechanism=Softmax() if mechanism is True else mechanism,
-                    dtype=dtype,
-                    param_dtype=param_dtype,
-                    rngs=rngs,
-                )
+                Attention(num_heads, width, mechanism=mechanism, dtype=dtype, **options)
             )
 
-        # 3. Pool and logits.
-        weights = None
-        if pooling == "attention":
-            # From 0: at the start it is the mean.
-            weights = parameter(zeros, rngs.params(), (width,), ("embed",), param_dtype)
-        self.pooling_weights = nnx.data(weights)
-        self.hidden = linear(width, hidden_features, ("embed", "mlp"), param_dtype, rngs)
-        self.hidden_norm = layer_norm(hidden_features, jnp.float32, param_dtype, rngs)
-        self.out = linear(hidden_features, num_classes, ("mlp", "classes"), param_dtype, rngs)
-        self.dropout = nnx.Dropout(dropout)
+        # 3. Pool and logits, in float32.
+        self.pooling = Pooling(pooling, width, **options)
+        self.hidden = linear(width, hidden_features, ("embed", "mlp"), dtype=jnp.float32, **options)
+        self.hidden_norm = layer_norm(hidden_features, dtype=jnp.float32, **options)
+        self.out = linear(hidden_features, num_classes, ("mlp", "classes"), dtype=jnp.float32, **options)
+        self.dropout = nnx.Dropout(dropout, deterministic=True)
 
     def __call__(
         self,
         hidden: Float[Array, "B L d"],
         attention_mask: TokenMask = None,
         *,
-        deterministic: bool = True,
+        deterministic: bool | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "B classes"]:
-        """Logits of the classes.
-
-        Args:
-            hidden: the encoder's last hidden states.
-            attention_mask: True or 1 at real tokens; None if all are real.
-            deterministic: no dropout, and batch normalisation by its running statistics. Otherwise these are updated.
-            rngs: holds the stream "dropout" unless `deterministic`.
-
-        Returns:
-            Logits in float32.
-
-        Raises:
-            ValueError: hidden states of another width, or a mask of another shape.
-        """
-        mask = self._token_mask(hidden, attention_mask)
+        """Logits of the classes; see `Head`."""
+        token_mask = self._token_mask(hidden, attention_mask)
         drop: dict[str, Any] = {"deterministic": deterministic, "rngs": rngs}
         x = hidden if self.dtype is None else hidden.astype(self.dtype)
-        x = self.dropout(jnp.where(mask[..., None], x, 0), **drop)
+        x = self.dropout(jnp.where(token_mask[..., None], x, 0), **drop)
         if len(self.kernels):
-            x = jnp.concatenate([x, self._convolved(x, mask, deterministic)], axis=-1)
+            x = jnp.concatenate([x, self._convolved(x, token_mask, deterministic)], axis=-1)
         if self.attention is not None:
-            x = self.attention(x, token_mask=mask)
-        y = nnx.relu(self.hidden(self._pooled(x, mask)))
+            x = self.attention(x, token_mask=token_mask)
+        y = nnx.relu(self.hidden(self.pooling(x, token_mask)))
         return self.out(self.dropout(self.hidden_norm(y), **drop))
 
-    def _convolved(self, x: Array, mask: Bool[Array, "B L"], deterministic: bool) -> Array:
-        y = multi_scale_conv(x, [k[...] for k in self.kernels], [b[...] for b in self.biases], mask=mask)
+    def _convolved(self, x: Array, token_mask: Bool[Array, "B L"], deterministic: bool | None) -> Array:
+        real = token_mask[..., None]
+        y = multi_scale_conv(
+            x, [k[...] for k in self.kernels], [b[...] for b in self.biases], mask=token_mask
+        )
         if isinstance(self.norm, nnx.BatchNorm):
-            y = self.norm(y, use_running_average=deterministic, mask=mask[..., None])
+            y = self.norm(y, use_running_average=deterministic, mask=real)
         elif self.norm is not None:
             y = self.norm(y)
-        return jnp.where(mask[..., None], ACTIVATIONS[self.activation](y), 0)
-
-    def _pooled(self, x: Array, mask: Bool[Array, "B L"]) -> Array:
-        if self.pooling_weights is None:
-            return pool(x, mask, self.pooling)
-        scores = x.astype(jnp.float32) @ self.pooling_weights[...].astype(jnp.float32)
-        weights = jax.nn.softmax(scores, axis=-1, where=mask)
-        return jnp.einsum("bl,bld->bd", weights, jnp.where(mask[..., None], x, 0))
+        return jnp.where(real, ACTIVATIONS[self.activation](y), 0)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxattn.models import LanguageModel, generate, sample_token
-from jaxattn.models.language_model import POSITIONS
+from jaxattn.models import BackboneConfig, LanguageModel, generate, sample_token
+from jaxattn.models.backbone import POSITIONS
 
 ATTENTION = [
     "softmax",
@@ -18,8 +18,9 @@ ATTENTION = [
 
 
 def make(mechanism="softmax", positions="learned", **kwargs):
-    sizes = {"num_layers": 1, "num_heads": 2, "features": 16, "max_length": 16}
-    return LanguageModel(11, mechanism=mechanism, positions=positions, rngs=nnx.Rngs(0), **(sizes | kwargs))
+    sizes = {"num_layers": 1, "num_heads": 2, "hidden_size": 16, "max_length": 16}
+    config = BackboneConfig(mechanism=mechanism, positions=positions, **(sizes | kwargs))
+    return LanguageModel(11, config, rngs=nnx.Rngs(0))
 
 
 whole_pass = nnx.jit(lambda model, tokens, mask=None: model(tokens, token_mask=mask))

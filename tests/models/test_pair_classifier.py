@@ -1,18 +1,21 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from jaxattn.models import PairClassifier, SequenceClassifier
+from jaxattn.models import BackboneConfig, PairClassifier, SequenceClassifier
 
-SIZES = {"num_layers": 1, "num_heads": 2, "features": 16, "max_length": 16}
+CONFIG = BackboneConfig(num_layers=1, num_heads=2, hidden_size=16, max_length=16)
 TOKENS = jax.random.randint(jax.random.key(1), (3, 2, 6), 1, 11)
 MASK = jnp.arange(6) < jnp.array([[6, 3], [2, 5], [4, 4]])[..., None]
 
 
-def make(mechanism="softmax", **kwargs):
-    return PairClassifier(11, 2, mechanism=mechanism, rngs=nnx.Rngs(0), **(SIZES | kwargs))
+def make(mechanism="softmax", num_layers=1, **kwargs):
+    config = dataclasses.replace(CONFIG, mechanism=mechanism, num_layers=num_layers)
+    return PairClassifier(11, 2, config, rngs=nnx.Rngs(0), **kwargs)
 
 
 logits_of = nnx.jit(lambda model, tokens, mask=None: model(tokens, mask))
@@ -31,8 +34,8 @@ def test_padding_further_changes_no_logit_whatever_it_holds(mechanism):
 
 
 def test_both_towers_are_one_encoder_and_the_head_compares_them():
-    model = make(head_features=5)
-    one = SequenceClassifier(11, 2, rngs=nnx.Rngs(0), **SIZES)
+    model = make(head_size=5)
+    one = SequenceClassifier(11, 2, CONFIG, rngs=nnx.Rngs(0))
     vectors = [one.pooled(TOKENS[:, i], MASK[:, i]) for i in (0, 1)]  # equal seeds, equal encoders
     a, b = vectors
     hidden = jnp.concatenate([a, b, a * b, a - b], -1) @ model.hidden.kernel[...] + model.hidden.bias[...]
@@ -49,7 +52,7 @@ def test_rows_do_not_meet_and_the_order_of_a_pair_matters():
 
 
 def test_a_sequence_classifier_may_have_a_hidden_layer_in_its_head():
-    model = SequenceClassifier(11, 3, head_features=7, rngs=nnx.Rngs(0), **SIZES)
+    model = SequenceClassifier(11, 3, CONFIG, head_size=7, rngs=nnx.Rngs(0))
     x = model.pooled(TOKENS[:, 0])
     hidden = jnp.maximum(x @ model.hidden.kernel[...], 0)
     np.testing.assert_allclose(model(TOKENS[:, 0]), hidden @ model.head.kernel[...], atol=1e-6)

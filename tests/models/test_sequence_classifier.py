@@ -4,15 +4,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxattn.models import SequenceClassifier
-from jaxattn.models.sequence_classifier import POOLING
+from jaxattn.models import BackboneConfig, SequenceClassifier
+from jaxattn.nn.pooling import POOLINGS
 
 
-def make(mechanism="softmax", positions="learned", **kwargs):
-    sizes = {"num_layers": 1, "num_heads": 2, "features": 16, "max_length": 16}
-    return SequenceClassifier(
-        11, 3, mechanism=mechanism, positions=positions, rngs=nnx.Rngs(0), **(sizes | kwargs)
-    )
+def make(mechanism="softmax", positions="learned", pooling="mean", **kwargs):
+    sizes = {"num_layers": 1, "num_heads": 2, "hidden_size": 16, "max_length": 16}
+    config = BackboneConfig(mechanism=mechanism, positions=positions, **(sizes | kwargs))
+    return SequenceClassifier(11, 3, config, pooling=pooling, rngs=nnx.Rngs(0))
 
 
 logits_of = nnx.jit(lambda model, tokens, mask=None: model(tokens, mask))
@@ -24,8 +23,8 @@ TOKENS = jax.random.randint(jax.random.key(1), (2, 6), 1, 11)
     [
         ("softmax", "learned", "mean"),
         ("softmax+gate=running", "rotary", "max"),
-        ("features:oprf-orf:8", "sinusoidal", "first"),
-        ("softmax+gate=sequence", "none", "mean"),
+        ("features:oprf-orf:8", "sinusoidal", "cls"),
+        ("softmax+gate=sequence", "none", "attention"),
     ],
 )
 def test_padding_changes_no_logit_whatever_it_holds(mechanism, positions, pooling):
@@ -39,15 +38,16 @@ def test_padding_changes_no_logit_whatever_it_holds(mechanism, positions, poolin
         np.testing.assert_allclose(logits_of(model, padded, mask), alone, atol=2e-6)
 
 
-@pytest.mark.parametrize("pooling", POOLING)
+@pytest.mark.parametrize("pooling", POOLINGS)
 def test_later_tokens_matter_to_every_pooling(pooling):
     model = make(pooling=pooling)
     changed = TOKENS.at[:, -1].set((TOKENS[:, -1] + 1) % 11)
     assert jnp.abs(logits_of(model, TOKENS) - logits_of(model, changed)).max() > 1e-4
 
 
-def test_an_empty_sequence_has_finite_logits_and_gradients():
-    model, mask = make(pooling="max"), jnp.zeros((2, 6), bool)
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_an_empty_sequence_has_finite_logits_and_gradients(pooling):
+    model, mask = make(pooling=pooling), jnp.zeros((2, 6), bool)
 
     def loss(model):
         return (model(TOKENS, mask) ** 2).sum()
@@ -67,7 +67,7 @@ def test_dropout_needs_its_key_and_is_off_by_default():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"pooling": "sum"}, "pooling must be one of 'mean', 'max', 'first'; got 'sum'"),
+        ({"pooling": "sum"}, "pooling must be one of 'mean', 'max', 'cls', 'attention'; got 'sum'"),
         ({"positions": "fourier"}, "positions must be one of"),
         ({"mechanism": "sofmax"}, "sofmax"),
     ],

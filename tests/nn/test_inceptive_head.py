@@ -19,7 +19,7 @@ OPTIONS = {
     "layer, gelu, learned pool": {"normalization": "layer", "activation": "gelu", "pooling": "attention"},
     "cls, tanh": {"activation": "tanh", "pooling": "cls"},
     "no convolution": {"convolution": False, "num_heads": 5},
-    "no attention, silu": {"attention": False, "activation": "silu"},
+    "no attention, silu, max": {"attention": False, "activation": "silu", "pooling": "max"},
     "neither": {"convolution": False, "attention": None, "pooling": "attention"},
 }
 MECHANISMS = ["tree:4x2", "features:oprf-orf:8", "softmax+gate=sequence", "lags:2"]
@@ -114,10 +114,11 @@ def naive(head, hidden, lengths, training=False):
         rows = attended
     pools = {
         "mean": lambda x: x.mean(0),
+        "max": lambda x: x.max(0),
         "cls": lambda x: x[0],
-        "attention": lambda x: softmax(x @ p["pooling_weights"]) @ x,
+        "attention": lambda x: softmax(x @ p["pooling.weights"]) @ x,
     }
-    y = np.stack([pools[head.pooling](x) for x in rows])
+    y = np.stack([pools[head.pooling.kind](x) for x in rows])
     y = layer(np.maximum(y @ p["hidden.kernel"] + p["hidden.bias"], 0), "hidden_norm")
     return y @ p["out.kernel"] + p["out.bias"]
 
@@ -241,7 +242,7 @@ def test_relevance_is_gradient_times_input_over_the_real_tokens(attention, input
         ({"filters": 0}, "filters must be at least 1"),
         ({"normalization": "group"}, "normalization must be one of 'none', 'batch', 'layer'"),
         ({"activation": "sine"}, "activation must be one of"),
-        ({"pooling": "max"}, "pooling must be one of"),
+        ({"pooling": "sum"}, "pooling must be one of"),
         ({"attention": "nonsense"}, "attention 'nonsense' is not known"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
         ({"hidden_features": 0}, "hidden_features must be at least 1"),
@@ -259,5 +260,5 @@ def test_bad_inputs_are_named():
             head(jnp.ones((1, 4, D + 1)))
         with pytest.raises(ValueError, match=r"attention_mask must have shape \(B, L\) = \(1, 4\)"):
             head(jnp.ones((1, 4, D)), jnp.ones((1, 5), bool))
-    with pytest.raises(ValueError, match="pooling must be one of 'cls', 'mean'"):
-        PoolingHead(D, CLASSES, pooling="max", rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="pooling must be one of 'mean', 'max', 'cls', 'attention'"):
+        PoolingHead(D, CLASSES, pooling="sum", rngs=nnx.Rngs(0))

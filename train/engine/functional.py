@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxattn.models import LanguageModel
+from jaxattn.models import BackboneConfig, LanguageModel
 from jaxattn.nn import FeatureDraw, FeatureStatistic
 from train.errors import UserError
 from train.tasks.charlm.config import ModelConfig
@@ -72,11 +72,10 @@ def language_model(config: ModelConfig, vocab_size: int) -> Functional:
     """
 
     def build(key: PRNGKeyArray) -> LanguageModel:
-        return LanguageModel(
-            vocab_size,
+        backbone = BackboneConfig(
             num_layers=config.num_layers,
             num_heads=config.num_heads,
-            features=config.features,
+            hidden_size=config.features,
             max_length=config.context_length,
             mechanism=config.attention,
             positions=config.positions,
@@ -84,8 +83,8 @@ def language_model(config: ModelConfig, vocab_size: int) -> Functional:
             dropout=config.dropout,
             dtype=compute_dtype(config.dtype),
             allow_leak=config.allow_leak,
-            rngs=nnx.Rngs(params=key),
         )
+        return LanguageModel(vocab_size, backbone, rngs=nnx.Rngs(params=key))
 
     return take_apart(
         build, jax.ShapeDtypeStruct((1, config.context_length), jnp.int32), dropout=config.dropout > 0

@@ -21,8 +21,8 @@ class ClassifierConfig:
     +gate=running|prefix|none|sequence."""
     positions: str = "learned"
     """none, learned, sinusoidal, rotary, morlet or morlet:learned."""
-    pooling: Literal["mean", "max", "first"] = "mean"
-    """What becomes of a text's vectors: their mean, their maximum, or the first."""
+    pooling: Literal["mean", "max", "cls", "attention"] = "mean"
+    """How a text's vectors become one: their mean or maximum, the first one, or a mean with learned weights."""
     qk_norm: float | None = None
     """Normalise queries and keys to this root mean square at the start (a learned gain); good for random features."""
     num_layers: int = 2

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
-from jaxattn.models import SequenceClassifier
+from jaxattn.models import BackboneConfig, SequenceClassifier
 from train.data.batches import Batch, BatchStream
 from train.data.buckets import Buckets
 from train.data.classification import ClassificationData
@@ -180,20 +180,19 @@ def sequence_classifier(config: ClassificationConfig, data: ClassificationData, 
     m = config.model
 
     def build(key: PRNGKeyArray) -> nnx.Module:
-        return SequenceClassifier(
-            data.vocab_size,
-            len(data.classes),
+        backbone = BackboneConfig(
             num_layers=m.num_layers,
             num_heads=m.num_heads,
-            features=m.features,
+            hidden_size=m.features,
             max_length=data.max_length,
             mechanism=m.attention,
             positions=m.positions,
-            pooling=m.pooling,
             qk_norm=m.qk_norm,
             dropout=m.dropout,
             dtype=compute_dtype(m.dtype),
-            rngs=nnx.Rngs(params=key),
+        )
+        return SequenceClassifier(
+            data.vocab_size, len(data.classes), backbone, pooling=m.pooling, rngs=nnx.Rngs(params=key)
         )
 
     first: dict[str, Any] = jax.tree.map(lambda x: x[0], example)

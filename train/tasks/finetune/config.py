@@ -34,8 +34,8 @@ class FinetuneModel:
     """Attention of the inceptive head: none, softmax, tree:16x4, features:oprf-orf:64, lags:8; each with +gate."""
     head_heads: int = 8
     """Heads of that attention; must divide its width, hidden size + filters x kernels."""
-    pooling: Literal["mean", "cls", "attention"] = "mean"
-    """How the inceptive head makes one vector of a text: mean, first token, or a mean with learned weights."""
+    pooling: Literal["mean", "max", "cls", "attention"] = "mean"
+    """How the inceptive head makes one vector of a text: mean, max, first token, or a mean with learned weights."""
     hidden_features: int = 512
     """Width of the inceptive head's layer before the logits."""
     dropout: float = 0.3

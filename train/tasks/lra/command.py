@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
-from jaxattn.models import PairClassifier, SequenceClassifier
+from jaxattn.models import BackboneConfig, PairClassifier, SequenceClassifier
 from train.data.batches import Batch
 from train.engine.functional import Functional, compute_dtype, take_apart
 from train.tasks.classify.training import Recipe, train_classifier
@@ -53,21 +53,24 @@ def lra_classifier(config: LRARunConfig, data: LRAData, example: Batch) -> Funct
     kind: Any = PairClassifier if data.two_tower else SequenceClassifier
 
     def build(key: PRNGKeyArray) -> nnx.Module:
-        return kind(
-            data.vocab_size,
-            len(data.classes),
+        backbone = BackboneConfig(
             num_layers=m.num_layers,
             num_heads=m.num_heads,
-            features=m.features,
+            hidden_size=m.features,
             max_length=data.max_length,
             mechanism=m.attention,
             positions=m.positions,
-            pooling=m.pooling,
             mlp_ratio=m.mlp_ratio,
-            head_features=m.head_features,
             qk_norm=m.qk_norm,
             dropout=m.dropout,
             dtype=compute_dtype(m.dtype),
+        )
+        return kind(
+            data.vocab_size,
+            len(data.classes),
+            backbone,
+            pooling=m.pooling,
+            head_size=m.head_features,
             rngs=nnx.Rngs(params=key),
         )
 

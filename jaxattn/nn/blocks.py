@@ -1,0 +1,258 @@
+"""Transformer blocks: attention and an MLP, each a residual branch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxattn.core.mechanism import Mechanism
+from jaxattn.core.parameters import Initializer
+from jaxattn.nn.attention import Attention
+from jaxattn.nn.layers import DEFAULT_INIT, layer_norm, linear
+from jaxattn.tree import Tree
+
+
+class MLP(nnx.Module):
+    """down(f(up(x))), or down(f(up(x)) · gate(x)) where `gated`.
+
+    Args:
+        features: width D of the input and the output.
+        hidden: width between the layers.
+        activation: f.
+        gated: multiply the activations by a second linear function of x.
+        use_bias: whether the layers have offsets.
+        kernel_init: initial values of all kernels but the last.
+        out_init: initial values of the last kernel.
+        dtype: dtype of the computation; None follows the inputs and parameters.
+        param_dtype: dtype of the parameters.
+        rngs: random streams for the initial values.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxattn.nn import MLP
+        >>> mlp = MLP(8, 32, gated=True, rngs=nnx.Rngs(0))
+        >>> mlp.up.kernel.shape, mlp.gate.kernel.shape, mlp.down.kernel.shape
+        ((8, 32), (8, 32), (32, 8))
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int,
+        *,
+        activation: Callable[[jax.Array], jax.Array] = nnx.gelu,
+        gated: bool = False,
+        use_bias: bool = True,
+        kernel_init: Initializer = DEFAULT_INIT,
+        out_init: Initializer = DEFAULT_INIT,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        options: dict[str, Any] = {
+            "use_bias": use_bias,
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "rngs": rngs,
+        }
+        widen = {"axes": ("embed", "mlp"), "kernel_init": kernel_init, **options}
+        self.activation = activation
+        self.up = linear(features, hidden, **widen)
+        self.gate = nnx.data(linear(features, hidden, **widen) if gated else None)
+        self.down = linear(hidden, features, ("mlp", "embed"), kernel_init=out_init, **options)
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """Applies the layers to the last axis."""
+        hidden = self.activation(self.up(x))
+        return self.down(hidden if self.gate is None else hidden * self.gate(x))
+
+
+class Block(nnx.Module):
+    """Attention and an MLP, each a residual branch with dropout and a normalisation.
+
+    Pre-norm: x + attention(norm(x)), then x + MLP(norm(x)). Post-norm: norm(x + attention(x)), then
+    norm(x + MLP(x)).
+
+    Args:
+        attention: the first branch.
+        mlp: the second branch.
+        attention_norm: the normalisation of the first branch; None for none.
+        mlp_norm: the normalisation of the second branch.
+        pre_norm: normalise the input of each branch; False normalises the sum after it.
+        dropout: probability of dropping an element of a branch's output.
+    """
+
+    def __init__(
+        self,
+        attention: Attention,
+        mlp: MLP,
+        *,
+        attention_norm: nnx.LayerNorm | None,
+        mlp_norm: nnx.LayerNorm,
+        pre_norm: bool = True,
+        dropout: float = 0.0,
+    ):
+        self.attention_norm = nnx.data(attention_norm)
+        self.attention = attention
+        self.mlp_norm = mlp_norm
+        self.mlp = mlp
+        self.pre_norm = pre_norm
+        self.dropout = nnx.Dropout(dropout, deterministic=True)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        *,
+        token_mask: Bool[Array, "B T"] | None = None,
+        deterministic: bool | None = None,
+        rngs: nnx.Rngs | None = None,
+        **attention: Any,
+    ) -> Float[Array, "B T D"]:
+        """Applies the block.
+
+        Args:
+            x: the input.
+            token_mask: True at real tokens, False at padding; None if all are real.
+            deterministic: no dropout; None for the module's own setting (`train()` and `eval()` change it), which
+                is no dropout at first.
+            rngs: holds the stream "dropout" where there is dropout.
+            **attention: the other arguments of the attention's call; see `Attention`.
+        """
+
+        def attend(x: Array) -> Array:
+            return self.attention(x, token_mask=token_mask, **attention)
+
+        def drop(x: Array) -> Array:
+            return self.dropout(x, deterministic=deterministic, rngs=rngs)
+
+        if self.pre_norm:
+            x = x + drop(attend(self._normalised(x)))
+            return x + drop(self.mlp(self.mlp_norm(x)))
+        x = self._normalised(x + drop(attend(x)))
+        return self.mlp_norm(x + drop(self.mlp(x)))
+
+    def init_state(self, batch: int, max_length: int, dtype: Any = jnp.float32) -> dict[str, Any]:
+        """The decoding state of the attention."""
+        return self.attention.init_state(batch, max_length, dtype)
+
+    def step(
+        self, state: dict[str, Any], x: Float[Array, "B T D"]
+    ) -> tuple[dict[str, Any], Float[Array, "B T D"]]:
+        """Applies a pre-norm block to T new tokens."""
+        state, attended = self.attention.step(state, self._normalised(x))
+        x = x + attended
+        return state, x + self.mlp(self.mlp_norm(x))
+
+    def _normalised(self, x: Array) -> Array:
+        return x if self.attention_norm is None else self.attention_norm(x)
+
+
+class TransformerBlock(Block):
+    """A pre-norm block: x + attention(norm(x)), then x + MLP(norm(x)).
+
+    Args:
+        features: width D.
+        num_heads: query heads.
+        mechanism: the attention inside; None for softmax.
+        mlp_ratio: hidden width of the MLP over D.
+        dropout: probability of dropping an element of a branch's output.
+        num_kv_heads: key/value heads, a divisor of num_heads; None for num_heads.
+        qk_norm: normalise queries and keys, with a gain that starts at this; see `Attention`.
+        projection_norm: LayerNorm of every query, key and value; see `Attention`.
+        query_residual: add each head's query to its output; see `Attention`.
+        rotary_base: base of the rotary position embedding; None for none.
+        kernel_init: initial values of all projections but the last of each branch.
+        out_init: initial values of the last projection of each branch.
+        dtype: dtype of the computation; None follows the inputs and parameters.
+        param_dtype: dtype of the parameters.
+        rngs: random streams for the initial values.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxattn.nn import TransformerBlock
+        >>> block, x = TransformerBlock(8, 2, rngs=nnx.Rngs(0)), jnp.arange(40.0).reshape(1, 5, 8)
+        >>> causal = block(x, is_causal=True)
+        >>> bool(jnp.allclose(causal[:, :3], block(x[:, :3], is_causal=True), atol=1e-5))
+        True
+    """
+
+    def __init__(
+        self,
+        features: int,
+        num_heads: int,
+        *,
+        mechanism: Mechanism | None = None,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        num_kv_heads: int | None = None,
+        qk_norm: float | None = None,
+        projection_norm: bool = False,
+        query_residual: bool = False,
+        rotary_base: float | None = None,
+        kernel_init: Initializer = DEFAULT_INIT,
+        out_init: Initializer = DEFAULT_INIT,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        inits: dict[str, Any] = {"kernel_init": kernel_init, "out_init": out_init}
+        # In this order: it decides which random numbers each parameter gets.
+        super().__init__(
+            attention_norm=layer_norm(features, **options),
+            attention=Attention(
+                num_heads,
+                features,
+                mechanism=mechanism,
+                num_kv_heads=num_kv_heads,
+                qk_norm=qk_norm,
+                projection_norm=projection_norm,
+                query_residual=query_residual,
+                rotary_base=rotary_base,
+                **inits,
+                **options,
+            ),
+            mlp_norm=layer_norm(features, **options),
+            mlp=MLP(features, int(mlp_ratio * features), **inits, **options),
+            dropout=dropout,
+        )
+
+    def __call__(  # type: ignore[override]  # the attention's arguments by name
+        self,
+        x: Float[Array, "B T D"],
+        *,
+        token_mask: Bool[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        positions: Int[Array, "*#B T"] | None = None,
+        is_causal: bool = False,
+        tree: Tree | None = None,
+        deterministic: bool | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Applies the block.
+
+        Args:
+            x: the input.
+            token_mask: True at real tokens, False at padding; None if all are real.
+            segment_ids: tokens attend within their segment only (packing).
+            positions: positions for rotary embedding; None for 0 to T − 1.
+            is_causal: a token attends to itself and earlier tokens only.
+            tree: over the T tokens, or a batch of trees, for a mechanism that attends over one.
+            deterministic: no dropout; None for the module's own setting, see `Block`.
+            rngs: holds the stream "dropout" where there is dropout.
+        """
+        return super().__call__(
+            x,
+            token_mask=token_mask,
+            segment_ids=segment_ids,
+            positions=positions,
+            is_causal=is_causal,
+            tree=tree,
+            deterministic=deterministic,
+            rngs=rngs,
+        )

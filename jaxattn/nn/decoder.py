@@ -1,0 +1,47 @@
+"""A causal stack of blocks that also decodes token by token."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxattn.nn.encoder import Stack
+
+
+class Decoder(Stack):
+    """A stack of causal blocks and a final normalisation.
+
+    `step` reads any number of new tokens a call; the results are those of the whole pass.
+
+    Args:
+        num_layers: number of blocks.
+        features: width D.
+        num_heads: query heads.
+
+    The keywords are those of `TransformerBlock`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxattn.nn import Decoder
+        >>> decoder = Decoder(2, 8, 2, rngs=nnx.Rngs(0))
+        >>> state, y = decoder.step(decoder.init_state(1, 16), jnp.ones((1, 5, 8)))
+        >>> bool(jnp.allclose(y, decoder(jnp.ones((1, 5, 8))), atol=1e-5))
+        True
+    """
+
+    is_causal = True
+
+    def init_state(self, batch: int, max_length: int, dtype: Any = jnp.float32) -> list[dict[str, Any]]:
+        """The decoding states of all blocks, for sequences of at most `max_length` tokens."""
+        return [block.init_state(batch, max_length, dtype) for block in self.blocks]
+
+    def step(
+        self, state: list[dict[str, Any]], x: Float[Array, "B T D"]
+    ) -> tuple[list[dict[str, Any]], Float[Array, "B T D"]]:
+        """Applies all blocks to T new tokens: the same result as the whole pass."""
+        states = []
+        for block, block_state in zip(self.blocks, state, strict=True):
+            block_state, x = block.step(block_state, x)
+            states.append(block_state)
+        return states, self.norm(x)

@@ -1,0 +1,142 @@
+"""Stacks of pre-norm blocks with a final normalisation, and the bidirectional one."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxattn.core.mechanism import Mechanism
+from jaxattn.core.parameters import Initializer
+from jaxattn.nn.blocks import TransformerBlock
+from jaxattn.nn.layers import DEFAULT_INIT, layer_norm
+from jaxattn.tree import Tree
+
+
+class Stack(nnx.Module):
+    """Blocks one after another and a final normalisation; subclasses say whether they are causal.
+
+    Args:
+        num_layers: number of blocks.
+        features: width D.
+        num_heads: query heads.
+        mechanism: the attention of every block; None for softmax.
+        mlp_ratio: see `TransformerBlock`, as for all that follows.
+        dropout: probability of dropping an element of a branch's output.
+        num_kv_heads: key/value heads; None for num_heads.
+        qk_norm: normalise queries and keys, with a gain that starts at this.
+        projection_norm: LayerNorm of every query, key and value.
+        query_residual: add each head's query to its output.
+        rotary_base: base of the rotary position embedding; None for none.
+        kernel_init: initial values of all projections but the last of each branch.
+        out_init: initial values of the last projection of each branch.
+        dtype: dtype of the computation; None follows the inputs and parameters.
+        param_dtype: dtype of the parameters.
+        rngs: random streams for the initial values.
+    """
+
+    is_causal: bool
+
+    def __init__(
+        self,
+        num_layers: int,
+        features: int,
+        num_heads: int,
+        *,
+        mechanism: Mechanism | None = None,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        num_kv_heads: int | None = None,
+        qk_norm: float | None = None,
+        projection_norm: bool = False,
+        query_residual: bool = False,
+        rotary_base: float | None = None,
+        kernel_init: Initializer = DEFAULT_INIT,
+        out_init: Initializer = DEFAULT_INIT,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        def block() -> TransformerBlock:
+            return TransformerBlock(
+                features,
+                num_heads,
+                mechanism=mechanism,
+                mlp_ratio=mlp_ratio,
+                dropout=dropout,
+                num_kv_heads=num_kv_heads,
+                qk_norm=qk_norm,
+                projection_norm=projection_norm,
+                query_residual=query_residual,
+                rotary_base=rotary_base,
+                kernel_init=kernel_init,
+                out_init=out_init,
+                dtype=dtype,
+                param_dtype=param_dtype,
+                rngs=rngs,
+            )
+
+        self.blocks = nnx.List([block() for _ in range(num_layers)])
+        self.norm = layer_norm(features, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        *,
+        token_mask: Bool[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        positions: Int[Array, "*#B T"] | None = None,
+        tree: Tree | None = None,
+        deterministic: bool | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Applies all blocks; the arguments are those of `TransformerBlock`.
+
+        Raises:
+            ValueError: a tree, where no block attends over one; blocks that do not are called without it.
+        """
+        check_tree(tree, self.blocks)
+        for block in self.blocks:
+            x = block(
+                x,
+                token_mask=token_mask,
+                segment_ids=segment_ids,
+                positions=positions,
+                is_causal=self.is_causal,
+                tree=tree if block.attention.mechanism.uses_tree else None,
+                deterministic=deterministic,
+                rngs=rngs,
+            )
+        return self.norm(x)
+
+
+class Encoder(Stack):
+    """A stack of bidirectional blocks and a final normalisation.
+
+    Args:
+        num_layers: number of blocks.
+        features: width D.
+        num_heads: query heads.
+
+    The keywords are those of `TransformerBlock`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxattn.nn import Encoder
+        >>> encoder, x = Encoder(2, 8, 2, rngs=nnx.Rngs(0)), jnp.arange(40.0).reshape(1, 5, 8)
+        >>> padded = encoder(x, token_mask=jnp.array([[True, True, True, False, False]]))
+        >>> bool(jnp.allclose(padded[:, :3], encoder(x[:, :3]), atol=1e-5))
+        True
+    """
+
+    is_causal = False
+
+
+def check_tree(tree: Tree | None, blocks: Iterable[Any]) -> None:
+    """Raises where a tree is given and no block attends over one."""
+    if tree is not None and not any(block.attention.mechanism.uses_tree for block in blocks):
+        raise ValueError(
+            "tree is for mechanisms that attend over one, such as Hierarchical(); no block has one."
+        )

@@ -1,0 +1,59 @@
+"""Linear layers and normalisations whose parameters carry the names of their axes."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxattn.core.parameters import Initializer
+
+DEFAULT_INIT = nnx.initializers.lecun_normal()
+
+
+def linear(
+    width_in: int,
+    width_out: int,
+    axes: tuple[str, str],
+    *,
+    use_bias: bool = True,
+    kernel_init: Initializer = DEFAULT_INIT,
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+    rngs: nnx.Rngs,
+) -> nnx.Linear:
+    """A linear layer; `axes` names the input and the output axis of its kernel."""
+    return nnx.Linear(
+        width_in,
+        width_out,
+        use_bias=use_bias,
+        kernel_init=kernel_init,
+        kernel_metadata={"axes": axes},
+        bias_metadata={"axes": axes[1:]},
+        dtype=dtype,
+        param_dtype=param_dtype,
+        rngs=rngs,
+    )
+
+
+def layer_norm(
+    width: int,
+    *,
+    epsilon: float = 1e-6,
+    use_bias: bool = True,
+    use_fast_variance: bool = True,
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+    rngs: nnx.Rngs,
+) -> nnx.LayerNorm:
+    """Layer normalisation of the last axis."""
+    return nnx.LayerNorm(
+        width,
+        epsilon=epsilon,
+        use_bias=use_bias,
+        use_fast_variance=use_fast_variance,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        scale_metadata={"axes": ("embed",)},
+        bias_metadata={"axes": ("embed",)},
+        rngs=rngs,
+    )
