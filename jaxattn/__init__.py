@@ -21,8 +21,8 @@ from jaxattn.energy import (
 from jaxattn.lags import (
     cross_correlation,
     cross_correlation_attention,
-    cross_correlation_init_state,
-    cross_correlation_step,
+    cross_correlation_attention_init_state,
+    cross_correlation_attention_step,
 )
 from jaxattn.linear import linear_attention, linear_attention_init_state, linear_attention_step
 from jaxattn.positions import morlet_encoding, morlet_init, morlet_window, rotary, sinusoidal_encoding
@@ -45,9 +45,9 @@ from jaxattn.tree import (
     Tree,
     TreeShape,
     hierarchical_attention,
+    hierarchical_attention_init_state,
+    hierarchical_attention_step,
     hierarchical_energy,
-    hierarchical_init_state,
-    hierarchical_step,
     hierarchical_weights,
 )
 
@@ -75,8 +75,8 @@ __all__ = [
     "TreeShape",
     "cross_correlation",
     "cross_correlation_attention",
-    "cross_correlation_init_state",
-    "cross_correlation_step",
+    "cross_correlation_attention_init_state",
+    "cross_correlation_attention_step",
     "diagnose",
     "dot_product_attention",
     "dot_product_attention_init_state",
@@ -90,8 +90,8 @@ __all__ = [
     "energy_gated_attention_step",
     "hierarchical_attention",
     "hierarchical_energy",
-    "hierarchical_init_state",
-    "hierarchical_step",
+    "hierarchical_attention_init_state",
+    "hierarchical_attention_step",
     "hierarchical_weights",
     "linear_attention",
     "linear_attention_init_state",

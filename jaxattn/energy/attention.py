@@ -181,7 +181,7 @@ def energy_gated_attention_init_state(
     num_kv_heads: int,
     head_dim: int,
     *,
-    num_heads: int,
+    num_heads: int | None = None,
     value_dim: int | None = None,
     dtype: Any = jnp.float32,
 ) -> EnergyGatedAttentionState:
@@ -192,7 +192,7 @@ def energy_gated_attention_init_state(
         max_length: positions the cache can hold.
         num_kv_heads: key/value heads, K.
         head_dim: width of queries and keys, H.
-        num_heads: query heads, N, a multiple of K.
+        num_heads: query heads, N, a multiple of K; K when None.
         value_dim: width of the values, `head_dim` when None.
         dtype: dtype of the cached keys and values; energies are float32.
 
@@ -207,6 +207,7 @@ def energy_gated_attention_init_state(
         >>> energy_gated_attention_init_state(2, 16, 1, 8, num_heads=4).energy.shape
         (2, 16, 4)
     """
+    num_heads = num_kv_heads if num_heads is None else num_heads
     return EnergyGatedAttentionState(
         dot_product_attention_init_state(
             batch, max_length, num_kv_heads, head_dim, num_heads=num_heads, value_dim=value_dim, dtype=dtype
@@ -257,7 +258,7 @@ def energy_gated_attention_step(
     Examples:
         >>> import jax.numpy as jnp
         >>> from jaxattn import energy_gated_attention_init_state, energy_gated_attention_step
-        >>> state = energy_gated_attention_init_state(1, 8, 2, 4, num_heads=2)
+        >>> state = energy_gated_attention_init_state(1, 8, 2, 4)
         >>> x = jnp.ones((1, 3, 2, 4))
         >>> state, out = energy_gated_attention_step(state, x, x, x, jnp.ones((1, 3, 2)), alpha=2.0, tau=0.0)
         >>> out.shape, int(state.attention.length)

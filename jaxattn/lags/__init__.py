@@ -4,14 +4,14 @@ from jaxattn.lags.attention import (
     CrossCorrelationState,
     cross_correlation,
     cross_correlation_attention,
-    cross_correlation_init_state,
-    cross_correlation_step,
+    cross_correlation_attention_init_state,
+    cross_correlation_attention_step,
 )
 
 __all__ = [
     "CrossCorrelationState",
     "cross_correlation",
     "cross_correlation_attention",
-    "cross_correlation_init_state",
-    "cross_correlation_step",
+    "cross_correlation_attention_init_state",
+    "cross_correlation_attention_step",
 ]

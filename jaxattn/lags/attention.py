@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn.core.checks import check_broadcastable, check_dtype, check_rank, check_shape
+from jaxattn.core.decode import check_sizes
 from jaxattn.core.padding import padding_key_bias
 from jaxattn.softmax.attention import dot_product_attention
 from jaxattn.softmax.cache import (
@@ -166,28 +167,26 @@ class CrossCorrelationState(NamedTuple):
     key: Float[Array, "B L K H"]
 
 
-def cross_correlation_init_state(
+def cross_correlation_attention_init_state(
     batch: int,
     max_length: int,
     num_kv_heads: int,
     head_dim: int,
+    lag_logits: Float[Array, "lags"] | Float[Array, "N lags"],
     *,
-    num_heads: int,
-    lags: int,
-    per_head: bool = True,
+    num_heads: int | None = None,
     value_dim: int | None = None,
     dtype: Any = jnp.float32,
 ) -> CrossCorrelationState:
-    """An empty cache for `cross_correlation_step`.
+    """An empty cache for `cross_correlation_attention_step`.
 
     Args:
         batch: sequences decoded together, B.
         max_length: positions the cache can hold.
         num_kv_heads: key/value heads, K.
         head_dim: width of queries and keys, H.
-        num_heads: query heads, N, a multiple of K.
-        lags: the largest shift L, at least 0.
-        per_head: True for `lag_logits` of shape (N, 2L + 1) (the cache then holds N heads), False for (2L + 1,).
+        lag_logits: as every step will get them, (2L + 1,), or (N, 2L + 1): the cache then holds N heads.
+        num_heads: query heads, N, a multiple of K; K when None.
         value_dim: width of the values, `head_dim` when None.
         dtype: dtype of the cached arrays.
 
@@ -195,22 +194,22 @@ def cross_correlation_init_state(
         A pytree of fixed shapes.
 
     Raises:
-        ValueError: a size is not positive, `lags` is negative, or K does not divide N.
+        ValueError: a size is not positive, K does not divide N, or `lag_logits` has another shape.
 
     Examples:
-        >>> from jaxattn import cross_correlation_init_state
-        >>> state = cross_correlation_init_state(1, 16, 2, 8, num_heads=4, lags=3)
+        >>> import jax.numpy as jnp
+        >>> from jaxattn import cross_correlation_attention_init_state
+        >>> state = cross_correlation_attention_init_state(1, 16, 2, 8, jnp.zeros((4, 7)), num_heads=4)
         >>> state.attention.key.shape, state.key.shape
         ((1, 16, 4, 16), (1, 3, 2, 8))
     """
-    if lags < 0:
-        raise ValueError(f"lags must be at least 0; got {lags}.")
-    if num_kv_heads < 1 or num_heads % num_kv_heads:
-        raise ValueError(f"num_heads must be a multiple of num_kv_heads = {num_kv_heads}; got {num_heads}.")
+    num_heads = check_sizes(num_kv_heads=num_kv_heads, num_heads=num_heads)
+    _check_lag_logits(lag_logits, num_heads)
+    lags = lag_logits.shape[-1] // 2
     attention = dot_product_attention_init_state(
         batch,
         max_length,
-        num_heads if per_head else num_kv_heads,
+        num_heads if lag_logits.ndim == 2 else num_kv_heads,
         2 * head_dim,
         num_heads=num_heads,
         value_dim=head_dim if value_dim is None else value_dim,
@@ -223,7 +222,7 @@ def cross_correlation_init_state(
     )
 
 
-def cross_correlation_step(
+def cross_correlation_attention_step(
     state: CrossCorrelationState,
     query: Float[Array, "B T N H"],
     key: Float[Array, "B T K H"],
@@ -237,11 +236,11 @@ def cross_correlation_step(
     """Appends T new tokens and attends from them, causally; any split gives the causal whole.
 
     Args:
-        state: from `cross_correlation_init_state` or the step before.
+        state: from `cross_correlation_attention_init_state` or the step before.
         query: (B, T, N, H), T >= 1 new tokens.
         key: (B, T, K, H).
         value: (B, T, K, V).
-        lag_logits: (2L + 1,) or (N, 2L + 1), with the L of the state and the form it was made for.
+        lag_logits: (2L + 1,) or (N, 2L + 1), in the shape the state was made for.
         key_bias: bias on the new keys, broadcastable to (B, T, N), as in `cross_correlation_attention`.
         token_mask: True at real tokens among the new ones, (B, T).
         scale: factor on the scores, 1/sqrt(H) when None; the same in every step.
@@ -254,10 +253,10 @@ def cross_correlation_step(
 
     Examples:
         >>> import jax.numpy as jnp
-        >>> from jaxattn import cross_correlation_init_state, cross_correlation_step
-        >>> state = cross_correlation_init_state(1, 8, 2, 4, num_heads=2, lags=1, per_head=False)
-        >>> x = jnp.ones((1, 3, 2, 4))
-        >>> state, out = cross_correlation_step(state, x, x, x, jnp.zeros(3))
+        >>> from jaxattn import cross_correlation_attention_init_state, cross_correlation_attention_step
+        >>> x, lag_logits = jnp.ones((1, 3, 2, 4)), jnp.zeros(3)
+        >>> state = cross_correlation_attention_init_state(1, 8, 2, 4, lag_logits)
+        >>> state, out = cross_correlation_attention_step(state, x, x, x, lag_logits)
         >>> out.shape, int(state.attention.length)
         ((1, 3, 2, 4), 3)
     """
@@ -271,7 +270,7 @@ def cross_correlation_step(
     key_heads = query.shape[-2] if lag_logits.ndim == 2 else key.shape[-2]
     if state.attention.key.shape[2] != key_heads:
         raise ValueError(
-            f"lag_logits must have the form the state was made for (per_head=True: (N, 2L + 1), else (2L + 1,)); "
+            f"lag_logits must have the form the state was made for, (N, 2L + 1) or (2L + 1,); "
             f"got {lag_logits.shape} for a cache of {state.attention.key.shape[2]} heads."
         )
     query_mask, _ = _pair(
@@ -382,6 +381,10 @@ def _check(query: Array, key: Array, lag_logits: Array) -> None:
         raise ValueError(
             f"query must have a multiple of key's heads; got N = {num_heads}, K = {key.shape[-2]}."
         )
+    _check_lag_logits(lag_logits, num_heads)
+
+
+def _check_lag_logits(lag_logits: Array, num_heads: int) -> None:
     check_rank("lag_logits", lag_logits, (1, 2), "(2L + 1,) or (N, 2L + 1)")
     if lag_logits.shape[-1] % 2 == 0 or lag_logits.shape[:-1] not in ((), (num_heads,)):
         raise ValueError(

@@ -10,8 +10,8 @@ from jaxattn.core.mechanism import Mechanism, MechanismModule
 from jaxattn.core.parameters import parameter
 from jaxattn.lags.attention import (
     cross_correlation_attention,
-    cross_correlation_init_state,
-    cross_correlation_step,
+    cross_correlation_attention_init_state,
+    cross_correlation_attention_step,
 )
 
 
@@ -105,13 +105,13 @@ class CrossCorrelationModule(MechanismModule):
 
     def init_state(self, batch: int, max_length: int, num_kv_heads: int, dtype: Any) -> Any:
         """An empty cache and the last L queries and keys, zeros before the first token."""
-        return cross_correlation_init_state(
+        return cross_correlation_attention_init_state(
             batch,
             max_length,
             num_kv_heads,
             self.head_dim,
+            self.lag_logits[...],
             num_heads=self.num_heads,
-            lags=self.lags,
             dtype=dtype,
         )
 
@@ -119,4 +119,6 @@ class CrossCorrelationModule(MechanismModule):
         self, state, query, key, value, *, inputs=None, key_bias=None
     ) -> tuple[Any, Float[Array, "B T N V"]]:
         """Attends from the new tokens."""
-        return cross_correlation_step(state, query, key, value, self.lag_logits[...], key_bias=key_bias)
+        return cross_correlation_attention_step(
+            state, query, key, value, self.lag_logits[...], key_bias=key_bias
+        )

@@ -1,13 +1,14 @@
 """Linear attention one call at a time, over a state of constant size."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxattn.core.arguments import check_qkv
 from jaxattn.core.checks import check_rank
+from jaxattn.core.decode import check_sizes
 from jaxattn.core.grouped import prepare
 from jaxattn.linear import chunked as _linear_core
 from jaxattn.linear.blocks import State
@@ -26,34 +27,41 @@ class LinearAttentionState(NamedTuple):
 
 
 def linear_attention_init_state(
-    batch: int, num_heads: int, num_features: int, value_dim: int
+    batch: int,
+    num_kv_heads: int,
+    head_dim: int,
+    *,
+    num_heads: int | None = None,
+    value_dim: int | None = None,
+    dtype: Any = jnp.float32,
 ) -> LinearAttentionState:
-    """The state before the first token, in float32.
+    """The state before the first token.
 
     Args:
         batch: sequences decoded together, B.
-        num_heads: heads that keep a sum of their own: the key/value heads K, or the query heads N where the key bias
-            differs between query heads that share keys.
-        num_features: width M of the features.
-        value_dim: width V of the values.
+        num_kv_heads: key/value heads, K.
+        head_dim: width M of the features.
+        num_heads: query heads, N, if the key bias differs between query heads that share keys: each then keeps sums
+            of its own. None for sums a key/value head.
+        value_dim: width V of the values, `head_dim` when None.
+        dtype: dtype of the sums.
 
     Returns:
         A pytree of fixed shapes, independent of how many tokens will follow.
 
     Raises:
-        ValueError: a size is not positive.
+        ValueError: a size is not positive, or K does not divide N.
 
     Examples:
-        >>> linear_attention_init_state(2, 4, 16, 8).total.shape
+        >>> linear_attention_init_state(2, 4, 16, value_dim=8).total.shape
         (2, 4, 16, 9)
     """
-    sizes = {"batch": batch, "num_heads": num_heads, "num_features": num_features, "value_dim": value_dim}
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1; got {size}.")
+    value_dim = head_dim if value_dim is None else value_dim
+    heads = check_sizes(
+        batch=batch, num_kv_heads=num_kv_heads, num_heads=num_heads, head_dim=head_dim, value_dim=value_dim
+    )
     return LinearAttentionState(
-        jnp.zeros((batch, num_heads, num_features, value_dim + 1), jnp.float32),
-        jnp.full((batch, num_heads), -jnp.inf, jnp.float32),
+        jnp.zeros((batch, heads, head_dim, value_dim + 1), dtype), jnp.full((batch, heads), -jnp.inf, dtype)
     )
 
 
@@ -87,7 +95,7 @@ def linear_attention_step(
 
     Examples:
         >>> import jax.numpy as jnp
-        >>> state = linear_attention_init_state(1, 2, 4, 8)
+        >>> state = linear_attention_init_state(1, 2, 4, value_dim=8)
         >>> phi, value = jnp.ones((1, 3, 2, 4)), jnp.ones((1, 3, 2, 8))
         >>> state, out = linear_attention_step(state, phi, phi, value)
         >>> out.shape

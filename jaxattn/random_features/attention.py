@@ -1,5 +1,8 @@
 """Attention by random features: the features are made in blocks on the way and never stored."""
 
+from typing import Any
+
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxattn.core.arguments import check_qkv, check_scale
@@ -73,22 +76,32 @@ def random_feature_attention(
 
 
 def random_feature_attention_init_state(
-    batch: int, num_heads: int, value_dim: int, feature_map: FeatureMap
+    batch: int,
+    num_kv_heads: int,
+    head_dim: int,
+    feature_map: FeatureMap,
+    *,
+    num_heads: int | None = None,
+    value_dim: int | None = None,
+    dtype: Any = jnp.float32,
 ) -> LinearAttentionState:
     """The state before the first token: constant in the number of tokens to come.
 
     Args:
         batch: sequences decoded together, B.
-        num_heads: the key/value heads K, or the query heads N where the key bias differs between query heads that
-            share keys.
-        value_dim: width V of the values.
+        num_kv_heads: key/value heads, K.
+        head_dim: width H of queries and keys.
         feature_map: the map that every step will be given.
+        num_heads: query heads, N, if the key bias differs between query heads that share keys: each then keeps sums
+            of its own. None for sums a key/value head.
+        value_dim: width V of the values, `head_dim` when None.
+        dtype: dtype of the sums.
 
     Returns:
-        A pytree of fixed shapes, float32.
+        A pytree of fixed shapes.
 
     Raises:
-        ValueError: a size is not positive.
+        ValueError: a size is not positive, K does not divide N, or `head_dim` is not the map's.
 
     Examples:
         >>> import jax, jaxattn
@@ -96,7 +109,15 @@ def random_feature_attention_init_state(
         >>> jaxattn.random_feature_attention_init_state(2, 4, 16, feature_map).total.shape
         (2, 4, 32, 17)
     """
-    return linear_attention_init_state(batch, num_heads, feature_map.num_features, value_dim)
+    feature_map.check_width("head_dim", head_dim)
+    return linear_attention_init_state(
+        batch,
+        num_kv_heads,
+        feature_map.num_features,
+        num_heads=num_heads,
+        value_dim=head_dim if value_dim is None else value_dim,
+        dtype=dtype,
+    )
 
 
 def random_feature_attention_step(

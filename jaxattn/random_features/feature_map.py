@@ -223,6 +223,11 @@ class FeatureMap:
         x = jax.ShapeDtypeStruct((1, self.weights.head_dim), jnp.float32)
         return jax.eval_shape(functions.key, one, x, None)[0].shape[-1]
 
+    def check_width(self, name: str, width: int) -> None:
+        """Raises unless `width` is the map's."""
+        if width != self.weights.head_dim:
+            raise ValueError(f"{name} must be the map's width H = {self.weights.head_dim}; got {width}.")
+
     def _apply(self, role: str, x: Array, scale: float | None) -> tuple[Array, Array]:
         check_dtype(role, x, jnp.floating, "floating point")
         check_rank(role, x, (3, 4), "(T, N, H) or (B, T, N, H)")

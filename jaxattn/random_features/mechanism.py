@@ -229,9 +229,11 @@ class RandomFeaturesModule(MechanismModule):
 
         Every query head has its own, since a key bias may differ between query heads that share keys.
         """
-        del max_length, num_kv_heads, dtype
+        del max_length, dtype
         head_dim = self.feature_map.weights.head_dim
-        return random_feature_attention_init_state(batch, self.num_heads, head_dim, self.feature_map)
+        return random_feature_attention_init_state(
+            batch, num_kv_heads, head_dim, self.feature_map, num_heads=self.num_heads
+        )
 
     def step(
         self, state, query, key, value, *, inputs=None, key_bias=None

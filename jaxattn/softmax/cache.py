@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxattn.core.arguments import Arguments, check_qkv, check_scale, over_group
 from jaxattn.core.checks import check_broadcastable, check_dtype, check_rank, check_shape
+from jaxattn.core.decode import check_sizes
 from jaxattn.softmax.attention import attend_cached
 
 
@@ -30,7 +31,7 @@ def dot_product_attention_init_state(
     num_kv_heads: int,
     head_dim: int,
     *,
-    num_heads: int,
+    num_heads: int | None = None,
     value_dim: int | None = None,
     dtype: Any = jnp.float32,
 ) -> DotProductAttentionState:
@@ -41,7 +42,7 @@ def dot_product_attention_init_state(
         max_length: positions the cache can hold.
         num_kv_heads: key/value heads, K.
         head_dim: width of queries and keys, H.
-        num_heads: query heads, N, a multiple of K.
+        num_heads: query heads, N, a multiple of K; K when None.
         value_dim: width of the values, `head_dim` when None.
         dtype: dtype of the cached keys and values.
 
@@ -57,19 +58,14 @@ def dot_product_attention_init_state(
         ((2, 16, 1, 8), (2, 16, 4))
     """
     value_dim = head_dim if value_dim is None else value_dim
-    sizes = {
-        "batch": batch,
-        "max_length": max_length,
-        "num_kv_heads": num_kv_heads,
-        "head_dim": head_dim,
-        "num_heads": num_heads,
-        "value_dim": value_dim,
-    }
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1; got {size}.")
-    if num_heads % num_kv_heads:
-        raise ValueError(f"num_heads must be a multiple of num_kv_heads = {num_kv_heads}; got {num_heads}.")
+    num_heads = check_sizes(
+        batch=batch,
+        max_length=max_length,
+        num_kv_heads=num_kv_heads,
+        num_heads=num_heads,
+        head_dim=head_dim,
+        value_dim=value_dim,
+    )
     return DotProductAttentionState(
         key=jnp.zeros((batch, max_length, num_kv_heads, head_dim), dtype),
         value=jnp.zeros((batch, max_length, num_kv_heads, value_dim), dtype),
@@ -111,7 +107,7 @@ def dot_product_attention_step(
 
     Examples:
         >>> import jax.numpy as jnp
-        >>> state = dot_product_attention_init_state(1, 8, 2, 4, num_heads=2)
+        >>> state = dot_product_attention_init_state(1, 8, 2, 4)
         >>> x = jnp.ones((1, 3, 2, 4))
         >>> state, out = dot_product_attention_step(state, x, x, x)
         >>> out.shape, int(state.length)

@@ -1,7 +1,11 @@
 """Hierarchical attention over trees."""
 
 from jaxattn.tree.attention import hierarchical_attention, hierarchical_energy, hierarchical_weights
-from jaxattn.tree.state import HierarchicalState, hierarchical_init_state, hierarchical_step
+from jaxattn.tree.state import (
+    HierarchicalState,
+    hierarchical_attention_init_state,
+    hierarchical_attention_step,
+)
 from jaxattn.tree.tree import Tree, TreeShape
 
 __all__ = [
@@ -10,7 +14,7 @@ __all__ = [
     "TreeShape",
     "hierarchical_attention",
     "hierarchical_energy",
-    "hierarchical_init_state",
-    "hierarchical_step",
+    "hierarchical_attention_init_state",
+    "hierarchical_attention_step",
     "hierarchical_weights",
 ]

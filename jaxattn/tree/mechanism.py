@@ -12,7 +12,7 @@ from jaxattn.core.mechanism import Mechanism, MechanismModule, fold_mask
 from jaxattn.core.padding import padding_key_bias
 from jaxattn.tree.attention import hierarchical_attention
 from jaxattn.tree.sibling_bias import KINDS, SiblingBias
-from jaxattn.tree.state import hierarchical_init_state, hierarchical_step
+from jaxattn.tree.state import hierarchical_attention_init_state, hierarchical_attention_step
 from jaxattn.tree.tree import Tree
 
 TreeFn = Callable[[int], Tree]
@@ -141,10 +141,12 @@ class HierarchicalModule(MechanismModule):
 
     def init_state(self, batch: int, max_length: int, num_kv_heads: int, dtype: Any) -> Any:
         """The open families of a tree over `max_length` tokens: O(b log max_length) nodes, in float32."""
-        del num_kv_heads, dtype
+        del dtype
         tree = self._tree(max_length)
         return {
-            "nodes": hierarchical_init_state(batch, self.num_heads, self.head_dim, tree),
+            "nodes": hierarchical_attention_init_state(
+                batch, num_kv_heads, self.head_dim, tree, num_heads=self.num_heads
+            ),
             "tree": tree,
         }
 
@@ -153,7 +155,7 @@ class HierarchicalModule(MechanismModule):
     ) -> tuple[Any, Float[Array, "B T N V"]]:
         """Attends from the new tokens to the open families and to each other."""
         tree = state["tree"]
-        nodes, out = hierarchical_step(
+        nodes, out = hierarchical_attention_step(
             state["nodes"],
             query,
             key,

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxattn.core.arguments import check_qkv, check_scale
 from jaxattn.core.checks import check_rank
+from jaxattn.core.decode import check_sizes
 from jaxattn.core.grouped import prepare
 from jaxattn.tree.call import SiblingBias, check_sibling_bias, check_tree, grouped_biases
 from jaxattn.tree.sweeps import Biases, divided, pool
@@ -29,42 +30,50 @@ class HierarchicalState(NamedTuple):
     length: Int[Array, ""]
 
 
-def hierarchical_init_state(
-    batch: int, num_heads: int, head_dim: int, tree: Tree, *, value_dim: int | None = None
+def hierarchical_attention_init_state(
+    batch: int,
+    num_kv_heads: int,
+    head_dim: int,
+    tree: Tree,
+    *,
+    num_heads: int | None = None,
+    value_dim: int | None = None,
+    dtype: Any = jnp.float32,
 ) -> HierarchicalState:
-    """The state before the first token, in float32: Σ b_l nodes, O(b log T) for a tree over T tokens.
+    """The state before the first token: Σ b_l nodes, O(b log T) for a tree over T tokens.
 
     Args:
         batch: sequences decoded together, B.
-        num_heads: heads that keep means of their own: the key/value heads K, or the query heads N where the key bias
-            differs between query heads that share keys.
-        head_dim: width H of the keys.
+        num_kv_heads: key/value heads, K.
+        head_dim: width H of queries and keys.
         tree: the tree that every step will be given; for generation `Tree.uniform(max_length, branching)`.
+        num_heads: query heads, N, if the key bias differs between query heads that share keys: each then keeps means
+            of its own. None for means a key/value head.
         value_dim: width V of the values, `head_dim` when None.
+        dtype: dtype of the means.
 
     Returns:
         A pytree of fixed shapes.
 
     Raises:
-        ValueError: a size is not positive, or the tree is not ordered or of another batch.
+        ValueError: a size is not positive, K does not divide N, or the tree is not ordered or of another batch.
 
     Examples:
         >>> from jaxattn import Tree
-        >>> state = hierarchical_init_state(1, 2, 8, Tree.uniform(4096, 16))
+        >>> state = hierarchical_attention_init_state(1, 2, 8, Tree.uniform(4096, 16))
         >>> [key.shape for key in state.key]
         [(1, 2, 16, 8), (1, 2, 16, 8), (1, 2, 16, 8)]
     """
     value_dim = head_dim if value_dim is None else value_dim
-    sizes = {"batch": batch, "num_heads": num_heads, "head_dim": head_dim, "value_dim": value_dim}
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1; got {size}.")
+    heads = check_sizes(
+        batch=batch, num_kv_heads=num_kv_heads, num_heads=num_heads, head_dim=head_dim, value_dim=value_dim
+    )
     check_tree(tree, batch)
     if not tree.is_ordered:
         raise ValueError("tree must have its leaves in the order of the sequence; got an unordered tree.")
 
     def zeros(*width: int) -> tuple[Array, ...]:
-        return tuple(jnp.zeros((batch, num_heads, size, *width)) for size in tree.branching)
+        return tuple(jnp.zeros((batch, heads, size, *width), dtype) for size in tree.branching)
 
     return HierarchicalState(
         key=zeros(head_dim),
@@ -75,7 +84,7 @@ def hierarchical_init_state(
     )
 
 
-def hierarchical_step(
+def hierarchical_attention_step(
     state: HierarchicalState,
     query: Float[Array, "B T N H"],
     key: Float[Array, "B T K H"],
@@ -93,7 +102,7 @@ def hierarchical_step(
     meets the Σ b_l nodes of the open families and makes their means anew; several are taken one after the other.
 
     Args:
-        state: from `hierarchical_init_state` or an earlier step.
+        state: from `hierarchical_attention_init_state` or an earlier step.
         query: (B, T, N, H), T >= 1 new tokens.
         key: (B, T, K, H).
         value: (B, T, K, V).
@@ -115,7 +124,7 @@ def hierarchical_step(
         >>> from jaxattn import Tree
         >>> tree = Tree.uniform(100, 4)
         >>> x = jnp.ones((1, 3, 2, 8))
-        >>> state, out = hierarchical_step(hierarchical_init_state(1, 2, 8, tree), x, x, x, tree)
+        >>> state, out = hierarchical_attention_step(hierarchical_attention_init_state(1, 2, 8, tree), x, x, x, tree)
         >>> out.shape, int(state.length)
         ((1, 3, 2, 8), 3)
     """

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 import jaxattn
 from jaxattn.nn import CrossCorrelation, EnergyGated, Hierarchical, Mechanism, RandomFeatures, Softmax
@@ -149,13 +150,19 @@ def _lags(query, key, value, key_bias, lag_logits, *, mask, segment_ids, is_caus
 
 
 def _lags_init(sizes: Sizes, dtype: Any) -> Any:
-    return jaxattn.cross_correlation_init_state(
-        sizes.batch, sizes.length, sizes.kv_heads, sizes.head_dim, num_heads=sizes.heads, lags=2, dtype=dtype
+    return jaxattn.cross_correlation_attention_init_state(
+        sizes.batch,
+        sizes.length,
+        sizes.kv_heads,
+        sizes.head_dim,
+        jnp.zeros((sizes.heads, 5)),
+        num_heads=sizes.heads,
+        dtype=dtype,
     )
 
 
 def _lags_step(state, query, key, value, key_bias, lag_logits):
-    return jaxattn.cross_correlation_step(state, query, key, value, lag_logits, key_bias=key_bias)
+    return jaxattn.cross_correlation_attention_step(state, query, key, value, lag_logits, key_bias=key_bias)
 
 
 def _gated_lags(query, key, value, key_bias, lag_logits, energy, alpha, tau, *, mask, segment_ids, is_causal):
@@ -199,7 +206,9 @@ def _linear(query, key, value, key_bias, *, mask, segment_ids, is_causal):
 
 
 def _linear_init(sizes: Sizes, dtype: Any) -> Any:
-    return jaxattn.linear_attention_init_state(sizes.batch, sizes.heads, sizes.head_dim, sizes.head_dim)
+    return jaxattn.linear_attention_init_state(
+        sizes.batch, sizes.kv_heads, sizes.head_dim, num_heads=sizes.heads
+    )
 
 
 def _linear_step(state, query, key, value, key_bias):
@@ -223,11 +232,15 @@ def _tree(query, key, value, key_bias, *, mask, segment_ids, is_causal):
 
 
 def _tree_init(sizes: Sizes, dtype: Any) -> Any:
-    return jaxattn.hierarchical_init_state(sizes.batch, sizes.heads, sizes.head_dim, _tree_over(sizes.length))
+    return jaxattn.hierarchical_attention_init_state(
+        sizes.batch, sizes.kv_heads, sizes.head_dim, _tree_over(sizes.length), num_heads=sizes.heads
+    )
 
 
 def _tree_step(state, query, key, value, key_bias):
-    return jaxattn.hierarchical_step(state, query, key, value, _tree_over(Sizes.length), key_bias=key_bias)
+    return jaxattn.hierarchical_attention_step(
+        state, query, key, value, _tree_over(Sizes.length), key_bias=key_bias
+    )
 
 
 FEATURE_MAP = jaxattn.FeatureMap.create(jax.random.key(3), Sizes.head_dim, 14)
@@ -246,7 +259,9 @@ def _features(query, key, value, key_bias, *, mask, segment_ids, is_causal):
 
 
 def _features_init(sizes: Sizes, dtype: Any) -> Any:
-    return jaxattn.random_feature_attention_init_state(sizes.batch, sizes.heads, sizes.head_dim, FEATURE_MAP)
+    return jaxattn.random_feature_attention_init_state(
+        sizes.batch, sizes.kv_heads, sizes.head_dim, FEATURE_MAP, num_heads=sizes.heads
+    )
 
 
 def _features_step(state, query, key, value, key_bias):

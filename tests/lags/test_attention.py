@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxattn
-from jaxattn.lags import cross_correlation_init_state
+from jaxattn.lags import cross_correlation_attention_init_state
 from jaxattn.softmax import dot_product_attention
 from jaxattn.testing import (
     assert_causal,
@@ -20,7 +20,7 @@ cross_correlation = jax.jit(jaxattn.cross_correlation)
 cross_correlation_attention = jax.jit(
     jaxattn.cross_correlation_attention, static_argnames=("is_causal", "scale", "implementation")
 )
-cross_correlation_step = jax.jit(jaxattn.cross_correlation_step, static_argnames="scale")
+cross_correlation_attention_step = jax.jit(jaxattn.cross_correlation_attention_step, static_argnames="scale")
 
 B, T, N, K, H, V, L = 2, 9, 4, 2, 6, 5, 2
 SEGMENTS = jnp.array([[0] * 4 + [1] * 5, [5] * 1 + [7] * 8])
@@ -219,7 +219,7 @@ def test_decoding_equals_the_whole_pass(per_head):
     poison = jnp.where(mask, 0, jnp.nan)[..., None, None]
     q, k, v = (x + poison for x in qkv())
     fn = functools.partial(cross_correlation_attention, lag_logits=logits(per_head), is_causal=True)
-    step = functools.partial(cross_correlation_step, lag_logits=logits(per_head))
+    step = functools.partial(cross_correlation_attention_step, lag_logits=logits(per_head))
 
     # A masked query gives NaN by its own poison on both sides: only the others are compared.
     def valid(out, mask):
@@ -231,7 +231,9 @@ def test_decoding_equals_the_whole_pass(per_head):
 
     assert_decode_matches(
         jax.jit(lambda q, k, v, mask: valid(fn(q, k, v, token_mask=mask), mask)),
-        lambda: cross_correlation_init_state(B, T, K, H, num_heads=N, lags=L, per_head=per_head, value_dim=V),
+        lambda: cross_correlation_attention_init_state(
+            B, T, K, H, logits(per_head), num_heads=N, value_dim=V
+        ),
         jax.jit(valid_step),
         (q, k, v, mask),
         prefill=4,
@@ -258,12 +260,12 @@ def test_bad_arguments_are_refused(no_typecheck):
         cross_correlation(q, k, jnp.zeros(5), token_mask=jnp.ones((B, T)))
     with pytest.raises(ValueError, match="key_bias must be broadcastable"):
         cross_correlation_attention(q, k, v, jnp.zeros(5), key_bias=jnp.zeros((B, T, 3)))
-    with pytest.raises(ValueError, match="lags must be at least 0"):
-        cross_correlation_init_state(B, T, K, H, num_heads=N, lags=-1)
+    with pytest.raises(ValueError, match="lag_logits must have shape"):
+        cross_correlation_attention_init_state(B, T, K, H, jnp.zeros(4), num_heads=N)
     with pytest.raises(ValueError, match="num_heads must be a multiple"):
-        cross_correlation_init_state(B, T, 3, H, num_heads=N, lags=1)
-    state = cross_correlation_init_state(B, T, K, H, num_heads=N, lags=L, value_dim=V)
+        cross_correlation_attention_init_state(B, T, 3, H, jnp.zeros(5), num_heads=N)
+    state = cross_correlation_attention_init_state(B, T, K, H, jnp.zeros((N, 5)), num_heads=N, value_dim=V)
     with pytest.raises(ValueError, match="state's 2L \\+ 1 = 5 lags"):
-        cross_correlation_step(state, q, k, v, jnp.zeros((N, 3)))
-    with pytest.raises(ValueError, match="per_head"):
-        cross_correlation_step(state, q, k, v, jnp.zeros(5))
+        cross_correlation_attention_step(state, q, k, v, jnp.zeros((N, 3)))
+    with pytest.raises(ValueError, match="lag_logits must have the form"):
+        cross_correlation_attention_step(state, q, k, v, jnp.zeros(5))

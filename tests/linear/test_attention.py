@@ -127,7 +127,7 @@ def test_whole_equals_step_by_step_over_a_thousand_tokens():
         return state, out[:, 0]
 
     tokens = [jnp.moveaxis(x, 1, 0) for x in (phi_q, phi_k, value)]
-    state, out = jax.lax.scan(step, linear_attention_init_state(B, K, M, V), tokens)
+    state, out = jax.lax.scan(step, linear_attention_init_state(B, K, M, value_dim=V), tokens)
     np.testing.assert_allclose(jnp.moveaxis(out, 0, 1), whole, atol=1e-5)
     # The state is as large after a thousand tokens as before the first.
     assert sum(x.size for x in jax.tree.leaves(state)) == B * K * (M * (V + 1) + 1)
@@ -174,6 +174,6 @@ def test_bad_arguments(change, message, no_typecheck):
 def test_a_state_that_does_not_fit(no_typecheck):
     phi_q, phi_k, value, _ = arrays(7)
     with pytest.raises(ValueError, match="state must have"):
-        linear_attention_step(linear_attention_init_state(B, 3, M, V), phi_q, phi_k, value)
-    with pytest.raises(ValueError, match="num_features must be at least 1"):
-        linear_attention_init_state(B, 3, 0, V)
+        linear_attention_step(linear_attention_init_state(B, 3, M, value_dim=V), phi_q, phi_k, value)
+    with pytest.raises(ValueError, match="head_dim must be at least 1"):
+        linear_attention_init_state(B, 3, 0, value_dim=V)

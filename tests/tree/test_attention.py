@@ -10,7 +10,7 @@ import pytest
 import tests.tree.naive as naive
 from jaxattn.testing import assert_causal, assert_matches_reference
 from jaxattn.tree.attention import hierarchical_attention, hierarchical_energy, hierarchical_weights
-from jaxattn.tree.state import hierarchical_init_state, hierarchical_step
+from jaxattn.tree.state import hierarchical_attention_init_state, hierarchical_attention_step
 from jaxattn.tree.tree import Tree
 from tests.reference import naive_attention
 
@@ -316,7 +316,7 @@ def test_2048_steps_equal_the_whole(kind):
     def run(state, *arrays):
         def step(state, token):
             query, key, value, key_bias = (x[:, None] for x in token)
-            state, out = hierarchical_step(
+            state, out = hierarchical_attention_step(
                 state, query, key, value, tree, key_bias=key_bias, sibling_bias=bias
             )
             return state, out[:, 0]
@@ -324,15 +324,19 @@ def test_2048_steps_equal_the_whole(kind):
         state, out = jax.lax.scan(step, state, tuple(jnp.moveaxis(x, 1, 0) for x in arrays))
         return state, jnp.moveaxis(out, 0, 1)
 
-    state = hierarchical_init_state(1, 2, WIDTH, tree)
+    state = hierarchical_attention_init_state(1, 2, WIDTH, tree)
     assert sum(x.size for x in state.key) == 2 * WIDTH * sum(tree.branching)
     state, out = run(state, *arrays)
     np.testing.assert_allclose(out, whole, rtol=0, atol=1e-5)
     assert int(state.length) == length
     # A prompt in one call, then the rest.
     prompt = tuple(x[:, :100] for x in arrays)
-    state, first = hierarchical_step(
-        hierarchical_init_state(1, 2, WIDTH, tree), *prompt[:3], tree, key_bias=prompt[3], sibling_bias=bias
+    state, first = hierarchical_attention_step(
+        hierarchical_attention_init_state(1, 2, WIDTH, tree),
+        *prompt[:3],
+        tree,
+        key_bias=prompt[3],
+        sibling_bias=bias,
     )
     np.testing.assert_allclose(first, whole[:, :100], rtol=0, atol=1e-5)
     _, second = run(state, *(x[:, 100:300] for x in arrays))
@@ -342,7 +346,9 @@ def test_2048_steps_equal_the_whole(kind):
 def test_steps_beyond_the_tree_are_nan():
     tree = Tree.uniform(4, 2)
     x = normal(0, 1, 5, 1, WIDTH)
-    state, out = hierarchical_step(hierarchical_init_state(1, 1, WIDTH, tree), x, x, x, tree)
+    state, out = hierarchical_attention_step(
+        hierarchical_attention_init_state(1, 1, WIDTH, tree), x, x, x, tree
+    )
     assert np.isnan(out).all() and int(state.length) == 5
 
 
@@ -406,8 +412,8 @@ def test_bad_arguments_are_named(no_typecheck):
         given = {"query": x, "key": x, "value": x, "tree": tree} | change
         with pytest.raises(ValueError, match=message):
             hierarchical_attention(**given)
-    state = hierarchical_init_state(1, 2, WIDTH, tree)
+    state = hierarchical_attention_init_state(1, 2, WIDTH, tree)
     with pytest.raises(ValueError, match="state must be for"):
-        hierarchical_step(state, x, x, x, Tree.uniform(6, 2))
+        hierarchical_attention_step(state, x, x, x, Tree.uniform(6, 2))
     with pytest.raises(ValueError, match="head_dim must be at least 1"):
-        hierarchical_init_state(1, 2, 0, tree)
+        hierarchical_attention_init_state(1, 2, 0, tree)
