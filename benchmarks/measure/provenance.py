@@ -1,5 +1,6 @@
-"""Where and with what a result was measured."""
+"""Provenance of a result: hardware, versions, commit and command line."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -10,9 +11,12 @@ import subprocess
 import sys
 from typing import Any
 
+import jax
+
+import jaxattn
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PACKAGES = (
-    "jaxattn",
     "jax",
     "jaxlib",
     "flax",
@@ -25,9 +29,7 @@ PACKAGES = (
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, hardware, commit, date and command line."""
-    import jax
-
+    """Hardware, versions, commit, date and command line of this process."""
     device = jax.devices()[0]
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -48,24 +50,17 @@ def provenance() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    found = {"jaxattn": jaxattn.__version__}
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    if "jaxattn" not in found:
-        import jaxattn
-
-        found["jaxattn"] = jaxattn.__version__
     return found
 
 
 def _git(*arguments: str) -> str:
     try:
-        return subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        command = ["git", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
 

@@ -1,66 +1,177 @@
-"""The promises about speed and memory, judged from result files."""
+"""Verdicts: the promised ratios of time and memory, judged from result files."""
 
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks.report import check_features, check_training_step, check_trees
-from benchmarks.report.results import load
+from benchmarks.measure.results import Row, load
+from benchmarks.suites.ours import CAUSAL, RAGGED, UNIFORM
 
-JUDGED = ("attention", "training-step")
-GATED = "softmax+gate=running"
-# The energy gate over plain softmax of the same implementation: (passes, shortest T that counts, bound).
-GATE_BOUNDS = {"cpu": (("both",), 2048, 1.15), "gpu": (("forward", "both"), 4096, 1.05)}
-# Doubling T may double the blockwise peak, with some room for what does not grow; T×S would take it times 4.
-GROWTH_BOUND = 2.5
 VERDICTS = {True: "PASS", False: "FAIL", None: "OPEN"}
+# What was promised and found, and whether it holds; None if that was not measured.
+Verdict = tuple[str, bool | None]
+
+GATED = "softmax+gate=running"
+# The energy gate over plain softmax of the same implementation: (passes, shortest T judged, bound).
+GATE_BOUNDS = {"cpu": (("both",), 2048, 1.15), "gpu": (("forward", "both"), 4096, 1.05)}
+# From T to 2T, with some room: T×S work or memory would take 4.
+BLOCKWISE_MEMORY_GROWTH = 2.5
+LINEAR_TIME_GROWTH = 2.2
+# Of causal random features with 2 heads: (T, bytes).
+FEATURES_MEMORY = 65536, 4e9
+# Training steps with random features over those with softmax: (shortest T judged, bound).
+TRAINING_STEP = 4096, 1 / 3
+
+
+class TimeBound(NamedTuple):
+    """The most that the time of one case may be of a peer's, from one length to another."""
+
+    ours: str
+    peer: str
+    shortest: int
+    longest: float
+    bound: float
+    strict: bool = False  # faster, not as fast
+
+
+FEATURES, TREE = "features:oprf-orf:128/linear", "tree:64x16"
+EVER = float("inf")
+# Forward + backward in float32 on a CPU, B 1, H 64.
+FEATURE_TIMES = (
+    TimeBound(FEATURES, "softmax/blockwise", 1024, EVER, 1.0, strict=True),
+    TimeBound(FEATURES, "softmax/xla", 1024, EVER, 1.0, strict=True),
+    TimeBound(FEATURES, "softmax/jax", 1024, EVER, 1.0, strict=True),
+    TimeBound(FEATURES, "softmax/jax", 16384, 16384, 1 / 25),
+    TimeBound(FEATURES, "features:posrf-orf:128/performer", 2048, 16384, 1 / 1.3),
+)
+TREE_TIMES = (
+    TimeBound(f"{TREE}/{UNIFORM}", "softmax/blockwise", 1024, EVER, 1.0),
+    TimeBound(f"{TREE}/{UNIFORM}", "softmax/jax", 1024, EVER, 1.0),
+    TimeBound(f"{TREE}/{UNIFORM}", "softmax/blockwise", 16384, EVER, 1 / 30),
+    TimeBound(f"{TREE}/{UNIFORM}", "tree:64x2/h-transformer", 1024, EVER, 1 / 1.5),
+    TimeBound(f"{TREE}/{RAGGED}", f"{TREE}/{UNIFORM}", 1024, EVER, 2.0),
+    TimeBound(f"{TREE}/{CAUSAL}", f"{TREE}/{UNIFORM}", 1024, EVER, 2.0),
+)
 
 
 def run(paths: Sequence[pathlib.Path]) -> int:
-    """Prints every promise of the files with its figure; 1 if one is missed or none can be judged."""
-    verdicts = [verdict for path in paths for verdict in judge(load(path, *JUDGED))]
+    """Prints the verdict on every promise of the files; exit status 1 if one is missed or none can be judged."""
+    verdicts = [verdict for path in paths for verdict in judge(load(path, "attention", "training-step"))]
     for text, kept in verdicts:
         print(f"{VERDICTS[kept]}  {text}")
     judged = [kept for _, kept in verdicts if kept is not None]
     if not judged:
         print(
-            "nothing to judge: no gated case, features or training step at a length that counts, and no memory at T "
-            "and 2T."
+            "nothing to judge: no gated case, features, tree or training step at a length that counts, and no memory "
+            "at T and 2T."
         )
     return 0 if judged and all(judged) else 1
 
 
-def judge(document: Mapping[str, Any]) -> Iterator[tuple[str, bool | None]]:
-    """(what was promised and found, whether it holds or None if that was not measured)."""
+def judge(document: Mapping[str, Any]) -> Iterator[Verdict]:
+    """The verdicts on one result."""
+    on_cpu = document["provenance"]["platform"] == "cpu"
+    rows = document["rows"]
     if document["benchmark"] == "training-step":
-        yield from check_training_step.judge(document)
+        if on_cpu:
+            yield from _training_steps(rows)
         return
-    yield from check_features.judge(document)
-    yield from check_trees.judge(document)
-    rows = [row for row in document["rows"] if row.get("status") == "ok"]
-    passes, shortest, bound = GATE_BOUNDS["cpu" if document["provenance"]["platform"] == "cpu" else "gpu"]
+    if on_cpu:
+        sizes = {"direction": "both", "batch": 1, "head_dim": 64, "dtype": "float32"}
+        sized = [row for row in rows if sizes.items() <= row.items()]
+        features = [row for row in sized if _name(row) == FEATURES]
+        four_heads = [row for row in features if row["heads"] == row["kv_heads"] == 4]
+        yield from _times(
+            four_heads, FEATURE_TIMES, {(_name(r), r["direction"], r["length"]): r for r in rows}
+        )
+        yield from _growth(features)
+        yield from _feature_memory(features)
+        trees = [row for row in sized if row["mechanism"] == TREE]
+        yield from _times(trees, TREE_TIMES)
+        yield from _growth([row for row in trees if row["implementation"] == UNIFORM])
+    yield from _gates(
+        [row for row in rows if row.get("status") == "ok"], *GATE_BOUNDS["cpu" if on_cpu else "gpu"]
+    )
+    yield from _blockwise_memory([row for row in rows if row.get("peak_bytes")])
+
+
+def _times(
+    rows: Sequence[Row], bounds: Sequence[TimeBound], peers: Mapping[Any, Row] | None = None
+) -> Iterator[Verdict]:
+    """Ratios to peers; with `peers`, a missing one is an open verdict that says why it is missing."""
+    for row in rows:
+        for promised in bounds:
+            in_range = promised.shortest <= row["length"] <= promised.longest
+            if "median_s" not in row or _name(row) != promised.ours or not in_range:
+                continue
+            ratio = row.get("ratios", {}).get(promised.peer)
+            if ratio is not None:
+                kept = ratio < promised.bound if promised.strict else ratio <= promised.bound
+                times, least = 1 / ratio, 1 / promised.bound
+                yield (
+                    f"{_where(row)}: {times:.2f} times faster than {promised.peer} (at least {least:.3g})",
+                    kept,
+                )
+            elif peers is not None:
+                peer = peers.get((promised.peer, row["direction"], row["length"]), {})
+                why = peer.get("status", "not measured").replace("_", " ")
+                yield f"{_where(row)}: no comparison with {promised.peer}, which is {why}", None
+
+
+def _growth(rows: Sequence[Row]) -> Iterator[Verdict]:
+    found = {row["length"]: row for row in rows if "median_s" in row}
+    for length, row in found.items():
+        if length // 2 in found:
+            growth = row["median_s"] / found[length // 2]["median_s"]
+            text = f"{_where(row)}: time x {growth:.2f} from T / 2 (at most {LINEAR_TIME_GROWTH})"
+            yield text, growth <= LINEAR_TIME_GROWTH
+
+
+def _feature_memory(rows: Sequence[Row]) -> Iterator[Verdict]:
+    length, limit = FEATURES_MEMORY
+    for row in rows:
+        if row["length"] == length and row["causal"] and row["heads"] == 2 and row.get("peak_bytes"):
+            text = f"{_where(row)}: peak memory {row['peak_bytes'] / 1e9:.2f} GB (below {limit / 1e9:g})"
+            yield text, row["peak_bytes"] < limit
+
+
+def _gates(rows: Sequence[Row], passes: Sequence[str], shortest: int, bound: float) -> Iterator[Verdict]:
     for row in rows:
         peer = f"softmax/{row['implementation']}"
-        if row["mechanism"] == GATED and row["direction"] in passes and row["length"] >= shortest:
-            ratio = row.get("ratios", {}).get(peer)
-            if ratio is not None:
-                yield f"{_where(row)}: {ratio:.3f} of {peer} (at most {bound})", ratio <= bound
-    peaks = {
-        _key(row, row["length"]): row
-        for row in rows
-        if row["implementation"] == "blockwise" and row.get("peak_bytes")
-    }
-    for row in peaks.values():
-        double = peaks.get(_key(row, 2 * row["length"]))
+        ratio = row.get("ratios", {}).get(peer)
+        judged = row["mechanism"] == GATED and row["direction"] in passes and row["length"] >= shortest
+        if judged and ratio is not None:
+            yield f"{_where(row)}: {ratio:.3f} of {peer} (at most {bound})", ratio <= bound
+
+
+def _blockwise_memory(rows: Sequence[Row]) -> Iterator[Verdict]:
+    def key(row: Row, length: int) -> tuple[Any, ...]:
+        return row["mechanism"], row["direction"], row["head_dim"], length
+
+    found = {key(row, row["length"]): row for row in rows if row["implementation"] == "blockwise"}
+    for row in found.values():
+        double = found.get(key(row, 2 * row["length"]))
         if double is not None:
             growth = double["peak_bytes"] / row["peak_bytes"]
-            text = f"{_where(row)}: peak memory x {growth:.2f} from T to 2T (at most {GROWTH_BOUND})"
-            yield text, growth <= GROWTH_BOUND
+            text = (
+                f"{_where(row)}: peak memory x {growth:.2f} from T to 2T (at most {BLOCKWISE_MEMORY_GROWTH})"
+            )
+            yield text, growth <= BLOCKWISE_MEMORY_GROWTH
 
 
-def _key(row: Mapping[str, Any], length: int) -> tuple[Any, ...]:
-    return row["mechanism"], row["direction"], row["head_dim"], length
+def _training_steps(rows: Sequence[Row]) -> Iterator[Verdict]:
+    shortest, bound = TRAINING_STEP
+    for row in rows:
+        ratio = row.get("ratios", {}).get("softmax")
+        if ratio is not None and row["attention"].startswith("features:") and row["length"] >= shortest:
+            text = f"{row['attention']}, T {row['length']}: {ratio:.3g} of the time of softmax (at most {bound:.3g})"
+            yield text, ratio <= bound
 
 
-def _where(row: Mapping[str, Any]) -> str:
-    return f"{row['mechanism']}/{row['implementation']} {row['direction']}, T {row['length']}, H {row['head_dim']}"
+def _name(row: Row) -> str:
+    return f"{row['mechanism']}/{row['implementation']}"
+
+
+def _where(row: Row) -> str:
+    mask = "causal" if row["causal"] else "not causal"
+    return f"{_name(row)} {row['direction']}, T {row['length']}, H {row['head_dim']}, {mask}"

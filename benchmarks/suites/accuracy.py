@@ -1,4 +1,4 @@
-"""How far attention by random features is from softmax attention, on given queries, keys and values."""
+"""Errors of attention by random features against softmax attention, on given queries, keys and values."""
 
 import dataclasses
 from functools import partial
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.suites.drawn_rows import DrawnRows, draw_rows
-from jaxattn.random_features import COMPONENTS, FeatureMap
+from jaxattn import COMPONENTS, FeatureMap
 
 
 class Data(NamedTuple):

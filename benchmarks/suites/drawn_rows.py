@@ -7,19 +7,20 @@ from typing import Any, NoReturn, Self
 import jax
 import jax.numpy as jnp
 
+from jaxattn import FeatureMap
 from jaxattn.core.pytree import register
-from jaxattn.random_features import FeatureMap, Weights
+from jaxattn.random_features import Weights
 from jaxattn.random_features.weights.base import apply_dense
 
 
 @register
 @dataclasses.dataclass(frozen=True)
 class DrawnRows(Weights):
-    """The rows of another weight matrix, with its quadrature weights and signs (0 and 1 where it has none)."""
+    """The rows of another weight matrix, with its quadrature weights and signs."""
 
     rows: Any  # (M, H)
-    row_log_weights: Any  # (M,)
-    row_signs: Any  # (M,)
+    row_log_weights: Any  # (M,), 0 where the family has none
+    row_signs: Any  # (M,), 1 where the family has none
 
     @classmethod
     def create(cls, *_: Any, **__: Any) -> NoReturn:
@@ -57,19 +58,10 @@ class DrawnRows(Weights):
         return self.row_signs
 
 
-_DRAWN: dict[Any, DrawnRows] = {}
-
-
+@partial(jax.jit, static_argnames=("head_dim", "num_rows", "weights"))
 def draw_rows(keys: jax.Array, head_dim: int, num_rows: int, weights: str) -> DrawnRows:
     """The rows that `FeatureMap.create` draws with each of `keys`; every leaf has a leading axis of keys."""
-    asked = jax.random.key_data(keys).tobytes(), head_dim, num_rows, weights
-    if asked not in _DRAWN:
-        _DRAWN[asked] = _draw(keys, head_dim, num_rows, weights)
-    return _DRAWN[asked]
 
-
-@partial(jax.jit, static_argnames=("head_dim", "num_rows", "weights"))
-def _draw(keys: jax.Array, head_dim: int, num_rows: int, weights: str) -> DrawnRows:
     def one(key: jax.Array) -> DrawnRows:
         # posrf makes one feature of every row.
         return DrawnRows.of(FeatureMap.create(key, head_dim, num_rows, "posrf", weights).weights)

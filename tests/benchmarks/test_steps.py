@@ -1,14 +1,22 @@
+"""The suites of training steps."""
+
 import json
 
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.report import check, report
-from benchmarks.suites import head_step
-from benchmarks.suites.training_step import training_step
+from benchmarks.report import check, documents
+from benchmarks.suites import steps
 
 # One process makes what the tests of this file share.
-pytestmark = pytest.mark.xdist_group("benchmarks_training_step")
+pytestmark = pytest.mark.xdist_group("benchmarks_steps")
+
+MARKERS = {place.name: place.markers for place in documents.PLACES}
+
+
+def between(name):
+    start, end = MARKERS[f"results:{name}"]
+    return f"{start}\nold\n{end}\n"
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +42,7 @@ def test_every_attention_has_a_row_and_failures_are_recorded(result):
 def test_the_table_goes_between_its_markers(result, tmp_path):
     page = tmp_path / "docs/lra.md"
     page.parent.mkdir()
-    page.write_text(f"before\n{report.STEPS}\nold\n{report.RESULTS_END}\nafter\n")
+    page.write_text(f"before\n{between('training-step')}after\n")
     assert main(["report", "--results", str(result.parent), "--root", str(tmp_path)]) == 0
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
@@ -54,7 +62,7 @@ def test_the_promise_is_a_third_of_softmax_at_4096_tokens(result, tmp_path, caps
 
 def test_an_unknown_attention_is_named():
     with pytest.raises(Exception, match="nonesuch"):
-        training_step("listops", "nonesuch", 16, 4)
+        steps.training_step("listops", "nonesuch", 16, 4)
 
 
 TINY_ENCODER = {
@@ -68,16 +76,16 @@ TINY_ENCODER = {
 
 
 def test_heads_of_an_encoder_are_timed_beside_the_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(head_step, "ENCODER", TINY_ENCODER)
+    monkeypatch.setattr(steps, "ENCODER", TINY_ENCODER)
     out = tmp_path / "results/head_step_small.json"
     options = ["--length", "8", "--batch", "2", "--repeats", "2", "--out", str(out)]
     assert main(["head-step", *options, "--heads", "mean", "kernel-3", "nonesuch"]) == 0
     mean, inceptive, unknown = json.loads(out.read_text())["rows"]
     assert mean["ratios"] == {"mean": 1.0}
     assert inceptive["status"] == "ok" and inceptive["ratios"]["mean"] > 0
-    assert unknown["status"] == "error" and "nonesuch" in unknown["message"]
+    assert unknown["status"] == "unsupported" and "nonesuch" in unknown["message"]
     page = tmp_path / "docs/heads.md"
     page.parent.mkdir()
-    page.write_text(f"{report.HEADS}\nold\n{report.RESULTS_END}\n")
+    page.write_text(between("head-step"))
     assert main(["report", "--results", str(out.parent), "--root", str(tmp_path)]) == 0
     assert "| `mean` |" in page.read_text() and "old" not in page.read_text()

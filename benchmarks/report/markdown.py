@@ -1,13 +1,13 @@
-"""Markdown pieces that the tables of all results share."""
+"""Markdown pieces shared by the tables of all results."""
 
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-TITLES = {"forward": "Forward", "backward": "Backward", "both": "Forward + backward"}
+from benchmarks.measure.results import Row
 
-Row = Mapping[str, Any]
+INTERRUPTED = "**This run was interrupted; the table shows what it had measured.**"
 
 
 def replace_between_markers(path: pathlib.Path, start: str, end: str, text: str) -> bool:
@@ -21,13 +21,13 @@ def replace_between_markers(path: pathlib.Path, start: str, end: str, text: str)
 
 
 def machine(document: Mapping[str, Any]) -> str:
-    """What it was measured on."""
+    """The hardware of a result."""
     where = document["provenance"]
     return f"{where['cpu']}, {where['cores']} cores" if where["platform"] == "cpu" else where["device"]
 
 
 def versions(document: Mapping[str, Any]) -> str:
-    """With what and when it was measured."""
+    """Versions, commit and date of a result."""
     where = document["provenance"]
     found = where["versions"]
     torch = f", torch {found['torch']}" if "torch" in found else ""
@@ -35,11 +35,9 @@ def versions(document: Mapping[str, Any]) -> str:
     return f"jax {found['jax']}{torch}, Python {found['python']}, commit `{commit}`, {date}."
 
 
-def size(row: Row) -> str:
-    """The sizes that all rows of a table share."""
-    heads = f"N {row['heads']}" + (f", K {row['kv_heads']}" if row["kv_heads"] != row["heads"] else "")
-    mask = "causal" if row["causal"] else "not causal"
-    return f"B {row['batch']}, {heads}, H {row['head_dim']}, {row['dtype']}, {mask}"
+def command(document: Mapping[str, Any]) -> str:
+    """The command that measured a result."""
+    return f"Command: `{document['provenance']['command']}`"
 
 
 def grid(corner: str, columns: Sequence[str], lines: Mapping[str, Sequence[str]]) -> str:
@@ -53,37 +51,18 @@ def grid(corner: str, columns: Sequence[str], lines: Mapping[str, Sequence[str]]
     )
 
 
-def by_length(rows: Sequence[Row], cell: Callable[[Row], str]) -> str:
-    """A line for each mechanism and implementation, a column for each length."""
-    lengths = sorted({row["length"] for row in rows})
-    found = {(name(row), row["length"]): row for row in rows}
-    lines = {
-        line: [cell(found[line, length]) if (line, length) in found else "" for length in lengths]
-        for line in dict.fromkeys(name(row) for row in rows)
-    }
-    return grid("mechanism, implementation", [f"T {length}" for length in lengths], lines)
-
-
-def name(row: Row) -> str:
-    """What a row is about."""
-    return f"`{row['mechanism']}`, {row['implementation']}"
-
-
-def time_cell(row: Row) -> str:
-    """Milliseconds."""
-    return figures(row["median_s"] * 1e3) if "median_s" in row else status(row)
-
-
-def memory_cell(row: Row) -> str:
-    """MiB."""
-    return figures(row["peak_bytes"] / 2**20) if "peak_bytes" in row else status(row)
-
-
 def status(row: Row) -> str:
-    """Why there is no figure."""
+    """The reason for a missing figure."""
     return "" if row.get("status") == "ok" else row.get("status", "not measured").replace("_", " ")
 
 
 def figures(value: float) -> str:
     """Three significant digits, never in powers of ten."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def two_digits(value: float | None) -> str:
+    """Two significant digits; None is what was not finite."""
+    if value is None:
+        return "not finite"
+    return f"{value:.1e}" if value >= 1e4 else f"{value:.0f}" if value >= 10 else f"{value:#.2g}"

@@ -1,0 +1,107 @@
+"""This project's mechanisms as cases: which implementations they have, and how they are called."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from benchmarks.measure.prepared import Prepared, compile_case
+from benchmarks.suites.cases import Case, inner, inputs, parse
+from jaxattn import COMPONENTS, Tree
+from jaxattn.nn import EnergyGated, Hierarchical, Mechanism, RandomFeatures
+
+# Random features have one implementation. Trees are measured over a uniform tree, over one whose inner nodes have
+# random numbers of children, and causal whatever --causal says. All other mechanisms take a backend of
+# jaxattn.dot_product_attention.
+FEATURES = ("linear",)
+UNIFORM, RAGGED, CAUSAL = TREES = ("hierarchical", "hierarchical-ragged", "hierarchical-causal")
+# Statistics of queries and keys are taken from so few tokens that they cost nothing.
+CALIBRATION_LENGTH = 256
+
+
+def has(implementation: str, mechanism: Mechanism) -> bool:
+    """Whether `mechanism`, without its gates, is measured with `implementation`."""
+    if isinstance(mechanism, RandomFeatures):
+        return implementation in FEATURES
+    if isinstance(mechanism, Hierarchical):
+        return implementation in TREES
+    return implementation not in (*FEATURES, *TREES)
+
+
+def prepare(case: Case, limit_bytes: int | None) -> Prepared:
+    """Compiles the mechanism's module; its learned parameters get gradients too. See `compile_case`."""
+    mechanism = _with_backend(parse(case.mechanism), case.implementation)
+    module = mechanism.build(case.heads, case.head_dim, None, num_kv_heads=case.kv_heads, rngs=nnx.Rngs(0))
+    query, key, value = inputs(case)
+    for _, part in nnx.iter_modules(module):
+        if hasattr(part, "calibrate"):
+            part.calibrate(query[:, :CALIBRATION_LENGTH], key[:, :CALIBRATION_LENGTH])
+    graph, learned, *rest = nnx.split(module, nnx.Param, ...)
+    options: dict[str, Any] = {"is_causal": case.causal or case.implementation == CAUSAL}
+    if case.implementation == RAGGED:
+        options["tree"] = ragged_tree(case.length, branching(mechanism))
+
+    def attend(query: Any, key: Any, value: Any, learned: Any) -> Any:
+        return nnx.merge(graph, learned, *rest)(query, key, value, **options)
+
+    return compile_case(attend, (query, key, value, learned), case.direction, limit_bytes)
+
+
+def _with_backend(mechanism: Any, implementation: str) -> Mechanism:
+    if isinstance(mechanism, EnergyGated):
+        return dataclasses.replace(mechanism, inner=_with_backend(mechanism.inner, implementation))
+    if implementation in (*FEATURES, *TREES):
+        return mechanism
+    return dataclasses.replace(mechanism, implementation=implementation)
+
+
+def branching(mechanism: Mechanism) -> tuple[int, ...]:
+    """Numbers of children from the leaves up.
+
+    Raises:
+        ValueError: the mechanism has no uniform tree.
+    """
+    sizes = getattr(inner(mechanism), "branching", None)
+    if sizes is None:
+        raise ValueError("a tree must be spelled tree:SIZESxSIZES, as in 'tree:64x16', to be measured.")
+    return sizes
+
+
+def ragged_tree(length: int, sizes: tuple[int, ...]) -> Tree:
+    """An ordered tree whose inner nodes have random numbers of children, from half of `sizes` to the whole."""
+    rng = np.random.default_rng(0)
+    nodes: list[Any] = [1] * length  # numbers of tokens, or lists of nodes
+    level = 0
+    while len(nodes) > 1:
+        size = sizes[min(level, len(sizes) - 1)]
+        ends = np.cumsum(rng.integers(-(-size // 2), size + 1, len(nodes)))
+        parts = np.split(np.arange(len(nodes)), ends[ends < len(nodes)])
+        nodes = [len(p) for p in parts] if level == 0 else [[nodes[i] for i in p] for p in parts]
+        level += 1
+    return Tree.from_lengths(nodes if level == 1 else nodes[0])
+
+
+def matmul_flops(case: Case) -> int | None:
+    """FLOPs of the matrix products that attention by random features cannot do without; None for others.
+
+    With T tokens, N query and K key/value heads of width H, M features from R rows of weights (R = M for most
+    components), a product of (a, b) and (b, c) counting 2abc:
+
+    - forward, 2 projections and 2 products: W q and W k, 2 B T (N + K) H R; Σ_j φ_k v' and φ_q·(that),
+      2 B T (K + N) M H;
+    - backward, 4 products and 2 projections: the cotangents of φ_q, φ_k, v and of the sum over keys,
+      4 B T (N + K) M H; through W to q and k, 2 B T (N + K) H R.
+
+    Not counted: features recomputed in the backward pass, the pairs inside a chunk of the causal form, the
+    normaliser (one more column of v), a component's own rotation, and whatever is not a matrix product.
+    Projections count as dense ones, also where the weights have a faster algorithm.
+    """
+    mechanism = inner(parse(case.mechanism))
+    if not isinstance(mechanism, RandomFeatures):
+        return None
+    rows = COMPONENTS[mechanism.component].rows_for(mechanism.num_features)
+    tokens = 2 * case.batch * case.length * (case.heads + case.kv_heads) * case.head_dim
+    forward = tokens * (rows + mechanism.num_features)
+    backward = tokens * (rows + 2 * mechanism.num_features)
+    return {"forward": forward, "backward": backward, "both": forward + backward}[case.direction]
