@@ -1,4 +1,4 @@
-"""Statistics of random features from a batch of texts."""
+"""Calibration of random features on a batch of texts."""
 
 from typing import Any, TypeVar
 
@@ -21,10 +21,10 @@ def calibrate(
     passes: int = 2,
     **call: Any,
 ) -> Model:
-    """A copy of the model whose random features are fitted to the queries and keys that a batch gives.
+    """A copy of the model whose random features are fitted to the queries and keys of a batch.
 
     Components with statistics (oprf, saderf, …) start as if queries and keys were N(0, I), which those of a trained
-    model are not. Each pass sets the statistics anew from what the layers see with those of the pass before.
+    model are not. Each pass recomputes the statistics from the layers' inputs under those of the pass before.
 
     Args:
         model: with `RandomFeatures` in some layers; it stays as it is. It is called as
@@ -74,7 +74,7 @@ def calibrate(
         module.calibrating = True
     for _ in range(passes):
         for module in found:
-            module.calls[...] = jnp.zeros(())  # so that nothing is left of the pass before
+            module.calls[...] = jnp.zeros(())  # forget the pass before
         run(fitted, jnp.asarray(input_ids), mask)
     for module in found:
         module.calibrating = False

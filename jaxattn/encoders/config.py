@@ -1,15 +1,35 @@
-"""What a pretrained encoder is made of, read from its config.json."""
+"""The config of a pretrained encoder, and how a family of models is read."""
 
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxattn.core.checks import check_choice
-from jaxattn.encoders.activations import ACTIVATIONS
+import jax
+import jax.numpy as jnp
+from flax import nnx
 
-# Settings that change what is computed and are supported at one value only. Absent and null mean that value.
+from jaxattn.core.checks import check_choice
+from jaxattn.encoders.layout import Tensor
+from jaxattn.encoders.settings import read_settings, require
+
+# By the names that config.json gives them.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": functools.partial(nnx.gelu, approximate=False),
+    "gelu_python": functools.partial(nnx.gelu, approximate=False),
+    "gelu_new": functools.partial(nnx.gelu, approximate=True),
+    "gelu_fast": functools.partial(nnx.gelu, approximate=True),
+    "gelu_pytorch_tanh": functools.partial(nnx.gelu, approximate=True),
+    "quick_gelu": lambda x: x * nnx.sigmoid(1.702 * x),
+    "relu": nnx.relu,
+    "silu": nnx.silu,
+    "swish": nnx.silu,
+    "tanh": jnp.tanh,
+}
+
+# Settings that change the computation and are supported at one value only. Absent and null mean that value.
 ONLY: dict[str, tuple[Any, ...]] = {
     "is_decoder": (False,),
     "add_cross_attention": (False,),
@@ -74,7 +94,7 @@ class ModernLayout:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """A pretrained encoder's sizes and choices; `EncoderConfig.from_dict` reads them from a config.json.
+    """Sizes and options of a pretrained encoder; `EncoderConfig.from_dict` reads them from a config.json.
 
     Attributes:
         model_type: the family, such as "bert" or "deberta-v2".
@@ -151,8 +171,6 @@ class EncoderConfig:
         Raises:
             ValueError: an unknown model_type, or a setting that would change the computation and is not supported.
         """
-        from jaxattn.encoders.families import FAMILIES
-
         check_choice("model_type", source.get("model_type"), tuple(FAMILIES))
         require(source, ONLY)
         fields = FAMILIES[source["model_type"]].read(source)
@@ -162,40 +180,34 @@ class EncoderConfig:
             **fields,
         )
 
+    @classmethod
+    def from_folder(cls, folder: Path) -> "EncoderConfig":
+        """Reads the config.json of a folder; see `from_dict`."""
+        return cls.from_dict(read_settings(folder))
+
     def to_dict(self) -> dict[str, Any]:
         """The config.json that this config came from."""
         return json.loads(self.source)
 
 
-def require(source: Mapping[str, Any], only: Mapping[str, tuple[Any, ...]]) -> None:
-    """Raises where a setting has a value that is not supported."""
-    for name, accepted in only.items():
-        value = source.get(name)
-        if value is not None and value not in accepted:
-            words = " or ".join(map(repr, accepted))
-            raise ValueError(f"{name} in config.json must be {words} here; got {value!r}.")
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """How the files of a family of models are read.
+
+    Attributes:
+        read: from the content of config.json to the fields of `EncoderConfig`.
+        tensors: for every parameter, its place in a checkpoint.
+        anchor: the name of a tensor that every checkpoint has; what precedes it is the prefix of all names.
+        body: beginnings of the names that belong to the encoder and not to a head.
+        optional: endings of names in the body that take no part in the computation.
+    """
+
+    read: Callable[[Mapping[str, Any]], dict[str, Any]]
+    tensors: Callable[[EncoderConfig], dict[str, Tensor]]
+    anchor: str = "embeddings.word_embeddings.weight"
+    body: tuple[str, ...] = ("embeddings.", "encoder.")
+    optional: tuple[str, ...] = ("position_ids", "token_type_ids")
 
 
-def setting(source: Mapping[str, Any], name: str, default: Any) -> Any:
-    """A setting, or the default where it is absent or null; of the default's type."""
-    value = source.get(name)
-    if value is None:
-        return default
-    wanted = (int, float) if isinstance(default, float) else type(default)
-    if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
-        raise ValueError(f"{name} in config.json must be of type {type(default).__name__}; got {value!r}.")
-    return value
-
-
-def load_config(folder: Path) -> EncoderConfig:
-    """Reads folder/config.json."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(f"name_or_path must hold a config.json; {folder} has none.")
-    try:
-        source = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(source, dict):
-        raise ValueError(f"{path} must hold a JSON object; got {type(source).__name__}.")
-    return EncoderConfig.from_dict(source)
+# By the model_type of config.json; `families.py` has the rows.
+FAMILIES: dict[str, Family] = {}

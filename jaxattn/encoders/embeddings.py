@@ -1,4 +1,4 @@
-"""Embeddings of pretrained encoders: words, and where there are any, absolute and relative positions."""
+"""The embedding of pretrained encoders: words, and in some absolute positions and token types."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxattn.core.parameters import parameter
-from jaxattn.encoders.blocks import INIT, make_norm
 from jaxattn.encoders.config import EncoderConfig
+from jaxattn.encoders.layers import INIT, make_norm
 
 
 class TextEmbeddings(nnx.Module):
@@ -33,7 +33,7 @@ class TextEmbeddings(nnx.Module):
             table(config.type_vocab_size, "token_type") if config.type_vocab_size else None
         )
         self.norm = make_norm(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.dropout = nnx.Dropout(config.embedding_dropout)
+        self.dropout = nnx.Dropout(config.embedding_dropout, deterministic=True)
 
     def positions(self, input_ids: Int[Array, "B L"]) -> Int[Array, "*#B L"]:
         """Rows of the table of positions: 0, 1, …, or in RoBERTa a count of the ids that are not padding."""
@@ -47,10 +47,10 @@ class TextEmbeddings(nnx.Module):
         input_ids: Int[Array, "B L"],
         token_type_ids: Int[Array, "B L"] | None = None,
         *,
-        deterministic: bool = True,
+        deterministic: bool | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "B L D"]:
-        """The embedding of the tokens; token_type_ids of None are zeros."""
+        """The embedding of the tokens; None for `token_type_ids` means zeros."""
         x = self.word[...][input_ids].astype(self.dtype)
         if self.token_type is not None:
             types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
@@ -58,22 +58,3 @@ class TextEmbeddings(nnx.Module):
         if self.position is not None:
             x = x + self.position[...][self.positions(input_ids)].astype(self.dtype)
         return self.dropout(self.norm(x), deterministic=deterministic, rngs=rngs)
-
-
-class RelativeEmbeddings(nnx.Module):
-    """DeBERTa's table of relative positions, which all layers share."""
-
-    def __init__(self, config: EncoderConfig, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
-        if config.relative is None:
-            raise ValueError("relative must be given in the config; got None.")
-        self.dtype = dtype
-        shape = (2 * config.relative.span, config.hidden_size)
-        self.table = parameter(INIT, rngs.params(), shape, ("length", "embed"), param_dtype)
-        norm = make_norm(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.norm = nnx.data(norm if config.relative.normalized else None)
-        self.dropout = nnx.Dropout(config.dropout)
-
-    def __call__(self) -> Float[Array, "P D"]:
-        """The table, normalised if the model does so."""
-        table = self.table[...].astype(self.dtype)
-        return table if self.norm is None else self.norm(table)

@@ -1,4 +1,4 @@
-"""Packages of the extra `pretrained`, imported where they are used."""
+"""Imports of the packages in the extra `pretrained`."""
 
 import importlib
 from types import ModuleType

@@ -1,51 +1,30 @@
-"""The model types of config.json and where each is described."""
+"""The families of pretrained encoders: one row for each model_type of config.json."""
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from jaxattn.encoders.bert.config import read_bert, read_distilbert, read_roberta
+from jaxattn.encoders.bert.names import bert_tensors, distilbert_tensors
+from jaxattn.encoders.config import FAMILIES, Family
+from jaxattn.encoders.deberta.config import read_deberta
+from jaxattn.encoders.deberta.names import deberta_tensors
+from jaxattn.encoders.modernbert.config import read_modernbert
+from jaxattn.encoders.modernbert.names import modernbert_tensors
 
-from jaxattn.encoders import bert, deberta, modernbert
-from jaxattn.encoders.config import EncoderConfig
-from jaxattn.encoders.layout import Tensor
+ROBERTA = Family(read_roberta, bert_tensors)
 
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """How one family's files are read.
-
-    Attributes:
-        read: from the content of config.json to the fields of `EncoderConfig`.
-        tensors: the places of all parameters.
-        anchor: the name of a tensor that every checkpoint has; what stands before it is the prefix.
-        body: beginnings of the names that belong to the encoder and not to a head.
-        optional: endings of names in the body that take no part in the computation.
-    """
-
-    read: Callable[[Mapping[str, Any]], dict[str, Any]]
-    tensors: Callable[[EncoderConfig], dict[str, Tensor]]
-    anchor: str = "embeddings.word_embeddings.weight"
-    body: tuple[str, ...] = ("embeddings.", "encoder.")
-    optional: tuple[str, ...] = ("position_ids", "token_type_ids")
-
-
-BERT = Family(bert.read_bert, bert.bert_tensors)
-ROBERTA = Family(bert.read_roberta, bert.bert_tensors)
-
-FAMILIES: dict[str, Family] = {
-    "bert": BERT,
+FAMILIES |= {
+    "bert": Family(read_bert, bert_tensors),
     "roberta": ROBERTA,
     "xlm-roberta": ROBERTA,
     "camembert": ROBERTA,
-    "distilbert": Family(bert.read_distilbert, bert.distilbert_tensors, body=("embeddings.", "transformer.")),
+    "distilbert": Family(read_distilbert, distilbert_tensors, body=("embeddings.", "transformer.")),
     "deberta-v2": Family(
-        deberta.read,
-        deberta.tensors,
+        read_deberta,
+        deberta_tensors,
         # Models without absolute positions were saved with an unused table of them.
         optional=("position_ids", "embeddings.position_embeddings.weight"),
     ),
     "modernbert": Family(
-        modernbert.read,
-        modernbert.tensors,
+        read_modernbert,
+        modernbert_tensors,
         anchor="embeddings.tok_embeddings.weight",
         body=("embeddings.", "layers.", "final_norm."),
     ),

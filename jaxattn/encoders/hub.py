@@ -1,4 +1,4 @@
-"""From a name or a path to a local folder with a model's files."""
+"""Local folders of models, downloaded from the Hugging Face hub where needed."""
 
 from pathlib import Path
 

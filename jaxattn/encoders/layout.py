@@ -1,4 +1,4 @@
-"""Where a parameter stands in a checkpoint, and how its numbers are arranged there."""
+"""The place and layout of a parameter in a checkpoint."""
 
 import dataclasses
 

@@ -1,8 +1,7 @@
-"""Pretrained text encoders with any attention inside."""
+"""Pretrained text encoders: from token ids to one vector a token."""
 
-import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +11,35 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxattn.encoders.blocks import ConvolutionBranch, EncoderBlock, make_norm
-from jaxattn.encoders.config import EncoderConfig, load_config
-from jaxattn.encoders.embeddings import RelativeEmbeddings, TextEmbeddings
+from jaxattn.encoders.blocks import make_block
+from jaxattn.encoders.config import EncoderConfig
+from jaxattn.encoders.deberta.convolution import ConvolutionBranch
+from jaxattn.encoders.deberta.relative import RelativeEmbeddings
+from jaxattn.encoders.embeddings import TextEmbeddings
 from jaxattn.encoders.hub import find_folder
+from jaxattn.encoders.layers import make_norm
+from jaxattn.encoders.pretrained import Placement, load_parameters, save_encoder
 from jaxattn.encoders.tokenizer import Ids, Mask, TextTokenizer
-from jaxattn.encoders.weights import read_parameters, write_parameters
-from jaxattn.softmax.mechanism import SoftmaxModule
+from jaxattn.nn.encoder import check_tree
 from jaxattn.tree import Tree
 
 ArrayLike = Array | np.ndarray
-Placement = Callable[[str, tuple[str | None, ...], tuple[int, ...]], jax.sharding.Sharding]
 logger = logging.getLogger(__name__)
 
 
 class TextEncoder(nnx.Module):
-    """A pretrained encoder: tokens to one vector each. The weights are BERT's, the attention may be any.
+    """A pretrained encoder with any attention: token ids to one vector a token.
 
     The families are BERT, RoBERTa (with XLM-R, CamemBERT, BERTweet), DistilBERT, DeBERTa-v2 and v3, and ModernBERT.
     Every layer attends by a `jaxattn.nn.Attention`, with softmax at first; `jaxattn.nn.replace_attention` and
     `jaxattn.nn.inject` put other mechanisms in. In DeBERTa a mechanism without scores cannot keep the relative
     positions and raises (see `DisentangledAttention`), and in ModernBERT's local layers it attends to the whole text.
-    Padding changes nothing: a text has the same vectors however far it is padded.
+    A text has the same vectors however far it is padded.
 
-    The constructor makes random weights; `TextEncoder.from_pretrained` loads those of a checkpoint.
+    The constructor draws random weights; `TextEncoder.from_pretrained` loads those of a checkpoint.
 
     Args:
-        config: the model's sizes and choices, such as `EncoderConfig.from_dict` of a config.json.
+        config: sizes and options, such as `EncoderConfig.from_dict` of a config.json.
         dtype: dtype of the computation.
         param_dtype: dtype of the parameters.
         rngs: random streams for the initial values.
@@ -47,7 +48,7 @@ class TextEncoder(nnx.Module):
         config: as given.
         embeddings: of words and positions.
         blocks: the layers, in order.
-        tokenizer: the tokenizer's files; None without any.
+        tokenizer: the contents of the tokenizer's files; None without any.
         left_out: names of the checkpoint's tensors that belong to heads and were not loaded.
 
     Examples:
@@ -81,7 +82,7 @@ class TextEncoder(nnx.Module):
         self.convolution = nnx.data(
             None if config.convolution is None else ConvolutionBranch(config, **options)
         )
-        self.blocks = nnx.List([EncoderBlock(config, layer, **options) for layer in range(config.num_layers)])
+        self.blocks = nnx.List([make_block(config, layer, **options) for layer in range(config.num_layers)])
         self.norm = nnx.data(None if config.modern is None else make_norm(config, **options))
 
     @classmethod
@@ -96,9 +97,9 @@ class TextEncoder(nnx.Module):
         local_files_only: bool = False,
         cache_dir: str | Path | None = None,
     ) -> "TextEncoder":
-        """Loads a checkpoint: config.json, model.safetensors (or its shards) and, where there is one, tokenizer.json.
+        """Loads a checkpoint: config.json, model.safetensors (or its shards) and tokenizer.json, if there is one.
 
-        Pickled weights are never read. Tensors of heads are left out; they are named in `left_out` and in the log.
+        Pickled weights are never read. Tensors of heads are skipped and named in `left_out` and in the log.
 
         Args:
             name_or_path: a folder, or the name of a repository of the Hugging Face hub, which is downloaded.
@@ -106,8 +107,8 @@ class TextEncoder(nnx.Module):
             dtype: dtype of the computation.
             param_dtype: dtype of the parameters.
             sharding: where parameters go: one sharding for all, or a function from a parameter's path, the names of
-                its axes ("embed", "mlp", "heads", "vocab", …) and its shape to its sharding. Each goes from the file
-                to its devices without being whole on any one of them. None for the default device.
+                its axes ("embed", "mlp", "heads", "vocab", …) and its shape to its sharding. No device ever holds a
+                whole parameter that is sharded. None for the default device.
             local_files_only: no download.
             cache_dir: the download cache; None for the usual one.
 
@@ -135,24 +136,10 @@ class TextEncoder(nnx.Module):
         folder = find_folder(
             name_or_path, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir
         )
-        config = load_config(folder)
-        # Shapes only: no random weights are made to be thrown away.
+        config = EncoderConfig.from_folder(folder)
+        # Shapes only: no random weights are drawn.
         encoder = nnx.eval_shape(lambda: cls(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0)))
-        graph, state = nnx.split(encoder)
-        variables = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
-
-        def place(path: str, array: np.ndarray) -> jax.Array:
-            variable = variables[path]
-            where = sharding
-            if where is not None and not isinstance(where, jax.sharding.Sharding):
-                where = where(path, variable.get_metadata()["axes"], array.shape)
-            return jax.device_put(array.astype(param_dtype), where)
-
-        shapes = {path: variable.shape for path, variable in variables.items()}
-        parameters, left_out = read_parameters(folder, config, shapes, place)
-        for path, variable in variables.items():
-            variable.set_value(parameters[path])
-        encoder = nnx.merge(graph, state)
+        encoder, left_out = load_parameters(encoder, folder, config, param_dtype, sharding)
         encoder.tokenizer = TextTokenizer.load(folder)
         encoder.left_out = left_out
         if left_out:
@@ -163,30 +150,15 @@ class TextEncoder(nnx.Module):
         """Writes config.json, model.safetensors and the tokenizer's files, as transformers reads them.
 
         Args:
-            folder: is made if it does not exist.
+            folder: created if it does not exist.
 
         Raises:
-            ValueError: a layer does not attend by softmax: these files could not say so. Keep such a model in a
-                checkpoint of its `nnx.state`.
+            ValueError: a layer does not attend by softmax, which these files cannot express. Save such a model's
+                `nnx.state` as a checkpoint instead.
         """
-        for number, block in enumerate(self.blocks):
-            if not isinstance(block.attention.mechanism, SoftmaxModule):
-                raise ValueError(
-                    "save_pretrained writes files that mean softmax in every layer; layer "
-                    f"{number} has {type(block.attention.mechanism).__name__}. Save nnx.state(encoder) instead."
-                )
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        variables = nnx.to_flat_state(nnx.state(self, nnx.Param))
-        parameters = {".".join(map(str, path)): np.asarray(variable[...]) for path, variable in variables}
-        source = self.config.to_dict()
-        # Readers take the dtype of the weights from here.
-        source.pop("torch_dtype", None)
-        source["dtype"] = str(next(iter(parameters.values())).dtype)
-        (folder / "config.json").write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
-        write_parameters(folder / "model.safetensors", self.config, parameters)
+        save_encoder(self, self.config, Path(folder))
         if self.tokenizer is not None:
-            self.tokenizer.save(folder)
+            self.tokenizer.save(Path(folder))
 
     def tokenize(
         self,
@@ -201,7 +173,7 @@ class TextEncoder(nnx.Module):
         Args:
             texts: one string or more.
             max_length: the longest text allowed, in tokens with the special ones; None for the model's limit.
-            truncation: cut longer texts at their ends; otherwise they raise.
+            truncation: cut longer texts at their end; otherwise they raise.
             pad_to: width L of the result; None for the longest text's.
 
         Returns:
@@ -247,25 +219,13 @@ class TextEncoder(nnx.Module):
     def _tokenize(
         self, texts: Sequence[Any], max_length: int | None, truncation: bool, pad_to: int | None
     ) -> tuple[Ids, Mask, Ids]:
-        limit = self.config.max_length
         if self.tokenizer is None:
             raise ValueError(
-                "tokenize needs the tokenizer.json of the model, and there was none beside its weights. Where "
-                "transformers is installed, AutoTokenizer.from_pretrained(name).save_pretrained(folder) writes "
-                "one for most models."
+                "tokenize needs the tokenizer.json of the model, and its folder has none. With transformers, "
+                "AutoTokenizer.from_pretrained(name).save_pretrained(folder) writes one for most models."
             )
-        if isinstance(texts, str) or not len(texts):
-            raise ValueError(f"texts must be a list of at least one text; got {texts!r}.")
-        for name, value in (("max_length", max_length), ("pad_to", pad_to)):
-            if value is not None and not 1 <= value <= limit:
-                raise ValueError(f"{name} must be between 1 and the model's limit of {limit}; got {value}.")
         return self.tokenizer.encode(
-            texts,
-            limit=limit if max_length is None else max_length,
-            truncation=truncation,
-            pad_to=pad_to,
-            pad_token_id=self.config.pad_token_id,
-            vocab_size=self.config.vocab_size,
+            texts, self.config, max_length=max_length, truncation=truncation, pad_to=pad_to
         )
 
     def __call__(
@@ -275,23 +235,24 @@ class TextEncoder(nnx.Module):
         *,
         token_type_ids: Int[ArrayLike, "B L"] | None = None,
         tree: Tree | None = None,
-        deterministic: bool = True,
+        deterministic: bool | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "B L D"]:
-        """The vectors of all tokens after the last layer; those at padding mean nothing.
+        """The vectors of all tokens after the last layer; those at padding are arbitrary.
 
         Args:
             input_ids: token ids.
             attention_mask: True (or 1) at tokens, False (or 0) at padding; None if nothing is padding.
             token_type_ids: 0 in the first and 1 in the second text of a pair; None for zeros.
             tree: over the L tokens, or a batch of trees, for the layers whose mechanism attends over one.
-            deterministic: no dropout. Otherwise embeddings and branches are dropped with the config's
-                probabilities, weights of the attention never: there are none to drop in most mechanisms.
-            rngs: holds the stream "dropout" unless `deterministic`.
+            deterministic: no dropout; None for the module's own setting (`train()` and `eval()` change it), which
+                is no dropout at first. Dropout has the config's probabilities, on the embedding and on branches,
+                never on attention weights: most mechanisms form none.
+            rngs: holds the stream "dropout" where there is dropout.
 
         Raises:
-            ValueError: more tokens than the model's limit, ids outside the vocabulary (where their values are known,
-                that is outside of jit), or a tree or token types in a model without a use for them.
+            ValueError: more tokens than the model's limit, ids outside the vocabulary (checked outside of jit), or a
+                tree or token types that the model has no use for.
         """
         return self.hidden_states(
             input_ids,
@@ -309,12 +270,12 @@ class TextEncoder(nnx.Module):
         *,
         token_type_ids: Int[ArrayLike, "B L"] | None = None,
         tree: Tree | None = None,
-        deterministic: bool = True,
+        deterministic: bool | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> list[Float[Array, "B L D"]]:
-        """The embedding and what every layer makes of it, num_layers + 1 arrays.
+        """The embedding and the output of every layer, num_layers + 1 arrays; the arguments are those of the call.
 
-        The last has the model's final normalisation if there is one. The arguments are those of the call.
+        The last one has passed the model's final normalisation, if there is one.
         """
         config = self.config
         if input_ids.shape[1] > config.max_length:
@@ -328,10 +289,7 @@ class TextEncoder(nnx.Module):
                 raise ValueError(f"token_type_ids must be None: {config.model_type} here has no token types.")
             _check_ids("token_type_ids", token_type_ids, config.type_vocab_size)
             token_type_ids = jnp.asarray(token_type_ids)
-        if tree is not None and not any(block.attention.mechanism.uses_tree for block in self.blocks):
-            raise ValueError(
-                "tree is for mechanisms that attend over one, such as Hierarchical(); no layer has one."
-            )
+        check_tree(tree, self.blocks)
         input_ids = jnp.asarray(input_ids)
         mask = jnp.ones(input_ids.shape, bool) if attention_mask is None else jnp.asarray(attention_mask) != 0
         drop: dict[str, Any] = {"deterministic": deterministic, "rngs": rngs}

@@ -1,4 +1,4 @@
-"""Texts to token ids, by the tokenizer.json of a model."""
+"""Token ids of texts, by the tokenizer.json of a model."""
 
 import dataclasses
 import functools
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int32
 
+from jaxattn.encoders.config import EncoderConfig
 from jaxattn.encoders.extra import optional
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -18,7 +19,7 @@ Mask = Bool[np.ndarray, "B L"]
 
 @dataclasses.dataclass(frozen=True)
 class TextTokenizer:
-    """The contents of a model's tokenizer files, by name; (name, content) pairs keep it hashable."""
+    """The contents of a model's tokenizer files, as hashable (name, content) pairs."""
 
     files: tuple[tuple[str, str], ...]
 
@@ -37,17 +38,23 @@ class TextTokenizer:
 
     def encode(
         self,
-        texts: Sequence[str] | Sequence[tuple[str, str]],
+        texts: Sequence[Any],
+        config: EncoderConfig,
         *,
-        limit: int,
+        max_length: int | None,
         truncation: bool,
         pad_to: int | None,
-        pad_token_id: int,
-        vocab_size: int,
     ) -> tuple[Ids, Mask, Ids]:
-        """Ids, mask of real tokens and token types; the arguments are those of `TextEncoder.tokenize`."""
-        content = dict(self.files)["tokenizer.json"]
-        tokenizer = _tokenizer(content, limit if truncation else None)
+        """Ids, mask of real tokens and token types; see `TextEncoder.tokenize` and `tokenize_pairs`."""
+        if isinstance(texts, str) or not len(texts):
+            raise ValueError(f"texts must be a list of at least one text; got {texts!r}.")
+        for name, value in (("max_length", max_length), ("pad_to", pad_to)):
+            if value is not None and not 1 <= value <= config.max_length:
+                raise ValueError(
+                    f"{name} must be between 1 and the model's limit of {config.max_length}; got {value}."
+                )
+        limit = config.max_length if max_length is None else max_length
+        tokenizer = _tokenizer(dict(self.files)["tokenizer.json"], limit if truncation else None)
         encodings = tokenizer.encode_batch(list(texts))
         lengths = [len(encoding.ids) for encoding in encodings]
         for index, length in enumerate(lengths):
@@ -62,24 +69,24 @@ class TextTokenizer:
                 f"pad_to must be at least the longest text's {max(lengths)} tokens (texts[{np.argmax(lengths)}]); "
                 f"got {pad_to}."
             )
-        ids = np.full((len(lengths), width), pad_token_id, np.int32)
+        ids = np.full((len(lengths), width), config.pad_token_id, np.int32)
         mask = np.zeros(ids.shape, bool)
         types = np.zeros(ids.shape, np.int32)
         for row, encoding in enumerate(encodings):
             ids[row, : lengths[row]] = encoding.ids
             mask[row, : lengths[row]] = True
             types[row, : lengths[row]] = encoding.type_ids
-        if ids.max(initial=0) >= vocab_size:
+        if ids.max(initial=0) >= config.vocab_size:
             raise ValueError(
                 f"tokenizer.json is not this model's: it gave the id {ids.max()}, and the vocabulary has "
-                f"{vocab_size}."
+                f"{config.vocab_size}."
             )
         return ids, mask, types
 
 
 @functools.lru_cache(maxsize=8)
 def _tokenizer(content: str, truncate_to: int | None) -> Any:
-    """The tokenizer; what its file says about padding and cutting does not apply, the caller's words do."""
+    """The tokenizer, without the padding and truncation of its file: those are arguments of `encode`."""
     library = optional("tokenizers")
     try:
         tokenizer = library.Tokenizer.from_str(content)

@@ -1,4 +1,4 @@
-"""Parameters from and to safetensors files with the names that transformers gives them."""
+"""Parameters from and to safetensors files, by the names that transformers gives them."""
 
 import contextlib
 import json
@@ -102,7 +102,7 @@ def read_parameters(
     shapes: Mapping[str, tuple[int, ...]],
     place: Callable[[str, np.ndarray], jax.Array],
 ) -> tuple[dict[str, jax.Array], tuple[str, ...]]:
-    """Reads every parameter and puts it where it belongs, one after another.
+    """Reads the parameters and places them on devices, one after another.
 
     Args:
         folder: of the safetensors files.

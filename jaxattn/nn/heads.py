@@ -22,8 +22,8 @@ class Head(nnx.Module):
     """
 
     features: int
+    dtype: Any
 
-    @abc.abstractmethod
     def __call__(
         self,
         hidden: Float[Array, "B L d"],
@@ -47,6 +47,13 @@ class Head(nnx.Module):
         Raises:
             ValueError: hidden states of another width, or a mask of another shape.
         """
+        token_mask = self._token_mask(hidden, attention_mask)
+        hidden = hidden if self.dtype is None else hidden.astype(self.dtype)
+        return self._logits(hidden, token_mask, deterministic=deterministic, rngs=rngs)
+
+    @abc.abstractmethod
+    def _logits(self, hidden: Array, token_mask: Array, **drop: Any) -> Array:
+        """The logits; `drop` has the arguments of `nnx.Dropout`: deterministic and rngs."""
 
     def relevance(
         self,
@@ -137,19 +144,8 @@ class PoolingHead(Head):
             features, num_classes, ("embed", "classes"), dtype=jnp.float32, param_dtype=param_dtype, rngs=rngs
         )
 
-    def __call__(
-        self,
-        hidden: Float[Array, "B L d"],
-        attention_mask: TokenMask = None,
-        *,
-        deterministic: bool | None = None,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "B classes"]:
-        """Logits of the classes; see `Head`."""
-        token_mask = self._token_mask(hidden, attention_mask)
-        hidden = hidden if self.dtype is None else hidden.astype(self.dtype)
-        pooled = self.pooling(hidden, token_mask)
-        return self.out(self.dropout(pooled, deterministic=deterministic, rngs=rngs))
+    def _logits(self, hidden: Array, token_mask: Array, **drop: Any) -> Array:
+        return self.out(self.dropout(self.pooling(hidden, token_mask), **drop))
 
 
 def check_sizes(*, dropout: float, **sizes: int) -> None:

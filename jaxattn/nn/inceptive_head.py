@@ -5,14 +5,14 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool
 
 from jaxattn.convolution import multi_scale_conv
 from jaxattn.core.checks import check_choice
 from jaxattn.core.mechanism import Mechanism
 from jaxattn.core.parameters import parameter
 from jaxattn.nn.attention import Attention
-from jaxattn.nn.heads import Head, TokenMask, check_sizes
+from jaxattn.nn.heads import Head, check_sizes
 from jaxattn.nn.layers import layer_norm, linear
 from jaxattn.nn.pooling import Pooling
 from jaxattn.nn.spelling import parse_mechanism
@@ -156,21 +156,10 @@ class InceptiveHead(Head):
         self.out = linear(hidden_features, num_classes, ("mlp", "classes"), dtype=jnp.float32, **options)
         self.dropout = nnx.Dropout(dropout, deterministic=True)
 
-    def __call__(
-        self,
-        hidden: Float[Array, "B L d"],
-        attention_mask: TokenMask = None,
-        *,
-        deterministic: bool | None = None,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "B classes"]:
-        """Logits of the classes; see `Head`."""
-        token_mask = self._token_mask(hidden, attention_mask)
-        drop: dict[str, Any] = {"deterministic": deterministic, "rngs": rngs}
-        x = hidden if self.dtype is None else hidden.astype(self.dtype)
-        x = self.dropout(jnp.where(token_mask[..., None], x, 0), **drop)
+    def _logits(self, hidden: Array, token_mask: Array, **drop: Any) -> Array:
+        x = self.dropout(jnp.where(token_mask[..., None], hidden, 0), **drop)
         if len(self.kernels):
-            x = jnp.concatenate([x, self._convolved(x, token_mask, deterministic)], axis=-1)
+            x = jnp.concatenate([x, self._convolved(x, token_mask, drop["deterministic"])], axis=-1)
         if self.attention is not None:
             x = self.attention(x, token_mask=token_mask)
         y = nnx.relu(self.hidden(self.pooling(x, token_mask)))

@@ -1,6 +1,6 @@
-"""Tiny models of every family with what torch computes from them, for tests that run without torch.
+"""Writes tiny models of every family and their hidden states in torch, for tests that run without torch.
 
-    python tests/models/make_encoder_fixtures.py [folder of all-MiniLM-L6-v2]
+    python tests/encoders/make_encoder_fixtures.py [folder of all-MiniLM-L6-v2]
 
 needs torch and transformers. It writes fixtures/*.npz: weights, config.json, a batch and all hidden states.
 """

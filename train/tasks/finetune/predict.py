@@ -130,9 +130,8 @@ def load(path: str, *, step: int | None = None, model_seed: int | None = None) -
     """
     from flax import nnx
 
-    from jaxattn.encoders.config import load_config
     from jaxattn.encoders.tokenizer import TextTokenizer
-    from jaxattn.models import TextEncoder
+    from jaxattn.models import EncoderConfig, TextEncoder
 
     encoder: list[Any] = []
 
@@ -144,7 +143,7 @@ def load(path: str, *, step: int | None = None, model_seed: int | None = None) -
         model = FinetuneModel(**fields)
         folder = Path(path) / ENCODER_FOLDER
         try:
-            config = load_config(folder)
+            config = EncoderConfig.from_folder(folder)
             # Shapes only: the values are in the checkpoint.
             bare = nnx.eval_shape(
                 lambda: TextEncoder(config, dtype=compute_dtype(model.dtype), rngs=nnx.Rngs(0))

@@ -1,17 +1,16 @@
-"""ModernBERT: settings and names of tensors."""
+"""The settings of ModernBERT."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from jaxattn.core.checks import check_choice
-from jaxattn.encoders.config import EncoderConfig, ModernLayout, require, setting
-from jaxattn.encoders.layout import Tensor, linear, norm
+from jaxattn.encoders.config import ModernLayout
+from jaxattn.encoders.settings import require, setting
 
 KINDS = ("full_attention", "sliding_attention")
 
 
-def read(source: Mapping[str, Any]) -> dict[str, Any]:
+def read_modernbert(source: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `EncoderConfig`."""
     hidden_size = setting(source, "hidden_size", 768)
     heads = setting(source, "num_attention_heads", 12)
@@ -50,7 +49,7 @@ def read(source: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _base(source: Mapping[str, Any], kind: str) -> float:
-    """The base of the rotation, from the newer or the older way of writing it."""
+    """The base of the rotation, by its newer or its older setting."""
     old, default = {
         "full_attention": ("global_rope_theta", 160000.0),
         "sliding_attention": ("local_rope_theta", 10000.0),
@@ -64,42 +63,3 @@ def _base(source: Mapping[str, Any], kind: str) -> float:
     given = parameters.get(kind) or {}
     require(given, {"rope_type": ("default",), "partial_rotary_factor": (1,)})
     return float(setting(given, "rope_theta", setting(source, old, default)))
-
-
-def tensors(config: EncoderConfig) -> dict[str, Tensor]:
-    """Our parameters' places in a checkpoint."""
-    modern = config.modern
-    if modern is None:
-        raise ValueError("modern must be given for the model_type 'modernbert'; got None.")
-    offset = {"bias": modern.norm_bias}
-    table = {
-        "embeddings.word": Tensor("embeddings.tok_embeddings.weight"),
-        **norm("embeddings.norm", "embeddings.norm", **offset),
-        **norm("norm", "final_norm", **offset),
-    }
-    for layer in range(config.num_layers):
-        ours, theirs = f"blocks.{layer}", f"layers.{layer}"
-        for part, name in enumerate(("query", "key", "value")):
-            joint = linear(
-                f"{ours}.attention.{name}",
-                f"{theirs}.attn.Wqkv",
-                bias=modern.attention_bias,
-                part=part,
-                parts=3,
-            )
-            # Values are not rotated.
-            table |= {
-                path: dataclasses.replace(tensor, halves=name != "value") for path, tensor in joint.items()
-            }
-        table |= linear(
-            f"{ours}.attention.out", f"{theirs}.attn.Wo", bias=modern.attention_bias, input_axes=2
-        )
-        if layer > 0:
-            table |= norm(f"{ours}.attention_norm", f"{theirs}.attn_norm", **offset)
-        for part, name in enumerate(("up", "gate")):
-            table |= linear(
-                f"{ours}.mlp.{name}", f"{theirs}.mlp.Wi", bias=modern.mlp_bias, part=part, parts=2
-            )
-        table |= linear(f"{ours}.mlp.down", f"{theirs}.mlp.Wo", bias=modern.mlp_bias)
-        table |= norm(f"{ours}.mlp_norm", f"{theirs}.mlp_norm", **offset)
-    return table

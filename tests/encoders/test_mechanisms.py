@@ -17,7 +17,7 @@ from jaxattn.nn import (
     inject,
     replace_attention,
 )
-from tests.encoders.test_text_encoder import fixture, load, states_of, types_of
+from tests.encoders.helpers import fixture, load, states_of, types_of
 
 FAMILIES = ["bert", "deberta-v3", "modernbert"]
 
@@ -33,7 +33,7 @@ def expected(arrays):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_open_gate_keeps_relative_positions_and_windows(name, tmp_path):
-    encoder, arrays = load(tmp_path, name)
+    encoder, arrays = load(name)
     gated = replace_attention(encoder, EnergyGated())
     for block in gated.blocks:
         block.attention.mechanism.alpha[...] = jnp.zeros(2)  # every gate is 1/2, and cancels
@@ -45,8 +45,8 @@ def test_an_open_gate_keeps_relative_positions_and_windows(name, tmp_path):
         gated.save_pretrained(tmp_path / "gated")
 
 
-def test_a_tree_of_one_family_is_softmax_and_a_deeper_one_is_near(tmp_path):
-    encoder, arrays = load(tmp_path, "bert")
+def test_a_tree_of_one_family_is_softmax_and_a_deeper_one_is_near():
+    encoder, arrays = load("bert")
     flat = inject(encoder, lambda length: Tree.uniform(length, length))
     np.testing.assert_allclose(last(flat, arrays), expected(arrays), atol=5e-5)
     deep = inject(encoder, lambda length: Tree.uniform(length, 4), layers=[1])
@@ -60,8 +60,8 @@ def test_a_tree_of_one_family_is_softmax_and_a_deeper_one_is_near(tmp_path):
         encoder(arrays["input_ids"], tree=Tree.uniform(20, 4))
 
 
-def test_random_features_come_nearer_when_calibrated(tmp_path):
-    encoder, arrays = load(tmp_path, "bert")
+def test_random_features_come_nearer_when_calibrated():
+    encoder, arrays = load("bert")
     with pytest.raises(ValueError, match="random features with statistics in some layer; none has"):
         calibrate(encoder, arrays["input_ids"])
     features = RandomFeatures("sderf", num_features=256)
@@ -74,8 +74,8 @@ def test_random_features_come_nearer_when_calibrated(tmp_path):
         calibrate(drawn, arrays["input_ids"], passes=0)
 
 
-def test_calibration_has_no_memory_of_the_passes_before(tmp_path):
-    encoder, arrays = load(tmp_path, "bert")
+def test_calibration_has_no_memory_of_the_passes_before():
+    encoder, arrays = load("bert")
     drawn = replace_attention(encoder, RandomFeatures("oprf", num_features=16), layers=[0])
     batch = arrays["input_ids"], arrays["attention_mask"]
     moments = [
@@ -91,15 +91,15 @@ def test_calibration_has_no_memory_of_the_passes_before(tmp_path):
 @pytest.mark.parametrize(
     "mechanism", [Hierarchical((4,)), RandomFeatures(num_features=8), CrossCorrelation(lags=2)]
 )
-def test_deberta_loses_no_relative_position_silently(mechanism, tmp_path):
-    encoder, arrays = load(tmp_path, "deberta-v3")
+def test_deberta_loses_no_relative_position_silently(mechanism):
+    encoder, arrays = load("deberta-v3")
     changed = replace_attention(encoder, mechanism, layers=[1])
     with pytest.raises(ValueError, match=r"(?s)must form scores of single pairs.*drop_relative_terms=True"):
         last(changed, arrays)
 
 
-def test_deberta_without_relative_terms_attends_by_content(tmp_path):
-    encoder, arrays = load(tmp_path, "deberta-v3")
+def test_deberta_without_relative_terms_attends_by_content():
+    encoder, arrays = load("deberta-v3")
     without = inject(encoder, lambda length: Tree.uniform(length, length))
     without.set_attributes(drop_relative_terms=True)
     # A table of zeros leaves q_i·(offset of k), which moves all scores of a query alike, and k_j·(offset of q).
@@ -110,22 +110,22 @@ def test_deberta_without_relative_terms_attends_by_content(tmp_path):
     np.testing.assert_allclose(last(without, arrays), last(encoder, arrays), atol=5e-5)
 
 
-def test_a_replaced_local_layer_of_modernbert_sees_the_whole_text(tmp_path):
-    encoder, arrays = load(tmp_path, "modernbert")
+def test_a_replaced_local_layer_of_modernbert_sees_the_whole_text():
+    encoder, arrays = load("modernbert")
     everywhere = inject(encoder, lambda length: Tree.uniform(length, length), layers=[1, 2])
     for block in encoder.blocks:
         block.attention.window = 100
     np.testing.assert_allclose(last(everywhere, arrays), last(encoder, arrays), atol=5e-5)
 
 
-def test_lags_keep_the_windows_of_modernbert(tmp_path):
-    encoder, arrays = load(tmp_path, "modernbert")
+def test_lags_keep_the_windows_of_modernbert():
+    encoder, arrays = load("modernbert")
     lags = replace_attention(encoder, CrossCorrelation(lags=0))  # no shift but 0: softmax
     np.testing.assert_allclose(last(lags, arrays), expected(arrays), atol=2e-5)
 
 
-def test_softmax_by_another_backend_is_the_same(tmp_path):
-    encoder, arrays = load(tmp_path, "deberta-v1-settings")
+def test_softmax_by_another_backend_is_the_same():
+    encoder, arrays = load("deberta-v1-settings")
     blockwise = replace_attention(encoder, Softmax(implementation="blockwise"))
     np.testing.assert_allclose(last(blockwise, arrays), expected(arrays), atol=2e-5)
 

@@ -1,49 +1,16 @@
-"""The attentions of pretrained encoders that are more than `jaxattn.nn.Attention`."""
+"""DeBERTa's disentangled attention: scores with terms for content and for relative positions."""
 
 import math
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from jaxattn.encoders.config import RelativePositions
+from jaxattn.encoders.deberta.relative import relative_rows
 from jaxattn.nn.attention import Attention
 from jaxattn.tree import Tree
-
-
-class WindowedAttention(Attention):
-    """Attention in which a token sees those at most `window` tokens away (ModernBERT's local layers).
-
-    A mechanism that cannot mask single pairs of tokens (a tree, random features) attends to the whole text in place
-    of the window.
-
-    Args:
-        num_heads: heads.
-        in_features: width D.
-        window: how far a token sees to either side.
-        **options: every other argument of `Attention`.
-    """
-
-    def __init__(self, num_heads: int, in_features: int, *, window: int, **options: Any):
-        super().__init__(num_heads, in_features, **options)
-        self.window = window
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        *,
-        mask: Bool[Array, "#B #N #T #T"] | None = None,
-        **call: Any,
-    ) -> Float[Array, "B T _"]:
-        """Attends within the window; the arguments are those of `Attention`."""
-        length = x.shape[1]
-        if self.mechanism.takes_pair_mask and length > self.window + 1:
-            place = jnp.arange(length)
-            near = (jnp.abs(place[:, None] - place) <= self.window)[None, None]
-            mask = near if mask is None else mask & near
-        return super().__call__(x, mask=mask, **call)
 
 
 class DisentangledAttention(Attention):
@@ -51,16 +18,16 @@ class DisentangledAttention(Attention):
 
     score_ij = (q_i·k_j + q_i·r^k_d + k_j·r^q_d) / sqrt(H (1 + terms)),   d = bucket(i − j),
 
-    with r^k and r^q the table of relative positions after the projections of keys and queries (or its own). The
-    relative terms are a bias for single pairs, (B, N, T, T), which only mechanisms that form scores can add: softmax
-    and the energy gate around softmax. Any other mechanism in their place raises at the call, unless
-    `drop_relative_terms` is True (`model.set_attributes(drop_relative_terms=True)`): then it attends by content
-    alone, and since many of these models have no other positions, without any order of the tokens.
+    where r^k and r^q are the table of relative positions after the projections of keys and queries (or its own). The
+    relative terms are a bias of single pairs, (B, N, T, T), which only mechanisms that form scores can add: softmax
+    and the energy gate around softmax. Any other mechanism raises at the call, unless `drop_relative_terms` is True
+    (`model.set_attributes(drop_relative_terms=True)`): then it attends by content alone and, since many of these
+    models have no other positions, ignores the order of the tokens.
 
     Args:
         num_heads: heads.
         in_features: width D.
-        relative: which terms there are and how distances are told apart.
+        relative: the terms and the buckets of distances.
         **options: every other argument of `Attention`.
 
     Reference: He et al., "DeBERTa", arXiv 2006.03654, equation 4; v3 is arXiv 2111.09543.
@@ -136,35 +103,3 @@ class DisentangledAttention(Attention):
             scores = jnp.einsum("BSNH,PNH->BNSP", key, positions, preferred_element_type=jnp.float32)
             bias += jnp.take_along_axis(scores, rows.swapaxes(-1, -2), axis=-1).swapaxes(-1, -2)
         return bias
-
-
-def relative_rows(length: int, relative: RelativePositions) -> np.ndarray:
-    """For every pair (i, j) of positions, the row of the table that stands for i − j: (T, T) int32."""
-    place = np.arange(length)
-    distance = place[:, None] - place
-    if relative.buckets:
-        distance = log_buckets(distance, relative.buckets, relative.max_distance)
-    return np.clip(distance + relative.span, 0, 2 * relative.span - 1).astype(np.int32)
-
-
-def log_buckets(distance: np.ndarray, buckets: int, max_distance: int) -> np.ndarray:
-    """Buckets of signed distances: one a distance up to m = buckets // 2, then logarithmic.
-
-    Beyond m it is m + ceil((m − 1) log(|d| / m) / log((max_distance − 1) / m)), with the sign of d.
-
-    Args:
-        distance: integers.
-        buckets: buckets a direction.
-        max_distance: the distance that falls into the last bucket, plus one.
-
-    Returns:
-        Integers of the same shape.
-    """
-    middle = buckets // 2
-    size = np.maximum(np.abs(distance), middle)
-    # In float32 as the models were trained: rounding decides at the edges of buckets.
-    growth = np.log(size.astype(np.float32) / np.float32(middle)) / np.log(
-        np.float32((max_distance - 1) / middle)
-    )
-    far = np.ceil(growth * np.float32(middle - 1)).astype(np.int64) + middle
-    return np.where(np.abs(distance) <= middle, distance, np.sign(distance) * far)

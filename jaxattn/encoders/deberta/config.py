@@ -1,16 +1,14 @@
-"""DeBERTa-v2 and v3: settings and names of tensors."""
+"""The settings of DeBERTa-v2 and v3."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from jaxattn.core.checks import check_choice
-from jaxattn.encoders.activations import ACTIVATIONS
-from jaxattn.encoders.bert import block_tensors
-from jaxattn.encoders.config import Convolution, EncoderConfig, RelativePositions, require, setting
-from jaxattn.encoders.layout import Tensor, linear, norm
+from jaxattn.encoders.config import ACTIVATIONS, Convolution, RelativePositions
+from jaxattn.encoders.settings import require, setting
 
 
-def read(source: Mapping[str, Any]) -> dict[str, Any]:
+def read_deberta(source: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `EncoderConfig`."""
     hidden_size = setting(source, "hidden_size", 1536)
     heads = setting(source, "num_attention_heads", 24)
@@ -71,33 +69,3 @@ def _terms(value: Any) -> tuple[str, ...]:
 def _max_distance(source: Mapping[str, Any], positions: int) -> int:
     distance = setting(source, "max_relative_positions", -1)
     return distance if distance >= 1 else positions
-
-
-def tensors(config: EncoderConfig) -> dict[str, Tensor]:
-    """Our parameters' places in a checkpoint."""
-    table = {
-        "embeddings.word": Tensor("embeddings.word_embeddings.weight"),
-        **norm("embeddings.norm", "embeddings.LayerNorm"),
-    }
-    if config.position_rows:
-        table["embeddings.position"] = Tensor("embeddings.position_embeddings.weight")
-    if config.type_vocab_size:
-        table["embeddings.token_type"] = Tensor("embeddings.token_type_embeddings.weight")
-    relative = config.relative
-    if relative is not None:
-        table["relative.table"] = Tensor("encoder.rel_embeddings.weight")
-        if relative.normalized:
-            table |= norm("relative.norm", "encoder.LayerNorm")
-    if config.convolution is not None:
-        table["convolution.conv.kernel"] = Tensor("encoder.conv.conv.weight", "conv")
-        table["convolution.conv.bias"] = Tensor("encoder.conv.conv.bias")
-        table |= norm("convolution.norm", "encoder.conv.LayerNorm")
-    for layer in range(config.num_layers):
-        ours, theirs = f"blocks.{layer}", f"encoder.layer.{layer}"
-        table |= block_tensors(ours, theirs, ("query_proj", "key_proj", "value_proj"))
-        if relative is not None and not relative.shared_projections:
-            if "c2p" in relative.terms:
-                table |= linear(f"{ours}.attention.position_key", f"{theirs}.attention.self.pos_key_proj")
-            if "p2c" in relative.terms:
-                table |= linear(f"{ours}.attention.position_query", f"{theirs}.attention.self.pos_query_proj")
-    return table

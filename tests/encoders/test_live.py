@@ -1,11 +1,11 @@
-"""The same comparison with torch itself, where it is installed, and files that go there and back."""
+"""Parity with transformers itself, where torch is installed, and files written and read by both."""
 
 import numpy as np
 import pytest
 
 from jaxattn.models import TextEncoder
+from tests.encoders.helpers import states_of
 from tests.encoders.make_encoder_fixtures import CONFIGS, batch, token_types, torch_model, torch_states
-from tests.encoders.test_text_encoder import states_of
 
 torch = pytest.importorskip("torch", reason="torch makes the models that this compares with")
 transformers = pytest.importorskip(

@@ -1,0 +1,1 @@
+"""BERT, RoBERTa (with XLM-R, CamemBERT, BERTweet) and DistilBERT."""

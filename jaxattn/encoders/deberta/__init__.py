@@ -1,0 +1,1 @@
+"""DeBERTa-v2 and v3: relative positions in the scores, and in some a convolution."""

@@ -1,0 +1,1 @@
+"""ModernBERT: pre-norm blocks, gated MLPs, rotary positions, local attention."""
