@@ -119,11 +119,11 @@ def training_step(task: str, attention: str, length: int, batch: int) -> Prepare
     data: Any = SimpleNamespace(
         two_tower=this.two_tower,
         vocab_size=this.vocab_size,
-        classes=range(this.num_classes),
+        classes=this.classes,
         max_length=length,
     )
     shape = (1, batch, 2, length) if this.two_tower else (1, batch, length)
-    rows = _random_rows(shape, this.vocab_size, this.num_classes)
+    rows = _random_rows(shape, this.vocab_size, len(this.classes))
     model = lra_classifier(config, data, rows)
     return _compiled_steps(model, loop.make_optimizer(config.optimizer), loop.class_loss, rows)
 

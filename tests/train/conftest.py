@@ -1,5 +1,6 @@
-"""A model small enough to train in a test, and ways to run the command line."""
+"""A model small enough to train in a test, ways to run the command line, and a network without one."""
 
+import http.server
 import os
 import pathlib
 import re
@@ -7,8 +8,10 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
+import requests
 
 from train.data.batches import BatchStream
 
@@ -108,3 +111,50 @@ def text_file(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("the quick brown fox jumps over the lazy dog. " * 60, encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No network, no data folder, and an empty cache, which it returns."""
+
+    def refuse(*_, **__):
+        raise requests.ConnectionError("no network")
+
+    monkeypatch.setattr("requests.get", refuse)
+    monkeypatch.setattr("pooch.os_cache", lambda project: tmp_path / "cache")
+    monkeypatch.delenv("JAXATTN_DATA", raising=False)
+    return tmp_path / "cache"
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    content, most, resumes = b"", 1 << 30, True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.asked = []
+        self.url = f"http://127.0.0.1:{self.server_port}/file"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        start = int(self.headers.get("Range", "bytes=0-")[6:-1]) if self.server.resumes else 0
+        self.server.asked.append(start)
+        rest = self.server.content[start:]
+        self.send_response((206 if rest else 416) if start else 200)
+        self.send_header("Content-Length", str(len(rest)))
+        self.end_headers()
+        self.wfile.write(rest[: self.server.most])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(offline, monkeypatch):
+    """A local server of one file: its `content`, of which it sends `most` bytes before the connection breaks."""
+    get = requests.api.get
+    monkeypatch.setattr("requests.get", get)
+    with _Server() as one:
+        threading.Thread(target=one.serve_forever, args=(0.01,), daemon=True).start()
+        yield one
+        one.shutdown()

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from train.data.buckets import Buckets, Chosen, Kind
-from train.data.classification import Part
+from train.data.sequences import Sequences
 from train.data.trees import Trees
 
 Batch = dict[str, Any]
@@ -19,7 +19,7 @@ The weights have mean 1: rows that fill up a batch have weight 0, the others sha
 
 
 def make_batch(
-    part: Part, trees: Trees | None, chosen: Chosen, batch_size: int, rows: slice = slice(None)
+    part: Sequences, trees: Trees | None, chosen: Chosen, batch_size: int, rows: slice = slice(None)
 ) -> Batch:
     """Some examples as arrays.
 
@@ -59,7 +59,7 @@ class BatchStream:
 
     def __init__(
         self,
-        part: Part,
+        part: Sequences,
         trees: Trees | None,
         buckets: Buckets,
         *,

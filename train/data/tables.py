@@ -2,14 +2,14 @@
 
 import csv
 import dataclasses
-import gzip
 import hashlib
+import io
 import json
-import lzma
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from train.data.files import read_text
 from train.errors import UserError
 
 
@@ -42,21 +42,20 @@ def read_table(path: Path, *, text_column: str, label_column: str | None) -> Tex
         raise UserError(f"{path} must end in {', '.join(_READERS)}, optionally followed by .gz or .xz.")
     texts, labels, ids = [], [], []
     try:
-        with _open(path) as file:
-            for number, (line, row) in enumerate(_READERS[kind](file, path)):
-                for flag, column in (("--text-column", text_column), ("--label-column", label_column)):
-                    if column is not None and row.get(column) is None:
-                        there = ", ".join(map(repr, row))
-                        raise UserError(
-                            f"{flag} must be a column of {path}; line {line} has no {column!r}, but {there}."
-                        )
-                texts.append(str(row[text_column]))
-                labels.append("" if label_column is None else str(row[label_column]).strip())
-                ids.append(str(row.get("id", number)))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it first.") from error
-    except (OSError, EOFError, lzma.LZMAError, csv.Error) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}.") from error
+        # Spreadsheets put a byte order mark in front, which is no part of the first column's name.
+        file = io.StringIO(read_text(path).removeprefix("\ufeff"), newline="")
+        for number, (line, row) in enumerate(_READERS[kind](file, path)):
+            for flag, column in (("--text-column", text_column), ("--label-column", label_column)):
+                if column is not None and row.get(column) is None:
+                    there = ", ".join(map(repr, row))
+                    raise UserError(
+                        f"{flag} must be a column of {path}; line {line} has no {column!r}, but {there}."
+                    )
+            texts.append(str(row[text_column]))
+            labels.append("" if label_column is None else str(row[label_column]).strip())
+            ids.append(str(row.get("id", number)))
+    except csv.Error as error:
+        raise UserError(f"cannot read {path}: {error}.") from error
     if not texts:
         raise UserError(f"{path} holds no texts.")
     return Texts(texts, labels, ids)
@@ -103,15 +102,6 @@ _READERS: dict[str, Callable[[IO[str], Path], Iterator[tuple[int, dict[str, Any]
     ".csv": _csv,
     ".jsonl": _jsonl,
 }
-
-
-def _open(path: Path) -> IO[str]:
-    # Spreadsheets put a byte order mark in front, which is no part of the first column's name.
-    if path.suffix == ".xz":
-        return lzma.open(path, "rt", encoding="utf-8-sig", newline="")
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
 
 
 def split_by_hash(texts: Texts, count: int) -> tuple[Texts, Texts]:

@@ -1,11 +1,11 @@
-"""Labelled texts: SST-2, IMDB, or files of the user's own with a column of texts and one of labels."""
+"""Labelled texts: SST-2, IMDB, or the user's own files with a column of texts and one of labels."""
 
 import dataclasses
-import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
-from train.data.download import RemoteFile, check, download, find, obtain
+from train.data.download import RemoteFile, download
+from train.data.files import check, find, obtain, tar_members
 from train.data.tables import Texts, read_table, split_by_hash, take
 from train.errors import UserError
 
@@ -48,6 +48,11 @@ class LabelledTexts:
     class_names: dict[str, str] = dataclasses.field(default_factory=dict)
     """What labels mean, where that is known."""
 
+    def parts(self) -> dict[str, Texts]:
+        """The parts that exist, by name."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: part for name, part in parts.items() if part is not None}
+
 
 def load_sst2(data_path: str | None = None) -> LabelledTexts:
     """SST-2 as three files of sentences (training: phrases too) with labels 0 and 1.
@@ -57,7 +62,7 @@ def load_sst2(data_path: str | None = None) -> LabelledTexts:
             JAXATTN_DATA and the cache, and downloads.
 
     Raises:
-        UserError: a file is missing, another one, or cannot be downloaded.
+        UserError: a file is missing, not the expected one, or cannot be downloaded.
     """
     train, dev, test = (
         read_table(obtain(file, data_path), text_column="sentence", label_column="label")
@@ -67,10 +72,9 @@ def load_sst2(data_path: str | None = None) -> LabelledTexts:
 
 
 def load_imdb(data_path: str | None = None) -> LabelledTexts:
-    """IMDB: 25,000 reviews to train on, of which 2,500 are kept for validation, and 25,000 to test on.
+    """IMDB: 25,000 reviews to train on, of which 2,500 are held out for validation, and 25,000 to test on.
 
-    The validation reviews are those with the smallest hashes of their names, so that they are the same for
-    everybody, whatever the order of the file.
+    The validation reviews are those with the smallest hashes of their names, whatever the order of the files.
 
     Args:
         data_path: a folder with the two jsonl.xz files, with aclImdb, or with the archive, or one of the last two
@@ -79,17 +83,14 @@ def load_imdb(data_path: str | None = None) -> LabelledTexts:
     Raises:
         UserError: nothing is found and nothing can be downloaded, or what is found is not IMDB.
     """
-    if data_path is not None and (Path(data_path) / "train" / "pos").is_dir():
-        path: Path | None = Path(data_path)
-    else:
-        path = find(["imdb_train.jsonl.xz", "aclImdb", IMDB.name], data_path)
-    if path is None:
-        path = download(IMDB)
+    inside = str(Path("train", "pos"))
+    path = find(["imdb_train.jsonl.xz", "aclImdb", IMDB.name], data_path, inside=inside) or download(IMDB)
     if path.name.endswith((".tar.gz", ".tgz", ".tar")):
         check(IMDB, path)
-        parts = _imdb_archive(path)
+        parts = _imdb_parts(tar_members(path))
     elif path.is_dir():
-        parts = _imdb_folder(path)
+        files = [p for part in ("train", "test") for p in (path / part).glob("[np][eo][gs]/*.txt")]
+        parts = _imdb_parts((p.relative_to(path).as_posix(), p.read_bytes()) for p in files)
     elif path.name == "imdb_train.jsonl.xz":
         parts = {
             part: read_table(
@@ -105,7 +106,7 @@ def load_imdb(data_path: str | None = None) -> LabelledTexts:
     train, test = (_sorted(parts[part]) for part in ("train", "test"))
     if (len(train.texts), len(test.texts)) != (IMDB_SIZE, IMDB_SIZE):
         raise UserError(
-            f"{path} is not the whole of IMDB: it has {len(train.texts)} reviews to train on and {len(test.texts)} "
+            f"{path} is not all of IMDB: it has {len(train.texts)} reviews to train on and {len(test.texts)} "
             f"to test on; expected {IMDB_SIZE} and {IMDB_SIZE}."
         )
     rest, validation = split_by_hash(train, IMDB_VALIDATION)
@@ -121,7 +122,7 @@ def load_files(
     label_column: str,
     validation_share: float = 0.1,
 ) -> LabelledTexts:
-    """Files of the user's own; see `read_table`.
+    """The user's own files; see `read_table`.
 
     Args:
         train: to train on.
@@ -150,21 +151,6 @@ def load_files(
     return LabelledTexts(Path(train).name, parts, kept, tested)
 
 
-def _imdb_folder(path: Path) -> dict[str, Texts]:
-    files = sorted(p for part in ("train", "test") for p in (path / part).glob("[np][eo][gs]/*.txt"))
-    return _imdb_parts((p.relative_to(path).as_posix(), p.read_bytes()) for p in files)
-
-
-def _imdb_archive(path: Path) -> dict[str, Texts]:
-    def members() -> Iterator[tuple[str, bytes]]:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                if member.isfile() and (file := archive.extractfile(member)) is not None:
-                    yield member.name, file.read()
-
-    return _imdb_parts(members())
-
-
 def _imdb_parts(files: Iterable[tuple[str, bytes]]) -> dict[str, Texts]:
     parts = {part: Texts([], [], []) for part in ("train", "test")}
     for name, content in files:
@@ -177,5 +163,5 @@ def _imdb_parts(files: Iterable[tuple[str, bytes]]) -> dict[str, Texts]:
 
 
 def _sorted(texts: Texts) -> Texts:
-    # The order of the source must not matter: files of a folder come in any.
+    """In an order that does not depend on that of the files in a folder."""
     return take(texts, sorted(range(len(texts.ids)), key=lambda i: (texts.labels[i], texts.ids[i])))

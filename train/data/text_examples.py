@@ -1,13 +1,14 @@
 """Labelled texts as sequences of word ids, with the tree of paragraphs, sentences and words of each."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
 
-from train.data.classification import ClassificationData, Sequences
+from train.data.classification import ClassificationData
 from train.data.sentences import SHORT, join_short, sentence_lengths
+from train.data.sequences import Sequences
 from train.data.tables import Texts
 from train.data.text_classification import LabelledTexts
 from train.data.trees import bounded
@@ -15,7 +16,7 @@ from train.data.words import Vocabulary, plain, split_words
 from train.errors import UserError
 
 NO_WORD = ""
-"""In place of the words of a text without any; no vocabulary knows it."""
+"""Stands for the words of a text that has none; no vocabulary knows it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +37,10 @@ def text_examples(
 
     Args:
         texts: the data set.
-        max_length: longer texts lose their end; a note says how many did.
-        vocabulary_size: how many word ids there may be, padding and unknown included; the words are the most
-            frequent ones of the training texts.
-        max_branching: the largest family of the trees; None makes no trees.
+        max_length: words of a text; longer texts are truncated, and a note says how many.
+        vocabulary_size: word ids at most, padding and unknown included; the words are the most frequent ones of the
+            training texts.
+        max_branching: children of a node of the trees at most; None makes no trees.
 
     Returns:
         The data; its record holds the words, the classes and `max_length`, which is what reading new texts takes.
@@ -47,41 +48,41 @@ def text_examples(
     Raises:
         UserError: a validation or test text has a label that no training text has, or all labels are the same.
     """
-    parts = {"train": texts.train, "validation": texts.validation, "test": texts.test}
-    there = {name: part for name, part in parts.items() if part is not None}
+    parts = texts.parts()
     labels = sorted(set(texts.train.labels))
     if len(labels) < 2:
         raise UserError(
             f"the training texts of {texts.name} must have at least 2 labels; all are {labels[0]!r}."
         )
-    for name, part in there.items():
+    for name, part in parts.items():
         check_labels(name, part, labels)
-    read = {name: _read(part, max_length, max_branching) for name, part in there.items()}
+    read = {name: _read(part, max_length, max_branching) for name, part in parts.items()}
     vocabulary = Vocabulary.of(read["train"].words, vocabulary_size)
     sequences = {
         name: Sequences.of(
             [vocabulary.encode(words or [NO_WORD]) for words in read[name].words],
             [labels.index(x) for x in part.labels],
         )
-        for name, part in there.items()
+        for name, part in parts.items()
     }
     classes = tuple(texts.class_names.get(label, label) for label in labels)
     train = sequences["train"]
     largest = max(np.bincount(sequences["validation"].labels)) / len(sequences["validation"])
-    sizes = ", ".join(f"{len(part):,} {name}" for name, part in sequences.items())
     notes = [
-        f"{sizes} texts; classes {', '.join(classes)}; {largest:.1%} of the validation texts are of one class",
+        f"{counted(sequences)} texts; classes {', '.join(classes)}; {largest:.1%} of the validation texts are of one "
+        "class",
         f"{len(vocabulary):,} ids, which know {(train.codes > 1).mean():.1%} of the training words and "
         f"{(sequences['validation'].codes > 1).mean():.1%} of the validation words; on average "
         f"{train.lengths.mean():.0f} words a text",
     ]
-    for what, counts in (
-        (f"cut at {max_length} words (--max-length)", {name: part.cut for name, part in read.items()}),
-        ("without a word, read as one unknown word", {name: part.empty for name, part in read.items()}),
-        (f"many sentences of less than {SHORT} words, joined", {n: part.joined for n, part in read.items()}),
+    for what, count in (
+        (f"cut at {max_length} words (--max-length)", "cut"),
+        ("without a word, read as one unknown word", "empty"),
+        (f"many sentences of less than {SHORT} words, joined", "joined"),
     ):
+        counts = {name: getattr(part, count) for name, part in read.items()}
         if any(counts.values()):
-            notes.append(f"{what}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
+            notes.append(f"{what}: {counted(counts)}")
     return ClassificationData(
         name=texts.name,
         classes=classes,
@@ -90,7 +91,7 @@ def text_examples(
         train=train,
         validation=sequences["validation"],
         test=sequences.get("test"),
-        ids={name: part.ids for name, part in there.items()},
+        ids={name: part.ids for name, part in parts.items()},
         lengths=None if max_branching is None else {name: part.lengths or [] for name, part in read.items()},
         record={"words": vocabulary.words, "labels": labels, "classes": classes, "max_length": max_length},
         notes=tuple(notes),
@@ -111,6 +112,17 @@ def _read(part: Texts, max_length: int, max_branching: int | None) -> _Read:
         empty += not kept
         words.append(kept)
     return _Read(words, None if max_branching is None else lengths, cut, empty, joined)
+
+
+def counted(counts: Mapping[str, int | Sized]) -> str:
+    """Numbers by part, for a note.
+
+    Examples:
+        >>> counted({"train": 1000, "test": [5, 6]})
+        '1,000 train, 2 test'
+    """
+    numbers = {name: n if isinstance(n, int) else len(n) for name, n in counts.items()}
+    return ", ".join(f"{n:,} {name}" for name, n in numbers.items())
 
 
 def check_labels(name: str, part: Texts, known: Sequence[str]) -> None:

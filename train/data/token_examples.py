@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from train.data.classification import ClassificationData, Sequences
+from train.data.classification import ClassificationData
+from train.data.sequences import Sequences
 from train.data.tables import Texts
 from train.data.text_classification import LabelledTexts
-from train.data.text_examples import check_labels
+from train.data.text_examples import check_labels, counted
 from train.errors import UserError
 
 CHUNK = 512
@@ -31,8 +32,7 @@ def token_examples(
     Args:
         texts: the data set.
         encoder: a `TextEncoder`, or anything with its `tokenize` and `config`.
-        max_length: tokens of a text at most, with the special ones; longer texts lose their end, and a note says how
-            many did.
+        max_length: tokens of a text, special ones included; longer texts are truncated, and a note says how many.
         loss: "softmax"; "binary" for one logit, which needs two labels; "multilabel" for any number of labels a text.
         label_separator: between the labels of a text, with "multilabel".
 
@@ -43,8 +43,7 @@ def token_examples(
         UserError: an empty text, a label that no training text has, fewer than two labels, or a limit beyond the
             encoder's.
     """
-    parts = {"train": texts.train, "validation": texts.validation, "test": texts.test}
-    there = {name: part for name, part in parts.items() if part is not None}
+    parts = texts.parts()
     several = loss == "multilabel"
 
     def split(label: str) -> list[str]:
@@ -58,7 +57,7 @@ def token_examples(
             f"{', '.join(map(repr, known[:20])) or 'none'}."
         )
     sequences, cut = {}, {}
-    for name, part in there.items():
+    for name, part in parts.items():
         rows = [split(label) for label in part.labels]
         every = Texts(
             [],
@@ -73,17 +72,15 @@ def token_examples(
         labels: Any = [[x in row for x in known] if several else number[row[0]] for row in rows]
         sequences[name] = Sequences.of(ids, labels)
     classes = tuple(texts.class_names.get(label, label) for label in known)
-    sizes = ", ".join(f"{len(part):,} {name}" for name, part in sequences.items())
     train = sequences["train"]
     counts = train.labels.sum(axis=0) if several else np.bincount(train.labels)
     shares = ", ".join(f"{c} {n / len(train):.1%}" for c, n in zip(classes[:20], counts, strict=False))
     notes = [
-        f"{sizes} texts; training labels: {shares}",
+        f"{counted(sequences)} texts; training labels: {shares}",
         f"on average {train.lengths.mean():.0f} tokens a text, at most {max(map(int, train.lengths))}",
     ]
     if any(cut.values()):
-        counted = ", ".join(f"{count:,} {name}" for name, count in cut.items())
-        notes.append(f"cut at {max_length} tokens (--max-length): {counted} texts")
+        notes.append(f"cut at {max_length} tokens (--max-length): {counted(cut)} texts")
     return TextData(
         name=texts.name,
         classes=classes,
@@ -92,10 +89,10 @@ def token_examples(
         train=train,
         validation=sequences["validation"],
         test=sequences.get("test"),
-        ids={name: part.ids for name, part in there.items()},
+        ids={name: part.ids for name, part in parts.items()},
         record={"labels": known, "classes": classes, "max_length": max_length, "loss": loss},
         notes=tuple(notes),
-        texts={name: part.texts for name, part in there.items()},
+        texts={name: part.texts for name, part in parts.items()},
     )
 
 
@@ -108,7 +105,7 @@ def token_ids(
         encoder: see `token_examples`.
         texts: to read.
         max_length: tokens of a text at most.
-        names: of the texts, for complaints.
+        names: of the texts, for error messages.
 
     Raises:
         UserError: an empty text, or what the tokenizer does not accept.
@@ -123,7 +120,7 @@ def token_ids(
         )
     found: list[np.ndarray] = []
     cut = 0
-    # Texts of about the same length together: each chunk is padded to its longest.
+    # Chunks of similar length, because each is padded to its longest text.
     order = np.argsort([len(text) for text in texts], kind="stable")
     try:
         for start in range(0, len(texts), CHUNK):

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from train.data.download import RemoteFile, obtain
+from train.data.download import RemoteFile
+from train.data.files import obtain
 from train.data.tables import Texts
 from train.data.text_classification import LabelledTexts
 from train.errors import UserError
@@ -54,7 +55,7 @@ def load_tweeteval(task: str, data_path: str | None = None) -> LabelledTexts:
             JAXATTN_DATA and the cache, and downloads.
 
     Raises:
-        UserError: a file is missing, another one, or cannot be downloaded.
+        UserError: a file is missing, not the expected one, or cannot be downloaded.
     """
     paths = {name: obtain(file, data_path) for name, file in TWEETEVAL[task].items()}
     names = dict(line.split("\t") for line in _lines(paths["mapping"]))
@@ -72,5 +73,5 @@ def _part(texts: Path, labels: Path) -> Texts:
 
 
 def _lines(path: Path) -> list[str]:
-    # Not splitlines(): some tweets hold characters that it takes for the end of a line.
+    # Not splitlines(): some tweets hold characters that it counts as line ends.
     return [line.strip() for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n")]

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from train.data.batches import make_batch
 from train.data.buckets import Buckets
-from train.data.classification import Part
+from train.data.sequences import Sequences
 from train.data.trees import Trees
 from train.engine.functional import Functional, Params
 from train.engine.loop import across_seeds, make_eval_step, prefix_losses
@@ -43,7 +43,7 @@ def make_evaluate(
 
 def make_predict(
     model: Functional, mesh: Mesh, *, seeds: int, mode: str
-) -> Callable[[Params, Part, Trees | None, Buckets], np.ndarray]:
+) -> Callable[[Params, Sequences, Trees | None, Buckets], np.ndarray]:
     """The function (params, part, its trees, its buckets) -> logits (seeds, examples, classes) in float32."""
 
     def run(params: Params, tokens: jax.Array, mask: jax.Array, tree: Any) -> jax.Array:
@@ -53,7 +53,7 @@ def make_predict(
 
     step = jax.jit(run, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
-    def predict(params: Params, part: Part, trees: Trees | None, buckets: Buckets) -> np.ndarray:
+    def predict(params: Params, part: Sequences, trees: Trees | None, buckets: Buckets) -> np.ndarray:
         found: np.ndarray | None = None
         for chosen in buckets.in_order():
             batch = make_batch(part, trees, chosen, buckets.batch_size)

@@ -4,7 +4,7 @@ import pytest
 
 from train.data.batches import BatchStream, make_batch
 from train.data.buckets import Buckets, Chosen, Kind, bucket_lengths
-from train.data.classification import Sequences
+from train.data.sequences import Sequences
 
 LENGTHS = np.random.default_rng(0).integers(1, 60, 103)
 PART = Sequences.of([np.arange(1, n + 1) for n in LENGTHS], np.arange(103) % 3)
@@ -118,3 +118,12 @@ def test_a_seed_reads_the_same_alone_beside_others_and_in_parts():
         assert _equal(jax.tree.map(lambda x: x[0], one), jax.tree.map(lambda x: x[1], two))
         parts = [next(half) for half in halves]
         assert _equal(one, jax.tree.map(lambda a, b: np.concatenate([a, b], axis=1), *parts))
+
+
+def test_two_sequences_are_padded_by_the_longer():
+    starts, sizes = np.zeros((8, 2), int), np.array([[5, 20], [5, 60]] * 4)
+    pairs = Sequences(np.arange(1, 61, dtype=np.uint8), starts, sizes, np.zeros(8, int))
+    buckets = Buckets(pairs.lengths, max_length=60, batch_size=4)
+    batches = _take(BatchStream(pairs, None, buckets, seeds=(0,)), 2)
+    assert {batch["tokens"].shape for batch in batches} == {(1, 4, 2, 32), (1, 4, 2, 60)}
+    assert all((batch["mask"] == (batch["tokens"] > 0)).all() for batch in batches)

@@ -158,7 +158,7 @@ def test_workers_do_not_matter_and_the_cache_is_used(tmp_path, monkeypatch):
     one = load_listops(SMALL, folder=tmp_path / "one", workers=1)
     assert hashlib.sha256(" ".join(_hashes(one)).encode()).hexdigest() == SMALL_SHA256
     assert [len(part) for part in one[:3]] == list(SMALL.sizes)
-    assert [path.suffix for path in (tmp_path / "one").iterdir()] == [".bin"]  # no shards stay behind
+    assert [path.suffix for path in (tmp_path / "one").iterdir()] == [".npz"]  # no shards stay behind
     two = load_listops(SMALL, folder=tmp_path / "two", workers=2)
     (first,), (second,) = ((tmp_path / name).iterdir() for name in ("one", "two"))
     assert first.read_bytes() == second.read_bytes()
@@ -179,7 +179,7 @@ def test_nothing_comes_twice(tmp_path, monkeypatch):
 
 KILLED = """
 import pathlib, time
-from train.data import listops
+from train.data.generators import listops
 from train.data.generators.listops import ListOpsSpec, load_listops
 make = listops.make_shard
 if __name__ == "__main__":
@@ -197,8 +197,8 @@ def test_a_killed_generation_goes_on(tmp_path, monkeypatch, workers):
     process = subprocess.Popen([sys.executable, script], env=os.environ | {"PYTHONPATH": str(ROOT)})
     try:
         deadline = time.monotonic() + 60
-        while not list(folder.glob("*.shards/*.bin")) and time.monotonic() < deadline:
-            assert process.poll() is None or list(folder.glob("*.bin"))
+        while not list(folder.glob("*.shards/*.npz")) and time.monotonic() < deadline:
+            assert process.poll() is None or list(folder.glob("*.npz"))
             time.sleep(0.002)
     finally:
         process.send_signal(signal.SIGKILL)
@@ -214,15 +214,15 @@ ORIGINAL = shards._make_one
 
 
 def test_shards_of_other_arguments_are_not_taken(tmp_path):
-    done = shards.make_shards(_ones, {0: (3,), 1: (4,)}, folder=tmp_path, about={"of": "ones"}, workers=1)
+    done = shards.make_shards(_ones, {0: (3,), 1: (4,)}, folder=tmp_path, about={"task": "ones"}, workers=1)
     assert [len(done[n]["x"]) for n in done] == [3, 4]
-    again = shards.make_shards(_ones, {0: (5,), 1: (4,)}, folder=tmp_path, about={"of": "ones"}, workers=1)
+    again = shards.make_shards(_ones, {0: (5,), 1: (4,)}, folder=tmp_path, about={"task": "ones"}, workers=1)
     assert [len(again[n]["x"]) for n in again] == [5, 4]
 
 
 def test_a_worker_that_dies_gives_one_clear_error(tmp_path):
-    with pytest.raises(UserError, match="memory runs out: 2 were started"):
-        shards.make_shards(_die, {0: (), 1: ()}, folder=tmp_path, about={}, workers=2)
+    with pytest.raises(UserError, match="one of 2 worker processes died"):
+        shards.make_shards(_die, {0: (), 1: ()}, folder=tmp_path, about={"task": "x"}, workers=2)
 
 
 def _die():
@@ -234,21 +234,19 @@ def _ones(count):
 
 
 def test_damage_is_noticed(tmp_path):
-    path = tmp_path / "x.bin"
+    path = tmp_path / "x.npz"
     write_arrays(path, {"a": np.arange(5), "b": np.zeros((2, 3), np.uint8)}, about={"k": (1, 2)})
     stored = read_arrays(path, about={"k": [1, 2]})
     np.testing.assert_array_equal(stored["a"], np.arange(5))
-    assert stored["b"].shape == (2, 3)
+    assert stored["b"].shape == (2, 3) and set(stored) == {"a", "b"}
     assert read_arrays(path, about={"k": 3}) is None
-    assert read_arrays(tmp_path / "none.bin", about={}) is None
-    for content in (
-        path.read_bytes()[:-1],
-        b"",
-        b"no header\n123",
-        path.read_bytes().replace(b"sha256", b"sha250"),
-    ):
+    assert read_arrays(tmp_path / "none.npz", about={}) is None
+    whole = path.read_bytes()
+    four = np.int64(4).tobytes()
+    damaged = [whole[:-1], b"", b"no archive", whole.replace(four, np.int64(5).tobytes(), 1), whole[:200]]
+    for content in damaged:
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"x\.bin is damaged"):
+        with pytest.raises(UserError, match=r"x\.npz cannot be read or is damaged"):
             read_arrays(path, about={"k": [1, 2]})
 
 

@@ -17,7 +17,7 @@ from train.tasks.lra.pathfinder_released import load_released
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 SMALL = PathfinderSpec(seed=0, sizes=(30, 6, 4), shard_size=16)
-COUNT = 300
+COUNT = 200
 # The first 20 pictures of shard 0 of seed 0, and their labels: on every Python, numpy and machine.
 SHARD_SHA256 = "5dc58599656b8a6bca9d9805f8cf8cffb70e6cee78755493a1a3b8c5624341c7"
 SHARD_DIGEST = (
@@ -257,8 +257,8 @@ def released(tmp_path, pictures):
 
 def test_released_files_are_read(released, tmp_path, pictures):
     kept = [n for n in range(20) if n != 7]
-    for _ in range(2):  # from the files, then from the cache
-        splits = load_released(released, cache=tmp_path / "cache")
+    for path in (released, released.parent, released.parents[1]):  # from the files, then from the cache
+        splits = load_released(str(path), cache=tmp_path / "cache")
         assert [len(part) for part in splits[:3]] == [17, 1, 1]
         assert splits.facts["empty_files"] == 1
         batch = splits.train.padded(np.arange(17), 1024)
@@ -269,17 +269,17 @@ def test_released_files_are_read(released, tmp_path, pictures):
 def test_metadata_may_be_an_array(released, tmp_path, pictures):
     file = released / "metadata" / "0.npy"
     np.save(file, np.array([line.split() for line in file.read_text().splitlines()]))
-    assert load_released(released, cache=tmp_path / "cache").train.labels[0] == pictures[1][0]
+    assert load_released(str(released), cache=tmp_path / "cache").train.labels[0] == pictures[1][0]
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda root: shutil.rmtree(root / "metadata"), "has no metadata/0.npy"),
-        (lambda root: (root / "imgs/2/sample_3.png").unlink(), "cannot read the picture .*sample_3.png"),
+        (lambda root: [f.unlink() for f in (root / "metadata").iterdir()], "has no metadata/0.npy"),
+        (lambda root: (root / "imgs/2/sample_3.png").unlink(), "cannot read .*sample_3.png"),
         (
             lambda root: (root / "imgs/2/sample_3.png").write_bytes(b"no"),
-            "cannot read the picture .*sample_3.png",
+            "cannot read .*sample_3.png",
         ),
         (
             lambda root: Image.new("L", (8, 32)).save(root / "imgs/0/sample_0.png"),
@@ -287,7 +287,7 @@ def test_metadata_may_be_an_array(released, tmp_path, pictures):
         ),
         (
             lambda root: (root / "metadata/1.npy").write_text("imgs/0 sample_0.png 0 7\n"),
-            "line 1: expected folder",
+            "1.npy:1: expected folder",
         ),
         (lambda root: (root / "metadata/1.npy").write_bytes(b"\xff\xfe"), "cannot read .*1.npy"),
     ],
@@ -295,4 +295,4 @@ def test_metadata_may_be_an_array(released, tmp_path, pictures):
 def test_a_spoilt_release_gives_one_clear_error(released, tmp_path, spoil, message):
     spoil(released)
     with pytest.raises(UserError, match=message):
-        load_released(released, cache=tmp_path / "cache")
+        load_released(str(released), cache=tmp_path / "cache")

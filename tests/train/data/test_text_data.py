@@ -1,167 +1,24 @@
 import dataclasses
-import gzip
 import hashlib
 import io
-import itertools
 import json
 import lzma
 import os
 import pathlib
 import tarfile
-import urllib.error
 
 import numpy as np
 import pytest
 
 from train.data import text_classification
-from train.data.download import RemoteFile, download, obtain
-from train.data.sentences import join_short, paragraphs, sentence_lengths, sentence_starts
-from train.data.tables import Texts, read_table, split_by_hash
+from train.data.tables import Texts, split_by_hash
 from train.data.text_classification import LabelledTexts, load_files, load_imdb, load_sst2
 from train.data.text_examples import text_examples
-from train.data.words import PADDING, UNKNOWN, Vocabulary, plain, split_words
+from train.data.words import UNKNOWN
 from train.errors import UserError
 
 REAL = os.environ.get("JAXATTN_DATA")
 COLUMNS = {"text_column": "text", "label_column": "label"}
-
-
-# --- words and sentences ---
-
-
-def test_words_keep_their_places_in_the_text():
-    text = "It's GOOD; 'really' don't... 5.0!"
-    words, starts = split_words(text)
-    assert words == ["it's", "good", ";", "'", "really", "'", "don't", "...", "5", ".", "0", "!"]
-    assert all(
-        text[start : start + len(word)].lower() == word for word, start in zip(words, starts, strict=True)
-    )
-
-
-def test_line_breaks_of_markup_move_nothing():
-    text = "One.<br /><br />Two<BR>three"
-    assert len(plain(text)) == len(text)
-    assert plain(text).index("Two") == text.index("Two")
-    assert [plain(text)[a:b] for a, b in paragraphs(plain(text))] == ["One.", plain("Two<BR>three")]
-
-
-def test_the_vocabulary_holds_the_most_frequent_words():
-    vocabulary = Vocabulary.of([["b", "a", "c"], ["c", "b"], ["d"]], size=5)
-    assert vocabulary.words == ("b", "c", "a")  # a before d: the alphabet decides
-    assert len(vocabulary) == 5
-    assert vocabulary.encode(["b", "d", "a"]).tolist() == [2, UNKNOWN, 4]
-    assert PADDING not in vocabulary.encode(["b", "d", "a"])
-
-
-@pytest.mark.parametrize(
-    "sentences",
-    [
-        ["Dr. No is fun. ", "See No. 1 and p. 5 of vol. 2. ", "No. ", "It is not."],
-        ['"Really?" he asked. ', '"Yes!" ', "She left."],
-        ["What?! ", "No way... maybe. ", "Well... ", "Fine… ", "Done"],
-        ["He lives in the U.S. with J. R. Smith. ", "At 3 a.m. ", "It rained."],
-        ["Cats, dogs etc. are pets. ", "Pets etc. ", "Are fine."],
-        ["1. First things first. ", "It got a 7. ", "i liked it. ", "me too"],
-        ["It was great.", "The end (really.) ", "See imdb.com now."],
-        ["a movie . ", "not good ! ", "( bad ) ."],
-        ["nothing ends here"],
-    ],
-)
-def test_sentences_begin_where_a_reader_says(sentences):
-    text = "".join(sentences)
-    starts = [*sentence_starts(text), len(text)]
-    assert [text[a:b] for a, b in itertools.pairwise(starts)] == sentences
-
-
-def test_sentence_lengths_count_every_word_once():
-    text = plain("Go on, do. Stop!<br /><br /> -- \n\n  No...<br />Yes")
-    words, starts = split_words(text)
-    assert sentence_lengths(text, starts) == [[5, 2], [2], [2, 1]]
-    for kept in range(1, len(words)):
-        nested = sentence_lengths(text, starts[:kept])
-        assert sum(map(sum, nested)) == kept
-        assert all(length > 0 for paragraph in nested for length in paragraph)
-
-
-def test_many_tiny_sentences_are_joined_to_eight_words():
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        lengths = [
-            [int(n) for n in rng.integers(1, 6, rng.integers(1, 9))] for _ in range(rng.integers(3, 9))
-        ]
-        found = join_short(lengths)
-        words = sum(map(sum, lengths))
-        assert sum(map(sum, found)) == words
-        assert sum(map(len, found)) <= max(8, words // 8)
-        if found != lengths:
-            assert min(n for paragraph in found for n in paragraph) >= 8
-    for usual in ([[1] * 8], [[8, 9, 8], [10, 20, 12]], [[3]]):
-        assert join_short(usual) == usual
-
-
-# --- tables ---
-
-
-def _write(path, content):
-    opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
-    with opener(path, "wt", encoding="utf-8") as file:
-        file.write(content)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("a.tsv", 'text\tlabel\na "b\t1\nc d\t0\n'),
-        ("a.csv", 'label,text\n1,"a ""b"\n0,c d\n'),
-        ("a.jsonl", '{"text": "a \\"b", "label": 1}\n\n{"label": 0, "text": "c d"}\n'),
-        ("a.jsonl.xz", '{"text": "a \\"b", "label": "1"}\n{"label": "0", "text": "c d"}'),
-        ("a.tsv.gz", 'text\tlabel\r\na "b\t1\r\nc d\t0\r\n'),
-    ],
-)
-def test_tables_of_every_kind_hold_the_same(tmp_path, name, content):
-    found = read_table(_write(tmp_path / name, content), **COLUMNS)
-    assert found == Texts(['a "b', "c d"], ["1", "0"], ["0", "1"])
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.txt", "x", "must end in .tsv, .csv, .jsonl"),
-        ("a.tsv", "sentence\tlabel\nx\t1\n", "--text-column must be a column of"),
-        ("a.csv", "text,sentiment\nx,1\n", "line 2 has no 'label', but 'text', 'sentiment'"),
-        ("a.tsv", "text\tlabel\nx\t1\ny\n", "line 3: 1 columns; the first line has 2"),
-        ("a.csv", "text,label\nx,1,2\n", "line 2: more columns"),
-        ("a.jsonl", '{"text": "x", "label": 1}\n{"text"', "line 2 is not JSON"),
-        ("a.jsonl", "[1]\n", "line 1 must be a JSON object"),
-        ("a.jsonl", '{"text": "x"}\n', "--label-column must be a column of"),
-        ("a.tsv", "text\tlabel\n", "holds no texts"),
-    ],
-)
-def test_unusable_tables_are_named(tmp_path, name, content, message):
-    with pytest.raises(UserError) as raised:
-        read_table(_write(tmp_path / name, content), **COLUMNS)
-    assert message in str(raised.value)
-    assert name in str(raised.value)
-
-
-def test_a_byte_order_mark_and_a_long_text_are_read(tmp_path):
-    path = _write(tmp_path / "a.csv", "\ufefftext,label\n" + "word " * 40_000 + ",1\n")
-    assert len(read_table(path, **COLUMNS).texts[0]) == 200_000
-
-
-def test_missing_damaged_and_foreign_files_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"cannot read .*nowhere\.tsv: No such file"):
-        read_table(tmp_path / "nowhere.tsv", **COLUMNS)
-    (tmp_path / "a.tsv.xz").write_bytes(b"text")
-    with pytest.raises(UserError, match="cannot read"):
-        read_table(tmp_path / "a.tsv.xz", **COLUMNS)
-    (tmp_path / "b.tsv").write_bytes(b"text\tlabel\n\xff\t1\n")
-    with pytest.raises(UserError, match="not UTF-8"):
-        read_table(tmp_path / "b.tsv", **COLUMNS)
-
-
-# --- data sets ---
 
 
 def test_the_validation_part_does_not_depend_on_the_order():
@@ -178,7 +35,8 @@ def test_the_validation_part_does_not_depend_on_the_order():
 
 
 def test_a_share_is_kept_where_there_is_no_validation_file(tmp_path):
-    path = _write(tmp_path / "a.csv", "text,label\n" + "".join(f"t{i},{i % 2}\n" for i in range(40)))
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + "".join(f"t{i},{i % 2}\n" for i in range(40)))
     found = load_files(str(path), None, None, **COLUMNS, validation_share=0.25)
     assert (len(found.train.texts), len(found.validation.texts), found.test) == (30, 10, None)
     with pytest.raises(UserError, match=r"--validation-share 0\.01 of 40 texts leaves 0"):
@@ -225,7 +83,8 @@ def test_imdb_is_the_same_from_archive_folder_and_lines(small_imdb, tmp_path):
         ]
         lines = tmp_path / "lines"
         lines.mkdir(exist_ok=True)
-        _write(lines / f"imdb_{part}.jsonl.xz", "\n".join(map(json.dumps, rows)))
+        content = "\n".join(map(json.dumps, rows)).encode()
+        (lines / f"imdb_{part}.jsonl.xz").write_bytes(lzma.compress(content))
     found.append(load_imdb(str(tmp_path / "lines")))
     assert all(each == found[0] for each in found)
     assert (len(found[0].train.texts), len(found[0].validation.texts), len(found[0].test.texts)) == (4, 2, 6)
@@ -264,9 +123,6 @@ def test_the_real_data_sets():
     assert "cut at 32 words" in " ".join(data.notes)
 
 
-# --- from texts to ids ---
-
-
 def _labelled(train, validation=None, **kwargs):
     def part(rows):
         return Texts([t for t, _ in rows], [label for _, label in rows], [f"r{i}" for i in range(len(rows))])
@@ -287,7 +143,7 @@ def test_texts_become_ids_and_nothing_is_cut_silently():
     assert "cut at 2 words (--max-length): 1 train, 1 validation" in notes
     assert "without a word, read as one unknown word: 1 train, 1 validation" in notes
     assert data.lengths is None
-    with pytest.raises(ValueError, match="length must be at least 2"):
+    with pytest.raises(ValueError, match="length must be at least the longest sequence, 2"):
         data.train.padded(np.arange(4), 1)
 
 
@@ -315,77 +171,3 @@ def test_unknown_and_single_labels_are_named():
         text_examples(_labelled([("a", "0"), ("b", "1")], [("c", "2")]), max_length=4, vocabulary_size=9)
     with pytest.raises(UserError, match="must have at least 2 labels; all are '0'"):
         text_examples(_labelled([("a", "0")]), max_length=4, vocabulary_size=9)
-
-
-# --- downloads ---
-
-
-class _Answer(io.BytesIO):
-    def __init__(self, data, status=200, length=None):
-        super().__init__(data)
-        self.status, self.headers = status, {} if length is None else {"Content-Length": str(length)}
-
-
-@pytest.fixture
-def remote(monkeypatch, tmp_path):
-    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache"))
-    monkeypatch.delenv("JAXATTN_DATA", raising=False)
-    data = bytes(range(256)) * 700
-    return data, RemoteFile(
-        "set/a.bin",
-        "https://example.org/a.bin",
-        hashlib.sha256(data).hexdigest(),
-        "the file",
-        "Put it there.",
-    )
-
-
-def test_an_interrupted_download_goes_on_where_it_stopped(remote, monkeypatch, tmp_path):
-    data, file = remote
-    partial = tmp_path / "cache" / "set" / "a.bin.partial"
-    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: _Answer(data[:1000], length=len(data)))
-    with pytest.raises(UserError, match="the connection closed after 1,000 of 179,200 bytes"):
-        download(file)
-    assert partial.read_bytes() == data[:1000]
-
-    def rest(request, timeout):
-        assert request.get_header("Range") == "bytes=1000-"
-        return _Answer(data[1000:], status=206, length=len(data) - 1000)
-
-    monkeypatch.setattr("urllib.request.urlopen", rest)
-    assert obtain(file).read_bytes() == data
-    assert not partial.exists()
-
-
-def test_a_server_that_cannot_resume_sends_everything(remote, monkeypatch, tmp_path):
-    data, file = remote
-    partial = tmp_path / "cache" / "set" / "a.bin.partial"
-    partial.parent.mkdir(parents=True)
-    partial.write_bytes(b"something else")
-    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: _Answer(data))
-    assert download(file).read_bytes() == data
-
-    def no_more(request, timeout):
-        if not isinstance(request, str):
-            raise urllib.error.HTTPError(file.url, 416, "Range Not Satisfiable", {}, None)
-        return _Answer(data)
-
-    (tmp_path / "cache" / "set" / "a.bin").unlink()
-    partial.write_bytes(data + b"more")
-    monkeypatch.setattr("urllib.request.urlopen", no_more)
-    assert download(file).read_bytes() == data
-
-
-def test_no_network_and_wrong_content_leave_nothing(remote, monkeypatch, tmp_path):
-    _, file = remote
-
-    def refuse(*_, **__):
-        raise urllib.error.URLError("no network")
-
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
-    with pytest.raises(UserError, match=r"could not download set/a\.bin \(no network\)\. Put it there\."):
-        obtain(file)
-    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: _Answer(b"other"))
-    with pytest.raises(UserError, match="is not the file: SHA-256"):
-        obtain(file)
-    assert not (tmp_path / "cache" / "set").exists()

@@ -6,7 +6,7 @@ from jaxattn.tree.tree import Tree
 from train.data import trees as trees_module
 from train.data.batches import BatchStream, make_batch
 from train.data.buckets import Buckets, Kind
-from train.data.classification import Sequences
+from train.data.sequences import Sequences
 from train.data.trees import Trees, bounded, common_shapes, shape_of
 
 RNG = np.random.default_rng(0)

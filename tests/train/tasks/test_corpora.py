@@ -1,6 +1,4 @@
 import hashlib
-import io
-import urllib.error
 
 import numpy as np
 import pytest
@@ -14,21 +12,11 @@ SHAKESPEARE = DataConfig(corpus="tinyshakespeare")
 
 
 @pytest.fixture
-def small_shakespeare(monkeypatch, tmp_path):
-    """Stands in for the real file: its checksum is the expected one, the cache is empty, nothing is set."""
+def small_shakespeare(monkeypatch, offline):
+    """Stands in for the real file: its checksum is the expected one."""
     data = b"First Citizen: Before we proceed any further, hear me speak. " * 20
     monkeypatch.setattr(corpora, "TINYSHAKESPEARE_SHA256", hashlib.sha256(data).hexdigest())
-    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache"))
-    monkeypatch.delenv("JAXATTN_DATA", raising=False)
     return data
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    def refuse(*_, **__):
-        raise urllib.error.URLError("no network")
-
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
 
 
 def _file_config(tmp_path, data):
@@ -37,7 +25,7 @@ def _file_config(tmp_path, data):
     return DataConfig(text_file=str(path))
 
 
-def test_reference_needs_nothing(no_network):
+def test_reference_needs_nothing(offline):
     corpus = load_corpus(DataConfig(), context_length=128)
     assert len(corpus.train) > 300_000
     assert len(corpus.validation) == (len(corpus.train) + len(corpus.validation)) // 10
@@ -82,9 +70,7 @@ def test_data_path_without_tinyshakespeare_is_refused(tmp_path):
         load_corpus(DataConfig(data_path=str(tmp_path)), context_length=8)
 
 
-def test_tinyshakespeare_from_path_folder_or_environment(
-    small_shakespeare, no_network, monkeypatch, tmp_path
-):
+def test_tinyshakespeare_from_path_folder_or_environment(small_shakespeare, monkeypatch, tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "tinyshakespeare.txt").write_bytes(small_shakespeare)
@@ -95,29 +81,17 @@ def test_tinyshakespeare_from_path_folder_or_environment(
     assert len(load_corpus(SHAKESPEARE, context_length=8).train) > 0
 
 
-def test_tinyshakespeare_is_downloaded_once(small_shakespeare, monkeypatch, tmp_path):
-    asked = []
-
-    def answer(url, timeout):
-        asked.append(url)
-        return io.BytesIO(small_shakespeare)
-
-    monkeypatch.setattr("urllib.request.urlopen", answer)
+def test_tinyshakespeare_is_downloaded_once(small_shakespeare, server, monkeypatch, offline):
+    monkeypatch.setattr(corpora, "TINYSHAKESPEARE_URL", server.url)
+    server.content = small_shakespeare
     first, second = (load_corpus(SHAKESPEARE, context_length=8) for _ in range(2))
-    assert asked == [corpora.TINYSHAKESPEARE_URL]
+    assert len(server.asked) == 1
     assert (first.train == second.train).all()
-    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["tinyshakespeare.txt"]
+    assert [p.name for p in offline.iterdir()] == ["tinyshakespeare.txt"]
 
 
-def test_no_network_names_the_three_ways(small_shakespeare, no_network):
+def test_no_network_names_the_three_ways(small_shakespeare):
     with pytest.raises(UserError) as raised:
         load_corpus(SHAKESPEARE, context_length=8)
     for way in ("--corpus reference", "JAXATTN_DATA", "--data-path", "--text-file"):
         assert way in str(raised.value)
-
-
-def test_a_wrong_checksum_is_refused_and_not_cached(small_shakespeare, monkeypatch, tmp_path):
-    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO(b"something else"))
-    with pytest.raises(UserError, match="SHA-256"):
-        load_corpus(SHAKESPEARE, context_length=8)
-    assert not (tmp_path / "cache").exists()

@@ -9,15 +9,15 @@ import pytest
 from train.__main__ import main
 from train.data.batches import BatchStream
 from train.data.buckets import Buckets
+from train.data.sequences import Sequences, Splits
 from train.engine.loop import learning_rate
 from train.errors import UserError
 from train.tasks.classify import training as classification
 from train.tasks.classify.training import train_classifier
 from train.tasks.lra.command import lra_classifier
 from train.tasks.lra.config import PRESETS, parse
-from train.tasks.lra.data import CLASSES, as_classification
+from train.tasks.lra.data import as_classification
 from train.tasks.lra.registry import LRA_TASKS
-from train.tasks.lra.split import Split, Splits
 
 SMALL = shlex.split(
     "--num-layers 1 --features 16 --head-features 8 --batch-size 16 --warmup 2 --lr 2e-2 --log-every 8 "
@@ -42,8 +42,8 @@ def _pairs(count, seed):
     ]
     ends = np.cumsum(sizes.ravel())
     starts = (ends - sizes.ravel()).reshape(-1, 2)
-    return Split(
-        np.concatenate(codes).astype(np.uint8), starts, sizes.astype(np.int32), labels.astype(np.int32)
+    return Sequences(
+        np.concatenate(codes).astype(np.uint8), starts, sizes.astype(np.int32), labels.astype(np.int32), 1
     )
 
 
@@ -125,7 +125,6 @@ def test_the_paper_preset_is_the_published_set_up(task):
     assert data.sizes is None
     assert data.max_length is None
     assert data.closing_brackets == (task != "listops")
-    assert len(CLASSES[task]) == LRA_TASKS[task].num_classes
     assert parse(["--task", task]).out() == f"runs/lra-{task}-quick-softmax"
 
 

@@ -1,13 +1,9 @@
-"""Named integer arrays in one file whose bytes depend on their content alone, checked by SHA-256 when read.
+"""Named integer arrays in an uncompressed `.npz` file: bytes depend on the content alone, writes are atomic."""
 
-A line of JSON (what the arrays are of, their types and shapes, the hash of what follows), then the raw bytes,
-little-endian. `npz` would hold a compressor's output, which differs between versions of zlib.
-"""
-
-import hashlib
 import json
 import os
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,48 +11,32 @@ import numpy as np
 
 from train.errors import UserError
 
-_FORMAT = "jaxattn arrays 1"
+Arrays = dict[str, np.ndarray]
 
 
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, about: Mapping[str, Any]) -> str:
-    """Writes the arrays whole or not at all.
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, about: Mapping[str, Any]) -> None:
+    """Writes arrays; another process sees the whole file or none.
 
     Args:
         path: the file; its folder is made.
         arrays: integers by name.
         about: what they are, JSON-able; `read_arrays` asks for the same.
 
-    Returns:
-        SHA-256 of the arrays' bytes.
-
     Raises:
         UserError: the file cannot be written.
     """
-    little = {name: np.ascontiguousarray(a, a.dtype.newbyteorder("<")) for name, a in arrays.items()}
-    digest = hashlib.sha256()
-    for array in little.values():
-        digest.update(array.data)
-    header = {
-        "format": _FORMAT,
-        "about": dict(about),
-        "arrays": {name: [array.dtype.str, list(array.shape)] for name, array in little.items()},
-        "sha256": digest.hexdigest(),
-    }
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            file.write(json.dumps(header, sort_keys=False).encode() + b"\n")
-            for array in little.values():
-                file.write(array.data)
-        partial.replace(path)  # atomic: a reader sees the whole file or none
+            np.savez(file, **{"about": np.array(json.dumps(about)), **arrays})  # type: ignore[arg-type]
+        partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror or error}.") from error
-    return digest.hexdigest()
 
 
-def read_arrays(path: Path, *, about: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
+def read_arrays(path: Path, *, about: Mapping[str, Any]) -> Arrays | None:
     """Reads what `write_arrays` wrote.
 
     Args:
@@ -64,32 +44,26 @@ def read_arrays(path: Path, *, about: Mapping[str, Any]) -> dict[str, np.ndarray
         about: what it must be of.
 
     Returns:
-        The arrays, read-only; None if there is no such file or it is of something else.
+        The arrays; None if there is no such file or it is of something else.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file cannot be read or is damaged (a zip file has a checksum for each array).
     """
     try:
-        content = path.read_bytes()
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        written = str(arrays.pop("about"))
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}.") from error
-    end = content.find(b"\n")
-    try:
-        header = json.loads(content[: max(end, 0)])
-        known = header["format"] == _FORMAT
-    except (ValueError, KeyError, TypeError):
-        known = False
-    body = memoryview(content)[end + 1 :]
-    if not known or hashlib.sha256(body).hexdigest() != header.get("sha256"):
-        raise UserError(f"{path} is damaged (its SHA-256 is not the one it was written with); delete it.")
-    if header["about"] != json.loads(json.dumps(dict(about))):
-        return None
-    arrays, offset = {}, 0
-    for name, (kind, shape) in header["arrays"].items():
-        dtype = np.dtype(kind)
-        count = int(np.prod(shape, dtype=np.int64))
-        arrays[name] = np.frombuffer(body, dtype, count, offset).reshape(shape)
-        offset += count * dtype.itemsize
+    except (OSError, EOFError, KeyError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read or is damaged ({error}); delete it.") from error
+    return arrays if written == json.dumps(about) else None
+
+
+def stored_or_made(path: Path, about: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
+    """The arrays of a file, which is made and written first if it does not exist or is of something else."""
+    arrays = read_arrays(path, about=about)
+    if arrays is None:
+        arrays = make()
+        write_arrays(path, arrays, about=about)
     return arrays

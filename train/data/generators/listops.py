@@ -11,19 +11,18 @@ of random integers, and only exact operations on integers are used (`counter_ran
 
 import dataclasses
 import hashlib
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from train.data.generators.array_file import read_arrays, write_arrays
+from train.data.generators.array_file import Arrays
 from train.data.generators.counter_random import Stream
 from train.data.generators.listops_trees import CLOSE, TOKENS, TreeSpec, draw_expressions
-from train.data.generators.shards import Arrays, make_shards
+from train.data.generators.shards import generated, make_shards
+from train.data.sequences import Sequences, Splits, split_up
 from train.errors import UserError
-from train.tasks.lra.split import Split, Splits, split_up
 
 SIZES = (96_000, 2_000, 2_000)
 MAX_LENGTH = 2000
@@ -66,16 +65,11 @@ def load_listops(spec: ListOpsSpec, *, folder: Path, workers: int | None = None)
         UserError: the folder cannot be used, or a file in it is damaged.
     """
     about = {"task": "listops", "version": _VERSION, **dataclasses.asdict(spec)}
-    name = hashlib.sha256(repr(about).encode()).hexdigest()[:12]
-    path = folder / f"listops-seed{spec.seed}-{name}.bin"
-    stored = read_arrays(path, about=about)
-    if stored is None:
-        shards = folder / f"{path.stem}.shards"
-        write_arrays(path, _generate(spec, shards, about, workers), about=about)
-        shutil.rmtree(shards, ignore_errors=True)
-        stored = read_arrays(path, about=about)
-        assert stored is not None
-    return _splits(stored, spec)
+    stored = generated(folder, about, lambda shards: _generate(spec, shards, about, workers))
+    codes = np.empty(2 * len(stored["pairs"]), np.uint8)
+    codes[::2], codes[1::2] = stored["pairs"] & 15, stored["pairs"] >> 4
+    whole = Sequences.end_to_end(codes, stored["lengths"], stored["labels"], first_id=1)
+    return split_up(whole, spec.sizes[:2], {"source": "generated", "seed": spec.seed})
 
 
 def make_shard(seed: int, shard: int, count: int, trees: TreeSpec) -> Arrays:
@@ -91,7 +85,7 @@ def _generate(spec: ListOpsSpec, folder: Path, about: Mapping[str, Any], workers
     while (left := wanted - len(seen)) > 0:  # again only if expressions came twice
         counts = [min(spec.shard_size, left - start) for start in range(0, left, spec.shard_size)]
         tasks = {n: (spec.seed, n, count, spec.trees) for n, count in enumerate(counts, len(made))}
-        new = make_shards(make_shard, tasks, folder=folder, about=about, workers=workers, title="ListOps")
+        new = make_shards(make_shard, tasks, folder=folder, about=about, workers=workers)
         for shard in new.values():
             keep.append(_first_times(shard, seen))
         made |= new
@@ -121,20 +115,13 @@ def _choose(shard: Arrays, rows: np.ndarray) -> Arrays:
     return {"codes": codes, "lengths": shard["lengths"][rows], "labels": shard["labels"][rows]}
 
 
-def _splits(stored: Mapping[str, np.ndarray], spec: ListOpsSpec) -> Splits:
-    codes = np.empty(2 * len(stored["pairs"]), np.uint8)
-    codes[::2], codes[1::2] = stored["pairs"] & 15, stored["pairs"] >> 4
-    whole = Split.end_to_end(codes, stored["lengths"], stored["labels"])
-    return split_up(whole, spec.sizes[:2], {"source": "generated", "seed": spec.seed})
-
-
 def without_closing_brackets(splits: Splits) -> Splits:
     """The set as the published pipeline reads it: less every "]", the other ids unchanged."""
     codes = splits.train.codes  # all parts share them
     kept = codes != CLOSE
     before = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept)])
 
-    def shorter(part: Split) -> Split:
+    def shorter(part: Sequences) -> Sequences:
         starts = before[part.starts]
         sizes = (before[part.starts + part.sizes] - starts).astype(np.int32)
         return dataclasses.replace(part, codes=codes[kept], starts=starts, sizes=sizes)

@@ -11,23 +11,21 @@ The data depend on the seed and the sizes alone, as for ListOps. The released fi
 """
 
 import dataclasses
-import hashlib
-import shutil
 from pathlib import Path
 
 import numpy as np
 
-from train.data.generators.array_file import read_arrays, write_arrays
+from train.data.generators.array_file import Arrays
 from train.data.generators.counter_random import Stream
 from train.data.generators.pathfinder_paths import DISTRACTORS, SIZE, TARGET, Paths, draw_paths
 from train.data.generators.pathfinder_tables import PATCH, tables
-from train.data.generators.shards import Arrays, make_shards
+from train.data.generators.shards import generated, make_shards
+from train.data.sequences import Sequences, Splits, split_up
 from train.errors import UserError
-from train.tasks.lra.split import Split, Splits, split_up
 
 SIZES = (160_000, 20_000, 20_000)
 LENGTH = SIZE * SIZE
-VOCABULARY_SIZE = 256
+VOCABULARY_SIZE = 256  # no padding
 _VERSION = 1  # of the generator: raise it with any change of the data
 # Contrasts in halves: a long path's is 2 · 0.75, a short one's 2, a dot's 1.
 _LONG, _SHORT, _DOT = 3, 4, 2
@@ -78,33 +76,24 @@ def load_pathfinder(spec: PathfinderSpec, *, folder: Path, workers: int | None =
         UserError: the folder cannot be used, or a file in it is damaged.
     """
     about = {"task": "pathfinder", "version": _VERSION, **dataclasses.asdict(spec)}
-    name = hashlib.sha256(repr(about).encode()).hexdigest()[:12]
-    path = folder / f"pathfinder-seed{spec.seed}-{name}.bin"
-    stored = read_arrays(path, about=about)
-    if stored is None:
-        shards = folder / f"{path.stem}.shards"
+    easier = {"contour_length": spec.contour_length, "distractors": spec.distractors}
+
+    def make(shards: Path) -> Arrays:
         starts = range(0, sum(spec.sizes), spec.shard_size)
         counts = [min(spec.shard_size, sum(spec.sizes) - start) for start in starts]
-        tasks = {
-            n: (spec.seed, n, count, spec.contour_length, spec.distractors) for n, count in enumerate(counts)
-        }
-        made = make_shards(make_shard, tasks, folder=shards, about=about, workers=workers, title="Pathfinder")
-        joined = {
-            name: np.concatenate([part[name] for part in made.values()]) for name in ("images", "labels")
-        }
-        write_arrays(path, joined, about=about)
-        shutil.rmtree(shards, ignore_errors=True)
-        stored = read_arrays(path, about=about)
-        assert stored is not None
-    whole = picture_split(stored["images"], stored["labels"])
-    facts = {"contour_length": spec.contour_length, "distractors": spec.distractors}
-    return split_up(whole, spec.sizes[:2], {"source": "generated", "seed": spec.seed, **facts})
+        tasks = {n: (spec.seed, n, count, *easier.values()) for n, count in enumerate(counts)}
+        made = make_shards(make_shard, tasks, folder=shards, about=about, workers=workers)
+        return {name: np.concatenate([part[name] for part in made.values()]) for name in ("images", "labels")}
+
+    stored = generated(folder, about, make)
+    whole = pictures(stored["images"], stored["labels"])
+    return split_up(whole, spec.sizes[:2], {"source": "generated", "seed": spec.seed, **easier})
 
 
-def picture_split(images: np.ndarray, labels: np.ndarray) -> Split:
-    """Pictures, uint8 (pictures, pixels), as a split: the id of a token is its brightness; none is padding."""
+def pictures(images: np.ndarray, labels: np.ndarray) -> Sequences:
+    """Pictures, uint8 (pictures, pixels), as sequences: a token's id is its brightness; there is no padding."""
     sizes = np.full(len(images), images.shape[1])
-    return Split.end_to_end(images.reshape(-1), sizes, labels, first_id=0)
+    return Sequences.end_to_end(images.reshape(-1), sizes, labels)
 
 
 def make_shard(
@@ -160,8 +149,8 @@ def draw(paths: Paths, first: np.ndarray, label: np.ndarray) -> np.ndarray:
     grid = np.arange(PATCH) - PATCH // 2
     patch = (grid[:, None] * side + grid).ravel()
 
-    def put(pictures: np.ndarray, place: np.ndarray, what: np.ndarray) -> None:
-        corner = (pictures * side + place[:, 0] + _EDGE) * side + place[:, 1] + _EDGE
+    def put(which: np.ndarray, place: np.ndarray, what: np.ndarray) -> None:
+        corner = (which * side + place[:, 0] + _EDGE) * side + place[:, 1] + _EDGE
         index = (corner[:, None] + patch).ravel()
         canvas[index] = np.maximum(canvas[index], what.ravel())
 
@@ -178,6 +167,6 @@ def draw(paths: Paths, first: np.ndarray, label: np.ndarray) -> np.ndarray:
     dot = np.tile(_DOT * tables().dot.astype(np.int64), (count, 1, 1))
     put(every, paths.place[every, first, 0], dot)
     put(every, paths.place[every, np.where(label == 1, first, 1 - first), -1], dot)
-    pictures = canvas.reshape(count, side, side)[:, _EDGE:-_EDGE, _EDGE:-_EDGE]
-    brightest = pictures.max((1, 2), keepdims=True)
-    return ((2 * 255 * pictures + brightest) // (2 * brightest)).astype(np.uint8)
+    drawn = canvas.reshape(count, side, side)[:, _EDGE:-_EDGE, _EDGE:-_EDGE]
+    brightest = drawn.max((1, 2), keepdims=True)
+    return ((2 * 255 * drawn + brightest) // (2 * brightest)).astype(np.uint8)

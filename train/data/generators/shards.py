@@ -1,22 +1,36 @@
-"""Generated data in shards: made by several processes, kept as they come, so that an interrupted run goes on."""
+"""Generated data in shards, made by several processes, each kept when finished, so that a stopped run resumes."""
 
+import hashlib
 import multiprocessing
 import multiprocessing.connection
 import os
+import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from train.data.generators.array_file import read_arrays, write_arrays
+from train.data.generators.array_file import Arrays, read_arrays, stored_or_made, write_arrays
 from train.errors import UserError
 
-Arrays = dict[str, np.ndarray]
+
+def generated(folder: Path, about: Mapping[str, Any], make: Callable[[Path], Arrays]) -> Arrays:
+    """The arrays of a generated set: from its file in `folder`, or made and kept there.
+
+    Args:
+        folder: of the cache.
+        about: everything the data depend on, with "task" and "seed", which name the file.
+        make: from the folder that holds its shards until it is finished, to the arrays.
+    """
+    digest = hashlib.sha256(repr(about).encode()).hexdigest()[:12]
+    path = folder / f"{about['task']}-seed{about['seed']}-{digest}.npz"
+    shards = path.with_suffix(".shards")
+    arrays = stored_or_made(path, about, lambda: make(shards))
+    shutil.rmtree(shards, ignore_errors=True)
+    return arrays
 
 
 def make_shards(
@@ -26,20 +40,18 @@ def make_shards(
     folder: Path,
     about: Mapping[str, Any],
     workers: int | None = None,
-    title: str = "shards",
 ) -> dict[int, Arrays]:
     """Makes each shard that `folder` does not hold yet, and reads them all.
 
-    A shard's content may depend on its arguments only: then neither the number of processes nor an interruption
+    A shard's content must depend on its arguments only; then neither the number of processes nor an interruption
     changes the data.
 
     Args:
-        make: a function at the top of a module (other processes import it).
+        make: a function at the top level of a module (other processes import it).
         tasks: its arguments by number of the shard.
         folder: where finished shards are kept.
-        about: what they are of; shards of something else are made again.
+        about: what they are of, with "task"; shards of something else are made again.
         workers: processes; 1 makes them in this one, None takes one for each processor.
-        title: of the progress bar.
 
     Returns:
         The shards by number, ascending.
@@ -49,70 +61,55 @@ def make_shards(
     """
     if workers is not None and workers < 1:
         raise UserError(f"the number of workers must be at least 1; got {workers}.")
+    files = {shard: folder / f"{shard:05d}.npz" for shard in sorted(tasks)}
+    labels = {shard: {**about, "shard": shard, "arguments": repr(tasks[shard])} for shard in files}
+    missing = [shard for shard, file in files.items() if read_arrays(file, about=labels[shard]) is None]
+    if missing:
+        import rich.console
+        import rich.progress
 
-    def labelled(shard: int) -> dict[str, Any]:
-        return {**about, "shard": shard, "arguments": repr(tasks[shard])}
-
-    files = {shard: folder / f"{shard:05d}.bin" for shard in sorted(tasks)}
-    missing = [shard for shard, file in files.items() if read_arrays(file, about=labelled(shard)) is None]
-    jobs = [(make, tasks[shard], str(files[shard]), labelled(shard)) for shard in missing]
-    for _ in _progress(_run(jobs, workers or os.cpu_count() or 1), title, len(files), len(missing)):
-        pass
-    made = {shard: read_arrays(file, about=labelled(shard)) for shard, file in files.items()}
+        jobs = [(make, tasks[shard], files[shard], labels[shard]) for shard in missing]
+        steps, console = _run(jobs, workers or os.cpu_count() or 1), rich.console.Console(file=sys.stderr)
+        kept, quiet = len(files) - len(missing), not console.is_terminal
+        for _ in rich.progress.track(steps, about["task"], len(files), kept, console=console, disable=quiet):
+            pass
+    made = {shard: read_arrays(file, about=labels[shard]) for shard, file in files.items()}
     return {shard: arrays for shard, arrays in made.items() if arrays is not None}
 
 
-def _make_one(job: tuple[Callable[..., Arrays], tuple[Any, ...], str, dict[str, Any]]) -> None:
+def _make_one(job: tuple[Callable[..., Arrays], tuple[Any, ...], Path, dict[str, Any]]) -> None:
     make, arguments, path, about = job
-    write_arrays(Path(path), make(*arguments), about=about)
+    write_arrays(path, make(*arguments), about=about)
 
 
-def _run(jobs: list[Any], workers: int) -> Iterable[None]:
+def _run(jobs: list[Any], workers: int) -> Iterator[None]:
     if min(workers, len(jobs)) <= 1:
         yield from map(_make_one, jobs)
         return
-    # A fresh interpreter each: a copy of one whose libraries run threads, as JAX's do, may hang.
-    fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=fresh, initializer=_end_with_parent) as pool:
+    # Spawned, because a fork of a process whose libraries run threads, as JAX's do, may hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        min(workers, len(jobs)), mp_context=context, initializer=_exit_with_parent
+    ) as pool:
         try:
             for done in as_completed([pool.submit(_make_one, job) for job in jobs]):
                 yield done.result()
         except BrokenProcessPool as error:
             raise UserError(
-                f"a process ended before its work was done, as when memory runs out: {workers} were started. What "
-                "they finished is kept; the same command with fewer workers goes on."
+                f"one of {workers} worker processes died, for instance because memory ran out. Finished shards are "
+                "kept; the same command with fewer workers resumes."
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
+    """Ends this worker when its parent is killed, which no queue tells it."""
     parent = multiprocessing.parent_process()
-    if parent is None:
-        return
+    assert parent is not None
 
-    def wait() -> None:  # a killed parent tells nobody; without this its workers would wait for work for ever
+    def wait() -> None:
         multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def _progress(steps: Iterable[None], title: str, total: int, missing: int) -> Iterable[None]:
-    if not missing:
-        return
-    import rich.console
-    import rich.progress
-
-    columns = (
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeRemainingColumn(),
-    )
-    console = rich.console.Console(file=sys.stderr)
-    with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=total, completed=total - missing)
-        for step in steps:
-            bar.advance(task)
-            yield step

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from jaxattn.nn import Mechanism
-from train.data.classification import Part
+from train.data.sequences import Sequences
 from train.studies.zero_shot.divergence import has_distribution, layer_divergence
 from train.studies.zero_shot.layers import Layer, LayeredClassifier, query_key
 
@@ -55,14 +55,14 @@ def two_lengths(lengths: np.ndarray) -> tuple[int, int]:
     return short, longest
 
 
-def make_batch(part: Part, rows: np.ndarray, length: int, size: int) -> Batch:
+def make_batch(part: Sequences, rows: np.ndarray, length: int, size: int) -> Batch:
     """The texts `rows` of a part in `size` rows of `length` tokens."""
     padded = part.padded(np.resize(rows, size), length)
     mask = np.arange(length) < padded.lengths[:, None]
     return Batch(rows, jnp.asarray(padded.tokens), jnp.asarray(mask))
 
 
-def batches_of(part: Part, batch_size: int, texts: int | None = None) -> list[Batch]:
+def batches_of(part: Sequences, batch_size: int, texts: int | None = None) -> list[Batch]:
     """All texts, or about so many evenly spaced ones, padded to one of two lengths, the shorter ones first."""
     lengths = part.lengths
     short, longest = two_lengths(lengths)
@@ -81,7 +81,7 @@ def batches_of(part: Part, batch_size: int, texts: int | None = None) -> list[Ba
     return found
 
 
-def calibration_batch(part: Part, length: int, size: int) -> Batch:
+def calibration_batch(part: Sequences, length: int, size: int) -> Batch:
     """Texts of the training part, evenly spaced over those with at most `length` tokens."""
     fitting = np.flatnonzero(part.lengths <= length)
     chosen = np.unique(np.linspace(0, len(fitting) - 1, size).astype(int))

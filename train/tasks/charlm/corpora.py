@@ -1,4 +1,4 @@
-"""The texts: one that ships with Python, tinyshakespeare, or a file of the user's."""
+"""Texts for language models: one that ships with Python, tinyshakespeare, or the user's file."""
 
 import dataclasses
 import hashlib
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from train.data.download import RemoteFile, obtain
+from train.data.download import RemoteFile
+from train.data.files import obtain, read_text
 from train.errors import UserError
 from train.tasks.charlm.config import DataConfig
 
@@ -90,19 +91,16 @@ def _load_text(config: DataConfig) -> tuple[str, str]:
             "--data-path is for --corpus tinyshakespeare; for a text of your own use --text-file."
         )
     if config.text_file is not None:
-        return Path(config.text_file).name, _decode(_read(Path(config.text_file)), config.text_file)
+        return Path(config.text_file).name, read_text(Path(config.text_file))
     if config.corpus == "reference":
-        return "reference (the language reference inside Python)", _reference_text()
-    return "tinyshakespeare", _decode(_tinyshakespeare(config.data_path), TINYSHAKESPEARE_FILE)
+        from pydoc_data.topics import topics
+
+        text = "".join(topics[key] for key in sorted(topics))
+        return "reference (the language reference inside Python)", text
+    return "tinyshakespeare", _tinyshakespeare(config.data_path)
 
 
-def _reference_text() -> str:
-    from pydoc_data.topics import topics
-
-    return "".join(topics[key] for key in sorted(topics))
-
-
-def _tinyshakespeare(data_path: str | None) -> bytes:
+def _tinyshakespeare(data_path: str | None) -> str:
     file = RemoteFile(
         TINYSHAKESPEARE_FILE,
         TINYSHAKESPEARE_URL,
@@ -113,18 +111,4 @@ def _tinyshakespeare(data_path: str | None) -> bytes:
         "--data-path; or --text-file PATH for any text of yours.",
         otherwise=", or use it as it is with --text-file",
     )
-    return _read(obtain(file, data_path))
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}.") from error
-
-
-def _decode(data: bytes, source: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{source} is not UTF-8 text (byte {error.start}); convert it first.") from error
+    return read_text(obtain(file, data_path))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from train.data.buckets import Buckets
-from train.data.classification import Sequences
+from train.data.sequences import Sequences
 from train.data.tables import read_table
 from train.data.token_examples import token_ids
 from train.engine.functional import Functional, Params, compute_dtype

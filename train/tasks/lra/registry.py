@@ -9,39 +9,35 @@ import numpy as np
 from train.data import download
 from train.data.generators import listops, pathfinder
 from train.data.generators.listops_trees import TreeSpec
+from train.data.sequences import Splits
 from train.errors import UserError
-from train.tasks.lra import image as lra_image
-from train.tasks.lra import retrieval as lra_retrieval
-from train.tasks.lra import text as lra_text
-from train.tasks.lra.files import PATHFINDER
+from train.tasks.lra import image, retrieval, text
 from train.tasks.lra.pathfinder_released import load_released
 from train.tasks.lra.published import TRAINING, Accuracy, Training, published
-from train.tasks.lra.split import Split, Splits
 
 
 @dataclasses.dataclass(frozen=True)
 class LRAConfig:
-    """Which data of a task."""
+    """Which data of a task; None is the published value."""
 
     data_path: str | None = None
-    """Where its files lie, instead of JAXATTN_DATA, the cache or a download; Pathfinder then is the released one."""
+    """Location of its files, instead of JAXATTN_DATA, the cache or a download; Pathfinder then is released."""
     sizes: tuple[int, int, int] | None = None
-    """Examples for training, validation and test; None takes the published numbers. Of files, they are taken evenly
-    spaced."""
+    """Examples for training, validation and test; of files, evenly spaced ones."""
     seed: int = 0
     """Of generated data."""
     workers: int | None = None
     """Processes that generate; None takes one for each processor."""
     max_length: int | None = None
-    """Bytes of a text of text and retrieval, which are cut there; None takes the task's."""
+    """text and retrieval: bytes of a text, truncated there."""
     contour_length: int | None = None
-    """Dashes of a long path of the generated Pathfinder; None takes the published 14."""
+    """Generated Pathfinder: dashes of a long path; 14 as published."""
     distractors: int | None = None
-    """Short paths of it, at most; None takes the published 5."""
+    """Generated Pathfinder: short paths, at most; 5 as published."""
     expressions: TreeSpec = dataclasses.field(default_factory=TreeSpec)
-    """Which expressions ListOps draws."""
+    """ListOps: the distribution of expressions."""
     closing_brackets: bool = True
-    """Whether ListOps has them; the published accuracies are without."""
+    """ListOps: whether it has them; the published accuracies are without."""
     cache: str | None = None
     """Folder for generated data; None takes the user's cache."""
 
@@ -55,15 +51,15 @@ class LRATask:
     """A task and how to get its data."""
 
     name: str
+    classes: tuple[str, ...]
     vocab_size: int
     """Ids are below."""
-    num_classes: int
     max_length: int
     """Tokens of the longest sequence; of each of the two, if there are two."""
-    two_tower: bool
-    """Whether an example is two sequences, of which the relation is asked."""
     reader: Callable[[LRAConfig], Splits]
     """What `load` calls."""
+    two_tower: bool = False
+    """Whether an example is two sequences, whose relation is the class."""
 
     def load(self, config: LRAConfig) -> Splits:
         """Reads or generates the data.
@@ -72,7 +68,7 @@ class LRATask:
             config: which.
 
         Raises:
-            UserError: a file is missing or damaged, or the task does not have what is asked for.
+            UserError: a file is missing or malformed, or the task lacks what is asked for.
         """
         if not config.closing_brackets and self.name != "listops":
             raise UserError(f"only listops has closing brackets to leave out; the task is {self.name}.")
@@ -102,66 +98,61 @@ def _listops(config: LRAConfig) -> Splits:
             f"--data-path is not for listops, which is generated; got {config.data_path}. It is for text, retrieval, "
             "image and the released pathfinder."
         )
-    spec = listops.ListOpsSpec(
-        seed=config.seed, sizes=config.sizes or listops.SIZES, trees=config.expressions
-    )
+    spec = listops.ListOpsSpec(config.seed, config.sizes or listops.SIZES, trees=config.expressions)
     splits = listops.load_listops(spec, folder=config.cache_folder(), workers=config.workers)
     return splits if config.closing_brackets else listops.without_closing_brackets(splits)
 
 
 def _pathfinder(config: LRAConfig) -> Splits:
     if config.data_path is not None:
-        given = Path(config.data_path)
-        path = given if (given / "metadata").is_dir() else download.find(PATHFINDER, config.data_path)
-        assert path is not None
-        return _fewer(load_released(path, cache=config.cache_folder()), config.sizes)
-    usual = pathfinder.PathfinderSpec()
-    spec = pathfinder.PathfinderSpec(
-        seed=config.seed,
-        sizes=config.sizes or usual.sizes,
-        contour_length=usual.contour_length if config.contour_length is None else config.contour_length,
-        distractors=usual.distractors if config.distractors is None else config.distractors,
-    )
+        return _fewer(load_released(config.data_path, cache=config.cache_folder()), config.sizes)
+    given = {name: getattr(config, name) for name in ("seed", "sizes", "contour_length", "distractors")}
+    spec = pathfinder.PathfinderSpec(**{name: value for name, value in given.items() if value is not None})
     return pathfinder.load_pathfinder(spec, folder=config.cache_folder(), workers=config.workers)
 
 
 def _text(config: LRAConfig) -> Splits:
-    most = config.max_length or lra_text.MAX_LENGTH
-    return _fewer(lra_text.load_text(config.data_path, max_length=most), config.sizes)
+    longest = config.max_length or text.MAX_LENGTH
+    return _fewer(text.load_text(config.data_path, max_length=longest), config.sizes)
 
 
 def _retrieval(config: LRAConfig) -> Splits:
-    most = config.max_length or lra_retrieval.MAX_LENGTH
-    return _fewer(lra_retrieval.load_retrieval(config.data_path, max_length=most), config.sizes)
+    longest = config.max_length or text.MAX_LENGTH
+    return _fewer(retrieval.load_retrieval(config.data_path, max_length=longest), config.sizes)
 
 
 def _image(config: LRAConfig) -> Splits:
-    return _fewer(lra_image.load_image(config.data_path), config.sizes)
+    return _fewer(image.load_image(config.data_path), config.sizes)
 
 
 def _fewer(splits: Splits, sizes: tuple[int, int, int] | None) -> Splits:
+    """Evenly spaced examples of each part, since files may be sorted by label."""
     if sizes is None:
         return splits
-    parts: list[Split] = []
-    for part, size in zip(splits[:3], sizes, strict=True):
-        assert isinstance(part, Split)
-        if not 1 <= size <= len(part):
-            there = " / ".join(str(len(part)) for part in splits[:3])
-            raise UserError(
-                f"the sizes must be at least 1 and at most {there}; got {' / '.join(map(str, sizes))}."
-            )
-        # Evenly spaced, as files may be sorted by label.
-        parts.append(part.choose(np.arange(size) * len(part) // size))
-    return Splits(parts[0], parts[1], parts[2], {**splits.facts, "taken": list(sizes)})
+    parts = splits[:3]
+    if any(not 1 <= size <= len(part) for part, size in zip(parts, sizes, strict=True)):
+        available = " / ".join(str(len(part)) for part in parts)
+        raise UserError(
+            f"the sizes must be at least 1 and at most {available}; got {' / '.join(map(str, sizes))}."
+        )
+    train, validation, test = (
+        part.choose(np.arange(size) * len(part) // size) for part, size in zip(parts, sizes, strict=True)
+    )
+    return Splits(train, validation, test, {**splits.facts, "taken": list(sizes)})
 
 
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 LRA_TASKS: dict[str, LRATask] = {
     task.name: task
     for task in (
-        LRATask("listops", listops.VOCABULARY_SIZE, 10, listops.MAX_LENGTH, False, _listops),
-        LRATask("text", lra_text.VOCABULARY_SIZE, 2, lra_text.MAX_LENGTH, False, _text),
-        LRATask("retrieval", lra_retrieval.VOCABULARY_SIZE, 2, lra_retrieval.MAX_LENGTH, True, _retrieval),
-        LRATask("image", lra_image.VOCABULARY_SIZE, 10, lra_image.LENGTH, False, _image),
-        LRATask("pathfinder", pathfinder.VOCABULARY_SIZE, 2, pathfinder.LENGTH, False, _pathfinder),
+        LRATask("listops", tuple("0123456789"), listops.VOCABULARY_SIZE, listops.MAX_LENGTH, _listops),
+        LRATask("text", ("negative", "positive"), text.VOCABULARY_SIZE, text.MAX_LENGTH, _text),
+        LRATask(
+            "retrieval", ("unrelated", "citing"), text.VOCABULARY_SIZE, text.MAX_LENGTH, _retrieval, True
+        ),
+        LRATask("image", _CIFAR10, pathfinder.VOCABULARY_SIZE, image.LENGTH, _image),
+        LRATask(
+            "pathfinder", ("apart", "connected"), pathfinder.VOCABULARY_SIZE, pathfinder.LENGTH, _pathfinder
+        ),
     )
 }
