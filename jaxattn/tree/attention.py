@@ -1,11 +1,12 @@
-"""Hierarchical self-attention: attention over a tree, as close to softmax as the tree's blocks allow."""
+"""Hierarchical self-attention: the attention over a tree that is closest to softmax."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxattn.tree.call import Prepared, SiblingBias, over_sequences, prepare_tree_call
+from jaxattn.core.arguments import check_scale
+from jaxattn.tree.arguments import SiblingBias, check_ordered, over_batch, prepare_tree_call
+from jaxattn.tree.bidirectional import attend, energy
 from jaxattn.tree.causal import attend_causal
-from jaxattn.tree.sweeps import Biases, Leaves, attend, bottom_up
 from jaxattn.tree.tree import Tree
 
 
@@ -21,7 +22,7 @@ def hierarchical_attention(
     is_causal: bool = False,
     include_self: bool = True,
 ) -> Float[Array, "*B T N V"]:
-    r"""Self-attention over a tree whose leaves are the tokens, in O(M b²) time for M nodes in families of b.
+    r"""Self-attention over a tree whose leaves are the tokens, in O(M b²) time for M nodes with up to b children.
 
     Bidirectional: with means ρ over the leaves of a node, n(D) leaves and S(C→D) = scale ρ_q(C)·ρ_k(D) + bias(C, D),
 
@@ -29,19 +30,19 @@ def hierarchical_attention(
 
     A node C spends exp(−φ(C))/Z(C) of its mass below itself and n(D) exp S(C→D)/Z(C) on every sibling D, evenly over
     D's leaves; φ of a leaf is −S(i→i), or +∞ without `include_self`. Among all attention matrices that are constant
-    on the blocks (leaves of C) × (leaves of D) this has the least summed KL divergence from softmax; a tree of one
-    family is softmax.
+    on the blocks (leaves of C) × (leaves of D) this has the smallest total KL divergence from softmax; if all tokens
+    are children of the root, it is softmax.
 
     Causal: token i scores with its own query the mean key of each earlier sibling D of each of its ancestors,
 
         logit(i, D) = scale q_i·ρ_k(D) + bias + log n(D),     and itself with include_self,
 
     in one softmax; D contributes its mean value. It is the closest to causal softmax among the matrices whose row i
-    is constant on each such D. (Masking later siblings in the bidirectional recursion would not be causal: ρ_q and φ
-    of i's ancestors hold later tokens.) O(T Σ b_l) time for families of b_l at level l.
+    is constant on each such D. (Masking later siblings in the bidirectional recursion would not be causal, because
+    ρ_q and φ of i's ancestors depend on later tokens.) O(T Σ b_l) time for up to b_l children at level l.
 
-    A key bias c_j makes leaves count e^(c_j) as keys: ρ_k and ρ_v are means with these weights and n(D) is their sum,
-    while ρ_q and n(C)/n(A) still count tokens. A token with key bias −inf is in no mean and no count.
+    A key bias c_j gives leaf j the weight e^(c_j) as a key: ρ_k and ρ_v are means with these weights and n(D) is
+    their sum, while ρ_q and n(C)/n(A) still count tokens. A token with key bias −inf enters no mean and no count.
 
     Args:
         query: (B, T, N, H), or (T, N, H) with every other array lacking the batch axis too.
@@ -50,9 +51,9 @@ def hierarchical_attention(
         tree: over T tokens; one for all sequences, or `Tree.stack` of one for each.
         key_bias: (B or 1, T, N or 1), natural log units, added to every score of key j; −inf removes the token.
         sibling_bias: for each level from the leaves up, an array (N or 1, b_l, b_l) added to the score of child c on
-            child d of one family, or None; at level 0, entry (c, c) is a leaf's score on itself.
+            child d of one node, or None; at level 0, entry (c, c) is a leaf's score on itself.
         scale: factor on the scores, 1/sqrt(H) when None.
-        is_causal: token i meets only itself and earlier tokens; needs `tree.is_ordered`.
+        is_causal: token i attends only to itself and earlier tokens; needs `tree.is_ordered`.
         include_self: whether a token attends to itself, as softmax does; False is the published form.
 
     Returns:
@@ -72,8 +73,8 @@ def hierarchical_attention(
 
     Reference: arXiv 2509.15448, "Hierarchical self-attention", section 3 and theorem 3.2; the causal form is ours.
     """
-    prepared = prepare_tree_call(query, key, value, tree, key_bias, sibling_bias, scale)
-    out = _attend(tree, prepared, is_causal, include_self)
+    arguments = query, key, value, tree, key_bias, sibling_bias
+    out = _attend(*arguments, scale, is_causal, include_self)
     return (out if jnp.ndim(query) == 4 else out[0]).astype(query.dtype)
 
 
@@ -88,10 +89,10 @@ def hierarchical_weights(
     is_causal: bool = False,
     include_self: bool = True,
 ) -> Float[Array, "*B N T T"]:
-    """The attention matrices of `hierarchical_attention`: T×T numbers, for inspection.
+    """The attention matrices of `hierarchical_attention`, T×T numbers a head, for inspection.
 
     Args:
-        query: see `hierarchical_attention`, as all other arguments.
+        query: see `hierarchical_attention`, also for all other arguments.
         key: (B, T, K, H).
         tree: over T tokens.
         key_bias: (B or 1, T, N or 1).
@@ -113,11 +114,11 @@ def hierarchical_weights(
         >>> weights.shape, bool(abs(weights.sum(-1) - 1).max() < 1e-5)
         ((1, 6, 6), True)
     """
-    # The output is linear in the values, so those of the unit vectors are the weights.
+    # The output is linear in the values, so the outputs of unit vectors are the weights.
     length = jnp.shape(key)[-3]
     unit = jnp.broadcast_to(jnp.eye(length)[:, None, :], (*jnp.shape(key)[:-1], length))
-    prepared = prepare_tree_call(query, key, unit, tree, key_bias, sibling_bias, scale)
-    weights = jnp.moveaxis(_attend(tree, prepared, is_causal, include_self), 1, 2)
+    arguments = query, key, unit, tree, key_bias, sibling_bias
+    weights = jnp.moveaxis(_attend(*arguments, scale, is_causal, include_self), 1, 2)
     return weights if jnp.ndim(query) == 4 else weights[0]
 
 
@@ -131,13 +132,13 @@ def hierarchical_energy(
     scale: float | None = None,
     include_self: bool = True,
 ) -> Float[Array, "*B N"]:
-    """φ of the root: −(mean over tokens of the log partition function), the least any matrix with these blocks has.
+    """φ of the root: −(mean over tokens of the log partition function), the least of any matrix with these blocks.
 
-    The summed KL divergence of the rows of `hierarchical_weights` from those of softmax, whose partition functions
-    are Z_i, is T φ + Σ_i log Z_i (over the tokens that are not removed).
+    The total KL divergence of the rows of `hierarchical_weights` from those of softmax, with partition functions Z_i,
+    is T φ + Σ_i log Z_i, over the tokens that are not removed.
 
     Args:
-        query: see `hierarchical_attention`, as all other arguments.
+        query: see `hierarchical_attention`, also for all other arguments.
         key: (B, T, K, H).
         tree: over T tokens.
         key_bias: (B or 1, T, N or 1).
@@ -159,23 +160,27 @@ def hierarchical_energy(
 
     Reference: arXiv 2509.15448, theorem 3.2.
     """
-    prepared = prepare_tree_call(query, key, key, tree, key_bias, sibling_bias, scale)
-    phi = over_sequences(_energy, tree, prepared, include_self)
+    call, biases = prepare_tree_call(query, key, key, tree, key_bias, sibling_bias)
+    phi = over_batch(energy, tree, call, biases, check_scale(scale, query.shape[-1]), bool(include_self))
     phi = phi.reshape(phi.shape[0], -1)
     return phi if jnp.ndim(query) == 4 else phi[0]
 
 
-def _attend(tree: Tree, prepared: Prepared, is_causal: bool, include_self: bool) -> Array:
-    """(B, T, N, V)."""
-    if is_causal and not tree.is_ordered:
-        raise ValueError(
-            "tree must have its leaves in the order of the sequence with is_causal: every node spans consecutive "
-            "tokens; got an unordered tree."
-        )
-    out = over_sequences(attend_causal if is_causal else attend, tree, prepared, include_self)
-    out = jnp.moveaxis(out, 2, 1)  # (B, T, K, G, V)
+def _attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    tree: Tree,
+    key_bias: Array | None,
+    sibling_bias: SiblingBias,
+    scale: float | None,
+    is_causal: bool,
+    include_self: bool,
+) -> Array:
+    """(B, T, N, V), with a batch axis of 1 for arrays that have none."""
+    call, biases = prepare_tree_call(query, key, value, tree, key_bias, sibling_bias)
+    if is_causal:
+        check_ordered(tree)
+    form, scale = attend_causal if is_causal else attend, check_scale(scale, query.shape[-1])
+    out = jnp.moveaxis(over_batch(form, tree, call, biases, scale, bool(include_self)), 2, 1)
     return out.reshape(*out.shape[:2], -1, out.shape[-1])
-
-
-def _energy(tree: Tree, leaves: Leaves, biases: Biases, scale: float, include_self: bool) -> Array:
-    return bottom_up(tree, leaves, biases, scale, include_self)[1]

@@ -1,66 +1,39 @@
-"""Causal hierarchical attention of one sequence: every token meets the means of what lies before it.
+"""Causal hierarchical attention of one sequence: every token scores the mean keys of what precedes it.
 
 Token i shares one weight among all tokens below each earlier sibling of each of its ancestors, and scores it with its
-own query: means of queries, which the bidirectional form ties rows by, would hold later tokens.
+own query; mean queries, as in the bidirectional form, would include later tokens.
 """
-
-from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jaxattn.tree.families import Rows, join, split
-from jaxattn.tree.sweeps import Biases, Leaves, divided, means, pool, scores
+from jaxattn.tree.grouping import Grouping, query_tiles, siblings
+from jaxattn.tree.pooling import Biases, Leaves, divide, pool, scores, weighted_sum
 from jaxattn.tree.tree import Tree
 
 
 def attend_causal(tree: Tree, leaves: Leaves, biases: Biases, scale: float, include_self: bool) -> Array:
     """The outputs (K, T, G, V)."""
     query, key, value, log_weight = leaves
-    met = []  # a level: (logits grouped by family, values there, grouped -> tokens, tokens -> grouped)
+    levels: list[tuple[Grouping, Array, Array]] = []  # tokens in tiles, their logits and values there
     for level in range(tree.height):
-        key, value = (split(tree, level, x, 1) for x in (key, value))
-        log_weight = split(tree, level, log_weight, 1, -jnp.inf)
-        met.append(_meet(tree, level, query, key, value, log_weight, biases[level], scale, include_self))
+        group, tiles, bias = siblings(tree, level), query_tiles(tree, level), biases[level]
+        key, value, log_weight = group.split(key), group.split(value), group.split(log_weight, -jnp.inf)
+        if bias is not None:
+            bias = jnp.take(bias, jnp.maximum(tiles.slots, 0), axis=1)  # (K, P, R, G, b)
+        logits = scores(tiles.tokens.split(query), tiles.of_parent(key), scale, bias)
+        logits += tiles.of_parent(log_weight)[:, :, None, None, :]
+        slots, index = tiles.slots[..., None, None], jnp.arange(tree.branching[level])
+        earlier = slots >= index if level == 0 and include_self else slots > index
+        levels.append((tiles.tokens, jnp.where(earlier, logits, -jnp.inf), tiles.of_parent(value)))
         log_weight, key, value = pool(log_weight, key, value)
-    tops = [back(logits.max(axis=-1), 1) for logits, _, back, _ in met]
+    tops = [tokens.join(logits.max(axis=-1)) for tokens, logits, _ in levels]
     top = lax.stop_gradient(jnp.stack(tops).max(axis=0))
     top = jnp.where(jnp.isfinite(top), top, 0)
     total, out = jnp.zeros((), query.dtype), jnp.zeros((), query.dtype)
-    for logits, values, back, group in met:
-        powers = jnp.exp(logits - group(top, 1)[..., None])
-        total += back(powers.sum(axis=-1), 1)
-        out += back(means(powers, values), 1)
-    return divided(out, total[..., None])
-
-
-def _meet(
-    tree: Tree,
-    level: int,
-    query: Array,
-    key: Array,
-    value: Array,
-    log_weight: Array,
-    bias: Array | None,
-    scale: float,
-    include_self: bool,
-) -> tuple[Array, Array, Any, Any]:
-    if level == 0:
-        index = jnp.arange(tree.branching[0])
-        earlier = index[:, None] >= index if include_self else index[:, None] > index
-        logits = scores(split(tree, 0, query, 1), key, scale, None if bias is None else bias[:, None])
-        logits += log_weight[:, :, None, None, :]
-        return (
-            jnp.where(earlier[:, None, :], logits, -jnp.inf),
-            value,
-            lambda x, axis: join(tree, 0, x, axis),
-            lambda x, axis: split(tree, 0, x, axis),
-        )
-    rows = Rows(tree, level)
-    if bias is not None:
-        bias = jnp.take(bias, jnp.maximum(rows.slots, 0), axis=1)  # (K, P, R, G, b)
-    logits = scores(rows.split(query, 1), rows.of_families(key, 1), scale, bias)
-    logits += rows.of_families(log_weight, 1)[:, :, None, None, :]
-    earlier = rows.slots[..., None, None] > jnp.arange(tree.branching[level])
-    return jnp.where(earlier, logits, -jnp.inf), rows.of_families(value, 1), rows.join, rows.split
+    for tokens, logits, values in levels:
+        powers = jnp.exp(logits - tokens.split(top)[..., None])
+        total += tokens.join(powers.sum(axis=-1))
+        out += tokens.join(weighted_sum(powers, values))
+    return divide(out, total[..., None])

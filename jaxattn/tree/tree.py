@@ -8,13 +8,13 @@ import jax
 import numpy as np
 
 from jaxattn.core.pytree import register
-from jaxattn.tree import draw as _tree_draw
-from jaxattn.tree.grid import grid_outline
-from jaxattn.tree.nested import lengths_outline, nested_outline, to_nested
-from jaxattn.tree.outline import Outline, joined, uniform_branching, uniform_outline
+from jaxattn.tree import drawing
+from jaxattn.tree.builders.grid import grid_outline
+from jaxattn.tree.builders.nested import lengths_outline, nested_outline, to_nested
+from jaxattn.tree.builders.outline import Outline, joined, uniform_branching, uniform_outline
+from jaxattn.tree.builders.spans import offsets_outline
 from jaxattn.tree.shape import TreeShape, natural_shape
-from jaxattn.tree.spans import offsets_outline
-from jaxattn.tree.tables import Tables, build_tables, fitted, read_outline
+from jaxattn.tree.tables import build_tables, fit, read_outline
 
 
 @register
@@ -22,31 +22,29 @@ from jaxattn.tree.tables import Tables, build_tables, fitted, read_outline
 class Tree:
     """A tree over the tokens of a sequence; a pytree, made by the class methods below.
 
-    All leaves are at level 0, the root is at level L. A leaf higher up in the tree that was given sits below
-    single-child nodes of its own. Trees whose tables have the same sizes share compiled code: see `pad` and `stack`.
-    The tables are int32 and made on the host; in them, −1 stands for nothing.
+    All leaves are at level 0, the root is at level L; leaves that are given higher up are put below single-child
+    nodes. A family is the children of one node. Trees whose tables have the same sizes share compiled code: see
+    `pad` and `stack`. The tables are int32 and made on the host; −1 marks an empty entry.
 
     Attributes:
         length: T, the number of token slots; tokens that are in no family are padding.
-        branching: (b_0 … b_{L−1}), the width of the table of families of each level from the leaves up.
-        is_uniform: whether there are no tables at all: family f of level l has the nodes f b_l … f b_l + b_l − 1.
-        is_ordered: whether the leaves come in the order of the sequence, which causal attention needs.
-        families: (F_l, b_l) a level: `families[l][f, c]` is the index at level l of child c of node f of level l + 1.
-        places: (M_l,) a level, the inverse: the flat index f b_l + c of every node of level l in families[l].
-        rows: ordered trees only, (P_l, R_l) for l = 1 … L − 1: tiles of tokens, each of tokens below one node of
-            level l + 1.
-        row_families: (P_l,) which node that is.
-        row_places: (T,), the inverse: the flat index of every token in rows.
-        row_slots: (T,) the slot in families[l] of the ancestor of every token at level l.
+        branching: (b_0 … b_{L−1}), the largest number of children of a node, from the leaves up.
+        is_uniform: whether there are no tables: node f of level l + 1 has the children f b_l … f b_l + b_l − 1.
+        is_ordered: whether the leaves are in sequence order, which causal attention needs.
+        children: (F_l, b_l) a level: `children[l][f, c]` is the index at level l of child c of node f of level l + 1.
+        inverse: (M_l,) a level, the inverse: the flat index f b_l + c in children[l] of every node of level l.
+        query_tiles: ordered trees only, (P_l, R_l) for l = 1 … L − 1: tiles of tokens, those of a tile all below one
+            node of level l + 1.
+        tile_parent: (P_l,) the index of that node.
+        tile_inverse: (T,) the flat index of every token in query_tiles.
+        child_slot: (T,) the slot in children[l] of the ancestor of every token at level l.
 
     Examples:
         >>> tree = Tree.from_nested([[0, 1, 2], [3, 4]])
         >>> tree
         Tree(length=5, branching=(3, 2), ragged, ordered)
-        >>> tree.families[0].tolist()
+        >>> tree.children[0].tolist()
         [[0, 1, 2], [3, 4, -1]]
-        >>> tree.num_nodes
-        8
 
     Reference: arXiv 2509.15448, "Hierarchical self-attention", attends over such trees.
     """
@@ -55,20 +53,20 @@ class Tree:
     branching: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     is_uniform: bool
     is_ordered: bool
-    families: tuple[Any, ...] = ()
-    places: tuple[Any, ...] = ()
-    rows: tuple[Any, ...] = ()
-    row_families: tuple[Any, ...] = ()
-    row_places: tuple[Any, ...] = ()
-    row_slots: tuple[Any, ...] = ()
+    children: tuple[Any, ...] = ()
+    inverse: tuple[Any, ...] = ()
+    query_tiles: tuple[Any, ...] = ()
+    tile_parent: tuple[Any, ...] = ()
+    tile_inverse: tuple[Any, ...] = ()
+    child_slot: tuple[Any, ...] = ()
 
     @classmethod
     def uniform(cls, length: int, branching: int | np.integer | Sequence[int]) -> "Tree":
-        """The tree of consecutive families of equal size; the last family of a level is what remains.
+        """The tree of consecutive families of equal size; the last family of a level has the remaining nodes.
 
         Args:
             length: T >= 1.
-            branching: the size of a family, >= 2, or sizes from the leaves up of which the last repeats until one
+            branching: the size of a family, >= 2, or sizes from the leaves up, of which the last repeats until one
                 root remains: (64, 16) is families of 64 tokens, then 16 of these, 16 of those and so on.
 
         Returns:
@@ -89,13 +87,13 @@ class Tree:
 
         Args:
             nested: lists whose items are lists or token indices; every index 0 … n − 1 occurs once, in any order.
-            length: T, the number of token slots; None for n.
+            length: T, the number of token slots; n when None.
 
         Returns:
             A tree with tables.
 
         Raises:
-            ValueError: a list is empty, or an index is missing or occurs twice; the message says where.
+            ValueError: a list is empty, or an index is missing or repeated; the message says where.
 
         Examples:
             >>> Tree.from_nested([0, [1, 2], [[3, 4], 5]]).to_nested()
@@ -105,12 +103,12 @@ class Tree:
 
     @classmethod
     def from_lengths(cls, lengths: Sequence[Any] | np.ndarray, length: int | None = None) -> "Tree":
-        """The tree of consecutive parts of given lengths.
+        """The tree of consecutive spans of given lengths.
 
         Args:
-            lengths: lists whose items are lists or numbers of tokens: [[3, 5], [4]] is a paragraph of two sentences
-                and one of one, [3, 5] is two sentences.
-            length: T, the number of token slots; None for the sum.
+            lengths: lists whose items are lists or token counts: [[3, 5], [4]] is a paragraph of two sentences and
+                one of a single sentence, [3, 5] is two sentences.
+            length: T, the number of token slots; the sum when None.
 
         Returns:
             A tree with tables.
@@ -126,28 +124,24 @@ class Tree:
 
     @classmethod
     def from_offsets(
-        cls,
-        offsets: Sequence[Any] | np.ndarray,
-        spans: Sequence[Any],
-        length: int | None = None,
+        cls, offsets: Sequence[Any] | np.ndarray, spans: Sequence[Any], length: int | None = None
     ) -> "Tree":
-        """The tree of a tokenized text whose parts are known as spans of characters.
+        """The tree of a tokenized text from the character spans of its parts.
 
-        A token belongs to the span in which it starts, one between two spans to the first of them, one before all
-        spans to the first. A special token, whose offset is empty, is a child of the root; amid a span it cuts the
-        span in two. Tokens of a span that has no finer spans inside form one node at the finer level.
+        A token belongs to the span in which it starts; between two spans, to the first of them; before all spans, to
+        the first. A special token, whose offset is empty, is a child of the root and splits a span it lies in. Tokens
+        of a span without finer spans inside form one node at the finer level.
 
         Args:
             offsets: the (start, end) characters of every token, without padding.
-            spans: coarse to fine, such as [paragraphs, sentences]; each a list of (start, end) in the order of the
-                text, without overlap.
-            length: T, the number of token slots; None for the number of offsets.
+            spans: coarse to fine, such as [paragraphs, sentences]; each a sorted list of disjoint (start, end).
+            length: T, the number of token slots; the number of offsets when None.
 
         Returns:
             An ordered tree with tables and one level more than `spans`.
 
         Raises:
-            ValueError: a finer span crosses a border of coarser ones, spans overlap or are empty, or offsets go back.
+            ValueError: a span crosses a border of a coarser one, spans overlap or are empty, or offsets decrease.
 
         Examples:
             >>> offsets = [(0, 0), (0, 2), (2, 3), (4, 8), (0, 0)]
@@ -161,12 +155,12 @@ class Tree:
         """The tree of square blocks over the patches of an image, row by row; a quadtree with branching 2.
 
         Args:
-            height: patches from top to bottom.
-            width: patches from left to right.
-            branching: a family is a block of up to branching × branching; smaller at the lower and right rim.
+            height: rows of patches.
+            width: columns of patches.
+            branching: a family is a block of up to branching × branching; smaller at the lower and right edge.
 
         Returns:
-            A tree with tables, not ordered unless the image is one row or not wider than a family's block.
+            A tree with tables, unordered unless the image is one row or no wider than a family's block.
 
         Raises:
             ValueError: a size is too small.
@@ -179,11 +173,11 @@ class Tree:
 
     @classmethod
     def join(cls, trees: "Sequence[Tree]") -> "Tree":
-        """The tree of documents or modalities one after the other, as children of a new root.
+        """The tree of several documents or modalities in sequence, as children of a new root.
 
         Args:
-            trees: one or more single trees; lower ones get single-child nodes above their roots. Padding of all but
-                the last remains between them.
+            trees: one or more unbatched trees; lower ones get single-child nodes above their roots. Padding of all
+                but the last remains between them.
 
         Returns:
             A tree with tables over the tokens of all; ordered if all trees are.
@@ -204,8 +198,8 @@ class Tree:
         """A batch of trees, padded to a common shape: all arrays get a leading batch axis.
 
         Args:
-            trees: B >= 1 single trees.
-            shape: the common shape; None for the smallest.
+            trees: B >= 1 unbatched trees.
+            shape: the common shape; the smallest when None.
 
         Returns:
             A tree with tables (B, F_l, b_l) and so on; ordered if all trees are.
@@ -215,7 +209,7 @@ class Tree:
 
         Examples:
             >>> batch = Tree.stack([Tree.from_lengths([3, 5]), Tree.from_lengths([2, 2, 2])])
-            >>> batch.families[0].shape, batch.length
+            >>> batch.children[0].shape, batch.length
             ((2, 3, 5), 8)
         """
         trees = list(trees)
@@ -224,7 +218,7 @@ class Tree:
         if shape is None:
             shape = TreeShape.union(tree.shape for tree in trees)
         if not all(tree.is_ordered for tree in trees):
-            shape = shape._replace(tiles=None)
+            shape = shape._replace(query_tiles=None)
         return jax.tree.map(lambda *arrays: np.stack(arrays), *(tree.pad(shape) for tree in trees))
 
     def pad(self, shape: TreeShape) -> "Tree":
@@ -234,7 +228,7 @@ class Tree:
             shape: at least the shape of this tree, as from `TreeShape.union` or `TreeShape.rounded`.
 
         Returns:
-            A tree with tables; the tokens that were added are in no family.
+            A tree with tables; the added tokens are padding.
 
         Raises:
             ValueError: the tree does not fit, or is a batch; the message names the level.
@@ -244,28 +238,19 @@ class Tree:
             >>> tree.pad(tree.shape.rounded()).branching
             (8, 2)
         """
-        return self._of(fitted(self._outline(), shape), shape)
+        return self._of(fit(self._outline(), shape), shape)
 
     def to_ragged(self) -> "Tree":
-        """The same tree with tables.
-
-        Returns:
-            A tree with tables, itself if it has them already.
+        """The same tree with tables; itself if it has them already.
 
         Examples:
-            >>> Tree.uniform(4, 2).to_ragged().families[0].tolist()
+            >>> Tree.uniform(4, 2).to_ragged().children[0].tolist()
             [[0, 1], [2, 3]]
         """
         return self._of(self._outline()) if self.is_uniform else self
 
     def to_nested(self) -> list[Any]:
-        """The nested lists of token indices, the inverse of `from_nested`.
-
-        Returns:
-            Lists, all leaves equally deep; single-child nodes are lists of one.
-
-        Raises:
-            ValueError: the tree is a batch.
+        """Nested lists of token indices, all leaves equally deep; the inverse of `from_nested`. Raises for a batch.
 
         Examples:
             >>> Tree.uniform(5, 2).to_nested()
@@ -274,16 +259,10 @@ class Tree:
         return to_nested(self._outline())
 
     def describe(self, tokens: Sequence[Any] | None = None) -> str:
-        """A line for every level and, for up to 64 leaves, a drawing.
+        """A line of text for every level and, for up to 64 leaves, a drawing. Raises for a batch.
 
         Args:
-            tokens: texts to show instead of the token indices.
-
-        Returns:
-            Lines of text.
-
-        Raises:
-            ValueError: there are fewer texts than tokens, or the tree is a batch.
+            tokens: texts to show in place of token indices; at least one a token.
 
         Examples:
             >>> print(Tree.from_lengths([3, 2]).describe(["So", "it", "is", "Yes", "."]))
@@ -295,50 +274,48 @@ class Tree:
               • So it is
               • Yes .
         """
-        return _tree_draw.describe(self._outline(), tokens)
+        return drawing.describe(self._outline(), tokens)
 
     def plot(self, tokens: Sequence[Any] | None = None, ax: Any = None) -> Any:
-        """Draws the tree with matplotlib, the root on top.
+        """Draws the tree with matplotlib, the root on top. Raises for a batch.
 
         Args:
-            tokens: texts to show instead of the token indices; only with up to 64 leaves.
-            ax: the matplotlib axes to draw on; None for new ones.
+            tokens: texts to show in place of token indices, at least one a token; only shown for up to 64 leaves.
+            ax: the matplotlib axes to draw on; new ones when None.
 
         Returns:
-            The axes; save the drawing by `axes.figure.savefig(path)`.
-
-        Raises:
-            ImportError: matplotlib is not installed.
-            ValueError: there are fewer texts than tokens, or the tree is a batch.
+            The axes; `axes.figure.savefig(path)` writes a file.
 
         Examples:
             >>> Tree.uniform(8, 2).plot(["a", "b", "c", "d", "e", "f", "g", "h"]).get_ylabel()
             'level'
         """
-        return _tree_draw.plot(self._outline(), tokens, ax)
+        return drawing.plot(self._outline(), tokens, ax)
 
     @property
     def height(self) -> int:
-        """L, the number of levels of families."""
+        """L, the number of levels above the leaves."""
         return len(self.branching)
 
     @property
     def num_nodes(self) -> int:
-        """Leaves and inner nodes, those of padding included; of one tree, for a batch."""
-        return self.length + sum(families for families, _ in self.shape.families)
+        """Leaves and inner nodes, padding included; of one tree, for a batch."""
+        return self.length + sum(parents for parents, _ in self.shape.children)
 
     @property
     def is_batched(self) -> bool:
         """Whether the tables have a batch axis."""
-        return not self.is_uniform and self.families[0].ndim == 3
+        return not self.is_uniform and self.children[0].ndim == 3
 
     @property
     def shape(self) -> TreeShape:
         """The sizes of the tables, or of those that `to_ragged` makes; of one tree, for a batch."""
         if self.is_uniform:
             return natural_shape(self._outline())
-        tiles = tuple((r.shape[-2], r.shape[-1]) for r in self.rows) if self.is_ordered else None
-        return TreeShape(self.length, tuple((t.shape[-2], t.shape[-1]) for t in self.families), tiles)
+        children, tiles = (
+            tuple(t.shape[-2:] for t in tables) for tables in (self.children, self.query_tiles)
+        )
+        return TreeShape(self.length, children, tiles if self.is_ordered else None)
 
     def __repr__(self) -> str:
         # Without the tables, which may be placeholders.
@@ -350,12 +327,13 @@ class Tree:
         if self.is_uniform:
             return uniform_outline(self.length, self.branching)
         if self.is_batched:
-            raise ValueError(f"tree must be a single one; got a batch of {self.families[0].shape[0]}.")
-        return read_outline(self.length, Tables(self.families, self.places))
+            raise ValueError(f"tree must be unbatched; got a batch of {self.children[0].shape[0]}.")
+        return read_outline(self.length, self.children)
 
     @classmethod
     def _of(cls, outline: Outline, shape: TreeShape | None = None) -> "Tree":
         shape = natural_shape(outline) if shape is None else shape
-        branching = tuple(width for _, width in shape.families)
-        tables = build_tables(outline, shape)
-        return cls(shape.length, branching, False, shape.tiles is not None, *tables)
+        branching = tuple(width for _, width in shape.children)
+        return cls(
+            shape.length, branching, False, shape.query_tiles is not None, *build_tables(outline, shape)
+        )

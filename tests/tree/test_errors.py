@@ -6,7 +6,7 @@ from jaxattn.tree.tree import Tree, TreeShape
 
 TEXT = [(0, 0), (0, 3), (4, 7), (7, 8), (9, 14), (14, 15), (15, 16), (17, 21), (21, 21)]
 ERRORS = [
-    (lambda: Tree.from_nested([[0, 1], []]), r"nested .* node \[1\] is empty"),
+    (lambda: Tree.from_nested([[0, 1], []]), r"nested must not .* node \[1\] is empty"),
     (lambda: Tree.from_nested([[0], [[]]]), r"node \[1\]\[0\] is empty"),
     (lambda: Tree.from_nested([]), "nested .* the root is empty"),
     (lambda: Tree.from_nested([[0, 3], [1, 2], 3]), r"leaf 3 occurs twice, at \[0\]\[1\] and \[2\]"),
@@ -28,7 +28,7 @@ ERRORS = [
     (lambda: Tree.join([]), "trees must hold at least one Tree; got none"),
     (lambda: Tree.stack([]), "trees must hold at least one Tree; got none"),
     (lambda: TreeShape.union([]), "shapes must hold at least one TreeShape; got none"),
-    (lambda: Tree.stack([Tree.uniform(4, 2)] * 3).to_nested(), "tree must be a single one; got a batch of 3"),
+    (lambda: Tree.stack([Tree.uniform(4, 2)] * 3).to_nested(), "tree must be unbatched; got a batch of 3"),
     (lambda: Tree.uniform(4, 2).describe(["a"]), "tokens must have at least 4 items.* got 1"),
 ]
 
@@ -79,22 +79,22 @@ def test_padding_errors():
         ((length, families[1:], tiles), "at least 3 levels.* got 2"),
         (
             (length, ((3, 4), *families[1:]), tiles),
-            r"families\[0\] = \(3, 4\) is too small: level 0 .* up to 5",
+            r"children\[0\] = \(3, 4\) is too small: level 0 .* up to 5",
         ),
         (
             (length, (families[0], (1, 2), (1, 2)), tiles),
-            r"shape.families\[1\] = \(1, 2\) is too small: level 1",
+            r"shape.children\[1\] = \(1, 2\) is too small: level 1",
         ),
-        ((length, (*families[:2], (2, 2)), tiles), r"shape.families\[-1\] must be \(1, b\)"),
-        ((length, families, tiles[1:]), "shape.tiles must have one entry less"),
+        ((length, (*families[:2], (2, 2)), tiles), r"shape.children\[-1\] must be \(1, b\)"),
+        ((length, families, tiles[1:]), "shape.query_tiles must have 2 entries, one fewer"),
         (
             (length, families, ((1, 8), (1, 16))),
-            r"shape.tiles\[0\] = \(1, 8\) is too small: .* 2 tiles .* level 1",
+            r"shape.query_tiles\[0\] = \(1, 8\) is too small: .* 2 tiles .* level 1",
         ),
-        ((length, families, ((2, 8), (1, 8))), r"shape.tiles\[1\] = \(1, 8\) is too small"),
+        ((length, families, ((2, 8), (1, 8))), r"shape.query_tiles\[1\] = \(1, 8\) is too small"),
     ]
     for shape, message in bad:
         with pytest.raises(ValueError, match=message):
             tree.pad(TreeShape(*shape))
-    with pytest.raises(ValueError, match=r"shape\.tiles must be None"):
+    with pytest.raises(ValueError, match=r"shape\.query_tiles must be None"):
         Tree.from_nested([[1, 0]]).pad(TreeShape(2, ((1, 2), (1, 1)), ((1, 8),)))

@@ -55,12 +55,12 @@ def check_tables(tree, nested):
     """Against the nested lists, by loops."""
     even = evened(nested, tree.height)
     assert all(a.dtype == np.int32 for a in jax.tree.leaves(tree))
-    assert len(tree.families) == len(tree.places) == tree.height
-    assert tree.families[-1].shape[0] == 1
+    assert len(tree.children) == len(tree.inverse) == tree.height
+    assert tree.children[-1].shape[0] == 1
     below = {token: {token} for token in leaves(nested)}
     under = dict(below)
     size = tree.length
-    for l, (table, places) in enumerate(zip(tree.families, tree.places, strict=True)):
+    for l, (table, places) in enumerate(zip(tree.children, tree.inverse, strict=True)):
         assert table.shape[1] == tree.branching[l]
         assert places.shape == (size,)
         wanted = [[frozenset(leaves(c)) for c in node] for node in nodes_at(even, tree.height - l - 1)]
@@ -82,8 +82,8 @@ def check_tiles(tree, tokens):
     ancestors = np.full((tree.height + 1, tree.length), -1)
     ancestors[0, tokens] = tokens
     for l in range(tree.height):
-        ancestors[l + 1, tokens] = tree.places[l][ancestors[l, tokens]] // tree.branching[l]
-    fields = (tree.rows, tree.row_families, tree.row_places, tree.row_slots)
+        ancestors[l + 1, tokens] = tree.inverse[l][ancestors[l, tokens]] // tree.branching[l]
+    fields = (tree.query_tiles, tree.tile_parent, tree.tile_inverse, tree.child_slot)
     assert all(len(field) == tree.height - 1 for field in fields)
     for l, (rows, nodes, places, slots) in enumerate(zip(*fields, strict=True), 1):
         assert sorted(rows[rows >= 0]) == tokens
@@ -94,7 +94,7 @@ def check_tiles(tree, tokens):
             )
             assert np.all(ancestors[l + 1, inside] == node) and (node >= 0) == (len(inside) > 0)
         assert np.array_equal(rows.ravel()[places[tokens]], tokens)
-        assert np.array_equal(tree.families[l][ancestors[l + 1, tokens], slots[tokens]], ancestors[l, tokens])
+        assert np.array_equal(tree.children[l][ancestors[l + 1, tokens], slots[tokens]], ancestors[l, tokens])
         outside = np.setdiff1d(np.arange(tree.length), tokens)
         assert np.all(places[outside] == -1) and np.all(slots[outside] == -1)
 
@@ -127,7 +127,7 @@ def test_tables_of_random_trees(seed):
     assert tree.to_nested() == evened(nested, tree.height)
     assert same(Tree.from_nested(tree.to_nested(), tree.length), tree)
     assert tree.num_nodes == sum(len(nodes_at(tree.to_nested(), d)) for d in range(tree.height + 1)) + spare
-    assert tree.shape.families == tuple(table.shape for table in tree.families)
+    assert tree.shape.children == tuple(table.shape for table in tree.children)
 
 
 @pytest.mark.parametrize("seed", SEEDS[::3])
@@ -137,7 +137,7 @@ def test_padding_and_stacking_change_no_tree(seed):
     union = TreeShape.union(tree.shape for tree in trees)
     for shape in (union, union.rounded()):
         batch = Tree.stack(trees, shape)
-        assert batch.is_batched and batch.shape == shape and batch.height == len(shape.families)
+        assert batch.is_batched and batch.shape == shape and batch.height == len(shape.children)
         assert batch.is_ordered == all(tree.is_ordered for tree in trees)
         for i, n in enumerate(nested):
             one = jax.tree.map(lambda a, i=i: a[i], batch)
@@ -157,22 +157,22 @@ def test_padding_and_stacking_change_no_tree(seed):
 def test_common_shapes():
     low, high = Tree.from_lengths([2] * 30), Tree.from_lengths([[1] * 9, [4, 200]])
     shape = TreeShape.union([low.shape, high.shape])
-    assert shape.length == 213 and shape.families == ((30, 200), (2, 30), (1, 2))
+    assert shape.length == 213 and shape.children == ((30, 200), (2, 30), (1, 2))
     # The tiles are as wide as the wider of both, which makes those of the other fewer.
-    assert low.shape.tiles == ((1, 64),) and high.shape.tiles == ((3, 128), (2, 128))
-    assert shape.tiles == ((3, 128), (2, 128))
+    assert low.shape.query_tiles == ((1, 64),) and high.shape.query_tiles == ((3, 128), (2, 128))
+    assert shape.query_tiles == ((3, 128), (2, 128))
     check_tables(low.pad(shape), [evened(low.to_nested(), 2)])
     assert hash(shape) == hash(TreeShape.union([high.shape, low.shape]))
     assert shape.rounded() == TreeShape(256, ((32, 256), (2, 32), (1, 2)), ((4, 128), (2, 128)))
     # Above the root of a lower tree, the tiles hold all of its tokens.
     long, small = Tree.from_lengths([300]), Tree.from_lengths([[[1]]])
     higher = TreeShape.union([long.shape, small.shape])
-    assert higher.tiles == ((3, 128), (3, 128), (3, 128))
+    assert higher.query_tiles == ((3, 128), (3, 128), (3, 128))
     check_tables(long.pad(higher), [[[list(range(300))]]])
     unordered = Tree.grid(3, 3)
-    assert TreeShape.union([shape, unordered.shape]).tiles is None
+    assert TreeShape.union([shape, unordered.shape]).query_tiles is None
     batch = Tree.stack([low, unordered])
-    assert not batch.is_ordered and batch.rows == () and batch.row_slots == ()
+    assert not batch.is_ordered and batch.query_tiles == () and batch.child_slot == ()
     # A shape with tiles is no obstacle to a batch that cannot have them.
     assert not Tree.stack([low, unordered], shape).is_ordered
 
@@ -182,16 +182,16 @@ def test_common_shapes():
 )
 def test_tiles_cost_order_of_length(lengths):
     tree = Tree.from_lengths(lengths)
-    for l, rows in enumerate(tree.rows, 1):
-        count = len(tree.families[l])
+    for l, rows in enumerate(tree.query_tiles, 1):
+        count = len(tree.children[l])
         mean = -(-tree.length // count)
         assert rows.shape[1] == min(max(1 << (mean - 1).bit_length(), 8), 128)
         assert rows.size <= 3 * tree.length + 8 * count
 
 
 def test_tiles_are_not_wider_than_the_sequence():
-    assert Tree.from_lengths([10, 9]).rows[0].shape == (1, 24)
-    assert Tree.from_lengths([2, 1]).rows[0].shape == (1, 8)
+    assert Tree.from_lengths([10, 9]).query_tiles[0].shape == (1, 24)
+    assert Tree.from_lengths([2, 1]).query_tiles[0].shape == (1, 8)
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 64, 100])
@@ -271,7 +271,7 @@ def test_join(seed):
 def test_join_keeps_padding():
     joined = Tree.join([Tree.from_lengths([2], 3), Tree.from_lengths([1])])
     assert joined.to_nested() == [[[0, 1]], [[3]]] and joined.length == 4 and joined.is_ordered
-    assert [a.tolist() for a in joined.row_places] == [[0, 1, -1, 8], [0, 1, -1, 2]]
+    assert [a.tolist() for a in joined.tile_inverse] == [[0, 1, -1, 8], [0, 1, -1, 2]]
 
 
 # "One two. Three.  Four" with special tokens at both ends; the space after a word is its token's own.
@@ -319,7 +319,7 @@ def test_deep_lists_are_no_problem():
     for i in range(1, 300):
         comb = [comb, i]
     tree = Tree.from_nested(comb)
-    assert tree.height == 299 and [int((table >= 0).sum()) for table in tree.families[-3:]] == [4, 3, 2]
+    assert tree.height == 299 and [int((table >= 0).sum()) for table in tree.children[-3:]] == [4, 3, 2]
 
 
 def test_one_compilation_for_one_shape():
@@ -328,7 +328,7 @@ def test_one_compilation_for_one_shape():
     @jax.jit
     def last(tree):
         traces.append(tree.num_nodes)
-        return jnp.asarray(tree.families[0]).max(axis=1)
+        return jnp.asarray(tree.children[0]).max(axis=1)
 
     trees = [Tree.from_lengths(lengths) for lengths in ([[3, 5], [4]], [[5, 2], [5]])]
     assert [last(tree).tolist() for tree in trees] == [[2, 7, 11], [4, 6, 11]]
@@ -365,7 +365,7 @@ def test_structures():
     assert repr(holes) == repr(tree) == "Tree(length=8, branching=(5, 2), ragged, ordered)"
     assert jax.tree.map(jnp.asarray, tree).to_nested() == tree.to_nested()
     names = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
-    assert ".families[1]" in names and ".row_slots[0]" in names
+    assert ".children[1]" in names and ".child_slot[0]" in names
 
 
 def test_register_takes_static_fields():

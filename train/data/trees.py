@@ -42,7 +42,7 @@ def shape_of(lengths: Nested) -> TreeShape:
     """The shape of `Tree.from_lengths(lengths)` without causal tiles, for lengths nested equally deep everywhere.
 
     Examples:
-        >>> shape_of([[3, 5], [4]]).families
+        >>> shape_of([[3, 5], [4]]).children
         ((3, 5), (2, 2), (1, 2))
     """
     families: list[tuple[int, int]] = []
@@ -80,7 +80,7 @@ def common_shapes(lengths: Mapping[str, Sequence[Nested]], max_length: int) -> S
 
     Examples:
         >>> shapes = common_shapes({"train": [[[3, 5], [4]], [[20]]]}, 32)
-        >>> shapes.of[Kind(16)].families
+        >>> shapes.of[Kind(16)].children
         ((4, 8), (2, 2), (1, 2))
     """
     shapes = {name: [shape_of(nested) for nested in part] for name, part in lengths.items()}
@@ -129,7 +129,7 @@ class Trees:
         tree = Tree.from_lengths(self._lengths[row])
         if self._keep:
             # Without the tiles that only causal attention reads: they are three quarters of a tree's bytes.
-            self._built[row] = tree.pad(tree.shape._replace(tiles=None))
+            self._built[row] = tree.pad(tree.shape._replace(query_tiles=None))
         return tree
 
 
@@ -141,10 +141,10 @@ def _parts(items: Sequence[Any], most: int) -> list[list[Any]]:
 
 def _nearly_all(shapes: Sequence[TreeShape]) -> TreeShape:
     """The size that is enough for nearly all, in each number by itself; of trees of the most frequent height."""
-    heights = [len(shape.families) for shape in shapes]
+    heights = [len(shape.children) for shape in shapes]
     height = max(sorted(set(heights)), key=heights.count)
-    same = [shape for shape in shapes if len(shape.families) == height]
-    sizes = np.array([shape.families for shape in same])
+    same = [shape for shape in shapes if len(shape.children) == height]
+    sizes = np.array([shape.children for shape in same])
     families = np.quantile(sizes, NEARLY_ALL, axis=0, method="higher").astype(int).tolist()
     return TreeShape(max(shape.length for shape in same), tuple(map(tuple, families)), None)
 
@@ -154,6 +154,6 @@ def _rounded(shape: TreeShape, length: int) -> TreeShape:
 
 
 def _fits(shape: TreeShape, into: TreeShape) -> bool:
-    height = len(shape.families)
-    below = zip(shape.families, into.families, strict=False)
-    return height <= len(into.families) and all(a <= c and b <= d for (a, b), (c, d) in below)
+    height = len(shape.children)
+    below = zip(shape.children, into.children, strict=False)
+    return height <= len(into.children) and all(a <= c and b <= d for (a, b), (c, d) in below)

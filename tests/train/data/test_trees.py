@@ -22,7 +22,7 @@ def test_no_family_is_too_large_and_no_word_is_lost(most):
         lengths = _random_lengths(np.random.default_rng(seed))
         tree = Tree.from_lengths(bounded(lengths, most))
         assert tree.length == sum(map(sum, lengths))
-        assert all(width <= most for _, width in tree.shape.families)
+        assert all(width <= most for _, width in tree.shape.children)
 
 
 def test_what_is_small_enough_stays_as_it_is():
@@ -35,7 +35,7 @@ def test_shapes_are_those_of_the_trees():
     for seed in range(10):
         nested = bounded(_random_lengths(np.random.default_rng(seed)), 4)
         built = Tree.from_lengths(nested).shape
-        assert shape_of(nested) == built._replace(tiles=None)
+        assert shape_of(nested) == built._replace(query_tiles=None)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,8 @@ def test_a_single_odd_text_does_not_make_all_tables_large(texts, monkeypatch):
     lengths, part = texts
     shapes = common_shapes({"train": lengths}, 64)
     assert list(shapes.of) == [Kind(16), Kind(32), Kind(64), Kind(64, True)]
-    assert shapes.of[Kind(64)].families[0] == (16, 4)
-    assert shapes.of[Kind(64, True)].families[0][0] == 64
+    assert shapes.of[Kind(64)].children[0] == (16, 4)
+    assert shapes.of[Kind(64, True)].children[0][0] == 64
     assert [kind.wide for kind in shapes.kinds["train"]] == [False] * 39 + [True]
     buckets = Buckets(part.lengths, max_length=64, batch_size=4, kinds=shapes.kinds["train"])
     trees = Trees(lengths, shapes.of)
@@ -87,11 +87,11 @@ def test_batches_of_seeds_hold_their_trees_and_every_tree_is_built_once(texts, m
     batches = [next(stream) for _ in range(2 * len(buckets))]
     assert len(built) == len(lengths)
     for batch in batches:
-        assert batch["tree"].families[0].shape[:2] == (2, 4)
+        assert batch["tree"].children[0].shape[:2] == (2, 4)
         assert batch["tree"].length == batch["tokens"].shape[-1]
     kinds = {tuple(leaf.shape for leaf in jax.tree.leaves(batch)) for batch in batches}
     assert len(kinds) == len(stream.examples())
     # tokens under the trees are the tokens of the mask
     first = make_batch(part, trees, buckets.in_order()[0], 4)
-    places = first["tree"].places[0] >= 0
+    places = first["tree"].inverse[0] >= 0
     assert (places == first["mask"]).all()

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxattn.tree.outline import Outline, check_size, from_starts
+from jaxattn.tree.builders.outline import Outline, check_size, from_starts
 
 
 def grid_outline(height: int, width: int, branching: int) -> Outline:
@@ -14,7 +14,7 @@ def grid_outline(height: int, width: int, branching: int) -> Outline:
     while sides[-1] < max(height, width):
         sides.append(sides[-1] * branching)
     y, x = (axis.ravel() for axis in np.indices((height, width)))
-    # The coarsest block comes last in lexsort's keys: it counts most.
+    # lexsort sorts by its last key first: the coarsest block.
     tokens = np.lexsort([key for side in sides for key in (x // side, y // side)])
     starts = []
     for side in sides[1:-1]:

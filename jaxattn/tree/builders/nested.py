@@ -1,4 +1,4 @@
-"""Trees out of nested lists, and back. Loops, not recursion: lists may be nested thousands deep."""
+"""Trees from nested lists, and back. Loops, not recursion: lists may be nested thousands deep."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from jaxattn.tree.outline import Outline, from_preorder
+from jaxattn.tree.builders.outline import Outline, from_preorder
 
 
 def nested_outline(nested: Any, length: int | None) -> Outline:
@@ -18,12 +18,12 @@ def nested_outline(nested: Any, length: int | None) -> Outline:
 
 
 def lengths_outline(lengths: Any, length: int | None) -> Outline:
-    """The outline of nested lists of numbers of tokens."""
+    """The outline of nested lists of token counts."""
     depths, sizes, values = _preorder("lengths", lengths)
     if bad := np.flatnonzero((sizes == 0) & (values < 1)).tolist():
-        path = _paths(lengths)[bad[0]]
-        raise ValueError(f"lengths must be positive; the one at {_place(path)} is {values[bad[0]]}.")
-    # Every number becomes a node and its tokens, one deeper.
+        path = [_index(path) for path, _ in _walk(lengths)][bad[0]]
+        raise ValueError(f"lengths must be positive; the one at {path} is {values[bad[0]]}.")
+    # Every count becomes a node followed by its tokens, one level deeper.
     copies = np.where(sizes > 0, 1, values + 1)
     source = np.repeat(np.arange(len(copies)), copies)
     is_token = np.arange(len(source)) > (np.cumsum(copies) - copies)[source]
@@ -46,7 +46,7 @@ def _is_list(item: Any) -> bool:
 
 
 def _walk(nested: Any) -> Iterator[tuple[list[int], Any]]:
-    """All lists and numbers in preorder with their paths; a path is valid until the next one comes."""
+    """All lists and numbers in preorder with their paths; the path is reused, so copy it to keep it."""
     path: list[int] = []
     yield path, nested
     open_lists = [iter(enumerate(nested))]
@@ -64,11 +64,7 @@ def _walk(nested: Any) -> Iterator[tuple[list[int], Any]]:
             path.pop()
 
 
-def _paths(nested: Any) -> list[tuple[int, ...]]:
-    return [tuple(path) for path, _ in _walk(nested)]
-
-
-def _place(path: Sequence[int]) -> str:
+def _index(path: Sequence[int]) -> str:
     return "".join(f"[{i}]" for i in path)
 
 
@@ -82,13 +78,13 @@ def _preorder(
     for path, item in _walk(nested):
         if _is_list(item):
             if len(item) == 0:
-                node = f"node {_place(path)}" if path else "the root"
-                raise ValueError(f"{name} must have no empty list; {node} is empty.")
+                node = f"node {_index(path)}" if path else "the root"
+                raise ValueError(f"{name} must not contain empty lists; {node} is empty.")
             found.append((len(path), len(item), -1))
         elif isinstance(item, int | np.integer) and not isinstance(item, bool):
             found.append((len(path), 0, int(item)))
         else:
-            raise ValueError(f"{name} must hold integers and lists; the item at {_place(path)} is {item!r}.")
+            raise ValueError(f"{name} must hold integers and lists; the item at {_index(path)} is {item!r}.")
     depths, sizes, values = np.array(found, np.int64).T
     return depths, sizes, values
 
@@ -98,18 +94,18 @@ def _check_leaves(nested: Any, leaves: Int[np.ndarray, " n"]) -> None:
     wanted = np.arange(len(leaves))
     if np.array_equal(np.sort(leaves), wanted):
         return
-    kinds, counts = np.unique(leaves, return_counts=True)
-    many = kinds[counts > 1]
-    if len(many):
-        paths = [_place(path) for path, item in _walk(nested) if not _is_list(item) and item == many[0]]
-        fault = f"leaf {many[0]} occurs {_times(len(paths))}, at {', '.join(paths[:-1])} and {paths[-1]}"
-    elif kinds[0] < 0:
-        path = next(_place(p) for p, item in _walk(nested) if not _is_list(item) and item == kinds[0])
-        fault = f"leaf {kinds[0]} at {path} is negative"
+    found, counts = np.unique(leaves, return_counts=True)
+
+    def paths(leaf: int) -> list[str]:
+        return [_index(path) for path, item in _walk(nested) if not _is_list(item) and item == leaf]
+
+    if (counts > 1).any():
+        leaf = found[counts > 1][0]
+        *most, last = paths(leaf)
+        times = "twice" if len(most) == 1 else f"{len(most) + 1} times"
+        fault = f"leaf {leaf} occurs {times}, at {', '.join(most)} and {last}"
+    elif found[0] < 0:
+        fault = f"leaf {found[0]} at {paths(found[0])[0]} is negative"
     else:
-        fault = f"leaf {np.setdiff1d(wanted, kinds)[0]} is missing, though there is a leaf {kinds[-1]}"
-    raise ValueError(f"nested must hold every token index from 0 on once; {fault}.")
-
-
-def _times(count: int) -> str:
-    return "twice" if count == 2 else f"{count} times"
+        fault = f"leaf {np.setdiff1d(wanted, found)[0]} is missing, though there is a leaf {found[-1]}"
+    raise ValueError(f"nested must hold every token index from 0 to n − 1 exactly once; {fault}.")

@@ -1,4 +1,4 @@
-"""A tree as the numbers of children of its nodes, depth first: what builders make and tables are made of."""
+"""The outline of a tree, its children counted depth first: what builders produce and tables are built from."""
 
 import itertools
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from jaxtyping import Bool, Int
 
 
 class Outline(NamedTuple):
-    """One tree, on the host. Nodes of a level are numbered depth first, so that siblings have consecutive numbers.
+    """One tree on the host. Nodes of a level are numbered depth first, so siblings have consecutive numbers.
 
     Attributes:
         length: T, the number of token slots.
-        tokens: (n,) the leaves depth first; the other tokens are in no family.
+        tokens: (n,) the leaves depth first; the other token slots are padding.
         sizes: sizes[l][f] is the number of children of node f of level l + 1; the last has one entry, the root.
     """
 
@@ -23,7 +23,7 @@ class Outline(NamedTuple):
 
     @property
     def is_ordered(self) -> bool:
-        """Whether the leaves come in the order of the sequence."""
+        """Whether the leaves are in sequence order."""
         return bool(np.all(np.diff(self.tokens) > 0))
 
     def raised(self, height: int) -> "Outline":
@@ -40,7 +40,7 @@ def check_size(name: str, value: Any, least: int) -> int:
 
 
 def check_length(length: int | None, leaves: int) -> int:
-    """The number of token slots: `length`, which must leave room for the leaves, or as many as there are."""
+    """The number of token slots: `length`, which must be at least `leaves`, or `leaves` if None."""
     if length is None:
         return leaves
     if check_size("length", length, 1) < leaves:
@@ -49,7 +49,7 @@ def check_length(length: int | None, leaves: int) -> int:
 
 
 def uniform_branching(length: int, branching: int | np.integer | Sequence[int]) -> tuple[int, ...]:
-    """The family sizes of all levels: the last one given repeats until one root remains."""
+    """The branching of every level: the last one given repeats until one root remains."""
     given = [branching] if isinstance(branching, int | np.integer) else list(branching)
     if not given:
         raise ValueError("branching must be an integer >= 2 or several, from the leaves up; got none.")
@@ -57,21 +57,21 @@ def uniform_branching(length: int, branching: int | np.integer | Sequence[int]) 
     nodes = check_size("length", length, 1)
     found: list[int] = []
     while nodes > 1 or not found:
-        # The root's family may be smaller than asked for.
+        # The root may have fewer children than asked for.
         found.append(min(given[min(len(found), len(given) - 1)], nodes))
         nodes = -(-nodes // found[-1])
     return tuple(found)
 
 
 def uniform_outline(length: int, branching: tuple[int, ...]) -> Outline:
-    """The outline of a uniform tree, whose last family of a level is what remains."""
+    """The outline of a uniform tree; the last node of a level has the remaining children."""
     sizes, nodes = [], length
     for width in branching:
-        families = -(-nodes // width)
-        level = np.full(families, width)
-        level[-1] = nodes - (families - 1) * width
+        parents = -(-nodes // width)
+        level = np.full(parents, width)
+        level[-1] = nodes - (parents - 1) * width
         sizes.append(level)
-        nodes = families
+        nodes = parents
     return Outline(length, np.arange(length), tuple(sizes))
 
 
@@ -81,10 +81,10 @@ def from_preorder(
     tokens: Int[np.ndarray, " n"],
     length: int | None,
 ) -> Outline:
-    """From all nodes in preorder with their depths and numbers of children; leaves have 0."""
+    """From the depth and the number of children (0 for a leaf) of all nodes in preorder."""
     height = int(depths.max())
     inner = sizes > 0
-    # A shallow leaf stands for itself and for the single-child nodes above it: one at every depth from its own on.
+    # A shallow leaf also stands for the single-child nodes above it, one at every depth from its own on.
     levels = [
         np.where(inner, sizes, 1)[np.where(inner, depths == depth, depths <= depth)]
         for depth in range(height - 1, -1, -1)
@@ -95,7 +95,7 @@ def from_preorder(
 def from_starts(
     tokens: Int[np.ndarray, " n"], starts: Sequence[Bool[np.ndarray, " n"]], length: int | None
 ) -> Outline:
-    """From marks where a node of level 1, 2, … begins among the leaves, depth first; the root's is left out."""
+    """From masks of the leaves, depth first, at which a node of level 1, 2, … starts, excluding the root."""
     root = np.arange(len(tokens)) == 0
     marks = [np.ones(len(tokens), np.int64), *starts, root]
     sizes = [
@@ -105,7 +105,7 @@ def from_starts(
 
 
 def joined(outlines: Sequence[Outline]) -> Outline:
-    """The outline of trees side by side under a new root, their tokens one after the other."""
+    """The outline of trees side by side under a new root, their tokens concatenated."""
     height = max(len(outline.sizes) for outline in outlines)
     raised = [outline.raised(height) for outline in outlines]
     ends = np.cumsum([outline.length for outline in outlines])

@@ -1,40 +1,35 @@
-"""Trees for the eye: as text and as a plot."""
+"""Trees as text and as plots."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxattn.tree.nested import to_nested
-from jaxattn.tree.outline import Outline
+from jaxattn.tree.builders.nested import to_nested
+from jaxattn.tree.builders.outline import Outline
 
-# Larger trees are summed up, not drawn, and their leaves in a plot are not named.
+# Larger trees are summarised, and their leaves are not named in plots.
 DRAWN_LEAVES, DRAWN_LEVELS = 64, 12
 
 
 def describe(outline: Outline, tokens: Sequence[Any] | None) -> str:
-    """The levels of a tree in words, and its nodes if they are few."""
+    """A line for each level of a tree, and its nodes if they are few."""
     names = _names(outline, tokens)
     leaves, order = len(outline.tokens), "ordered" if outline.is_ordered else "not ordered"
     slots = f"{leaves} tokens" if leaves == outline.length else f"{leaves} of {outline.length} tokens"
     lines = [f"{slots} in a tree of height {len(outline.sizes)}, {order}"]
-    for level in range(len(outline.sizes) - 1, -1, -1):
-        sizes = outline.sizes[level]
-        if sizes.min() == sizes.max():
-            size = f"{sizes.max()}"
-        else:
-            size = f"{sizes.min()} to {sizes.max()}, {sizes.mean():.3g} on average"
-        lines.append(
-            f"level {level}: {_count(int(sizes.sum()), 'node', 'nodes')} in "
-            f"{_count(len(sizes), 'family', 'families')} of {size}"
-        )
+    for level, sizes in reversed(list(enumerate(outline.sizes))):
+        low, high = sizes.min(), sizes.max()
+        size = f"{high}" if low == high else f"{low} to {high}, {sizes.mean():.3g} on average"
+        nodes = _count(int(sizes.sum()), "node", "nodes")
+        lines.append(f"level {level}: {nodes} in {_count(len(sizes), 'family', 'families')} of {size}")
     if leaves <= DRAWN_LEAVES and len(outline.sizes) <= DRAWN_LEVELS:
         lines += ["", *_drawing(to_nested(outline), names)]
     return "\n".join(lines)
 
 
 def _drawing(node: list[Any], names: list[str]) -> list[str]:
-    """A dot for a node, then its tokens, or its only child, or below it all children."""
+    """A dot for a node, followed by its tokens or its only child, or above all its children."""
     if isinstance(node[0], int):
         return ["• " + " ".join(names[token] for token in node)]
     parts = [_drawing(child, names) for child in node]
@@ -53,8 +48,7 @@ def _names(outline: Outline, tokens: Sequence[Any] | None) -> list[str]:
         return [str(i) for i in range(least)]
     if len(tokens) < least:
         raise ValueError(f"tokens must have at least {least} items, one for each leaf; got {len(tokens)}.")
-    # Without quotes, but with line breaks spelt out.
-    return [repr(str(token))[1:-1] for token in tokens]
+    return [repr(str(token))[1:-1] for token in tokens]  # escapes line breaks
 
 
 def plot(outline: Outline, tokens: Sequence[Any] | None, ax: Any) -> Any:

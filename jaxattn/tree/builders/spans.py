@@ -1,4 +1,4 @@
-"""Trees out of the character offsets of tokens and the character spans of parts of the text."""
+"""Trees from the character offsets of tokens and the character spans of parts of the text."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from jaxattn.tree.outline import Outline, from_starts
+from jaxattn.tree.builders.outline import Outline, from_starts
 
 
 def offsets_outline(offsets: Any, spans: Sequence[Any], length: int | None) -> Outline:
-    """The outline of tokens in spans; the text between two spans counts to the first of them."""
+    """The outline of tokens in spans; text between two spans belongs to the first of them."""
     characters = _pairs("offsets", offsets)
     levels: list[_Spans] = []
     for i, given in enumerate(spans):
@@ -21,8 +21,8 @@ def offsets_outline(offsets: Any, spans: Sequence[Any], length: int | None) -> O
     if len(back):
         token = texts[back[0] + 1]
         raise ValueError(
-            f"offsets must not go back in the text; offsets[{token}] = {_pair(characters[token])} starts before the "
-            "token in front of it. Texts one after the other are put together with Tree.join."
+            f"offsets must not decrease; offsets[{token}] = {_pair(characters[token])} starts before the previous "
+            "token. Use Tree.join for several texts."
         )
     labels = _labels(characters[:, 0], levels)
     new = is_special | np.roll(is_special, 1)
@@ -35,7 +35,7 @@ def offsets_outline(offsets: Any, spans: Sequence[Any], length: int | None) -> O
 
 
 class _Spans:
-    """The spans of one level and which span of the level above each lies in."""
+    """The spans of one level, and the span of the level above that contains each."""
 
     def __init__(self, level: int, given: Any, above: "list[_Spans]"):
         name = f"spans[{level}]"
@@ -47,7 +47,7 @@ class _Spans:
                 )
             if i and pair[0] < pairs[i - 1, 1]:
                 raise ValueError(
-                    f"{name} must be in the order of the text without overlap; {name}[{i}] = {_pair(pair)} starts "
+                    f"{name} must be sorted without overlap; {name}[{i}] = {_pair(pair)} starts "
                     f"before the end of {_pair(pairs[i - 1])}."
                 )
         self.starts = pairs[:, 0]
@@ -59,13 +59,13 @@ class _Spans:
         for i in np.flatnonzero((self.parents != lasts) | (self.parents < 0))[:1]:
             ends = [f"{outer}[{p}]" if p >= 0 else f"no span of {outer}" for p in (self.parents[i], lasts[i])]
             raise ValueError(
-                f"{name} must stay inside the borders of {outer}; {name}[{i}] = {_pair(pairs[i])} starts in "
+                f"{name} must not cross the borders of {outer}; {name}[{i}] = {_pair(pairs[i])} starts in "
                 f"{ends[0]} and ends in {ends[1]}."
             )
 
 
 def _labels(positions: Int[np.ndarray, " n"], levels: list[_Spans]) -> list[Int[np.ndarray, " n"]]:
-    """The span of every level that each character counts to; −1 where the span above has none inside."""
+    """The span of every level that each character belongs to; −1 where the span above contains none."""
     found = []
     above = np.zeros(len(positions), np.int64)
     for level in levels:

@@ -1,0 +1,107 @@
+"""Checks of trees and sibling biases, and the checked call over which trees attend."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxattn.core.arguments import check_qkv
+from jaxattn.core.checks import check_broadcastable, check_dtype
+from jaxattn.core.grouped import Call, prepare
+from jaxattn.tree.pooling import Biases, Leaves
+from jaxattn.tree.tree import Tree
+
+SiblingBias = Sequence[Any] | None
+
+# (tree, leaves, biases, scale, include_self) -> arrays of one sequence.
+Function = Callable[[Tree, Leaves, Biases, float, bool], Array]
+
+
+def check_tree(tree: Any, batch: int | None = None, length: int | None = None) -> None:
+    """Raises unless `tree` is a Tree that fits the batch size (None: without a batch axis) and the length."""
+    if not isinstance(tree, Tree):
+        raise ValueError(
+            f"tree must be a jaxattn.Tree, such as Tree.uniform(length, 64); got {type(tree).__name__}."
+        )
+    if length is not None and tree.length != length:
+        raise ValueError(f"tree must be over T = {length} tokens; got a tree of length {tree.length}.")
+    if tree.is_batched and batch is None:
+        raise ValueError("tree must be unbatched for arrays without a batch axis; got a batch of trees.")
+    if tree.is_batched and tree.children[0].shape[0] != batch:
+        raise ValueError(f"tree must be one or B = {batch} trees; got {tree.children[0].shape[0]}.")
+
+
+def check_ordered(tree: Tree) -> None:
+    """Raises unless the tree can be causal."""
+    if not tree.is_ordered:
+        raise ValueError(
+            "tree must have its leaves in sequence order for causal attention, so that every node spans consecutive "
+            "tokens; got an unordered tree."
+        )
+
+
+def prepare_tree_call(
+    query: Array,
+    key: Array,
+    value: Array,
+    tree: Tree,
+    key_bias: Array | None,
+    sibling_bias: SiblingBias,
+    *,
+    whole: bool = True,
+) -> tuple[Call, Biases]:
+    """Checks all arguments and splits heads into groups; `whole` if the tokens are all those of the tree."""
+    check_qkv(query, key, value)
+    length = query.shape[-3]
+    if key.shape[-3] != length:
+        raise ValueError(
+            f"key must have as many tokens as query, T = {length}: one tree is over both; got S = {key.shape[-3]}."
+        )
+    check_tree(tree, query.shape[0] if jnp.ndim(query) == 4 else None, length if whole else None)
+    call = prepare(query, key, value, key_bias)
+    return call, _group_biases(sibling_bias, tree, call)
+
+
+def _group_biases(sibling_bias: SiblingBias, tree: Tree, call: Call) -> Biases:
+    """Checks biases (N or 1, b, b), and returns them as (K, b, G, b) or (1, b, 1, b)."""
+    if sibling_bias is None:
+        return [None] * tree.height
+    if not isinstance(sibling_bias, Sequence) or len(sibling_bias) != tree.height:
+        found = len(sibling_bias) if isinstance(sibling_bias, Sequence) else type(sibling_bias).__name__
+        raise ValueError(
+            f"sibling_bias must be a list of one array or None a level, {tree.height} from the leaves up; "
+            f"got {found}."
+        )
+    heads = call.query.shape[2:4]
+    biases: list[Array | None] = []
+    for level, (bias, size) in enumerate(zip(sibling_bias, tree.branching, strict=True)):
+        if bias is None:
+            biases.append(None)
+            continue
+        name = f"sibling_bias[{level}]"
+        check_dtype(name, bias, jnp.floating, "floating point")
+        check_broadcastable(name, bias, (heads[0] * heads[1], size, size), "(N, b, b)")
+        if jnp.shape(bias)[1:] != (size, size):
+            raise ValueError(f"{name} must be (N or 1, {size}, {size}); got {jnp.shape(bias)}.")
+        bias = jnp.asarray(bias, call.query.dtype)
+        bias = bias.reshape(*((1, 1) if bias.shape[0] == 1 else heads), size, size)
+        biases.append(jnp.moveaxis(bias, 1, 2))
+    return biases
+
+
+# Jitted, so that calls outside of jit do not compile operation by operation.
+@partial(jax.jit, static_argnums=(0, 4, 5))
+def over_batch(
+    function: Function, tree: Tree, call: Call, biases: Biases, scale: float, include_self: bool
+) -> Array:
+    """`function` of each sequence of a checked call, heads first."""
+
+    def one(tree: Tree, call: Call) -> Array:
+        arrays = (call.query, call.key, call.value, call.key_bias)
+        leaves = Leaves(*(jnp.moveaxis(x, 0, 1) for x in arrays))
+        return function(tree, leaves, biases, scale, include_self)
+
+    return jax.vmap(one, (0 if tree.is_batched else None, 0))(tree, call)

@@ -1,0 +1,1 @@
+"""Outlines of trees from nested lists, lengths, character spans and image grids."""
