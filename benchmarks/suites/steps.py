@@ -125,7 +125,7 @@ def training_step(task: str, attention: str, length: int, batch: int) -> Prepare
     shape = (1, batch, 2, length) if this.two_tower else (1, batch, length)
     rows = _random_rows(shape, this.vocab_size, len(this.classes))
     model = lra_classifier(config, data, rows)
-    return _compiled_steps(model, loop.make_optimizer(config.optimizer), loop.class_loss, rows)
+    return _compiled_steps(model, loop.make_optimizer(config.optimizer, model.decayed), loop.class_loss, rows)
 
 
 def head_step(head: str, *, length: int, batch: int) -> Prepared:
@@ -153,7 +153,7 @@ def head_step(head: str, *, length: int, batch: int) -> Prepared:
     encoder = TextEncoder(EncoderConfig.from_dict(ENCODER), rngs=nnx.Rngs(0))
     rows = _random_rows((1, batch, length), encoder.config.vocab_size, 2)
     model = text_classifier(config.model, encoder, 2, rows)
-    optimizer = make_optimizer(config.optimizer, encoder.config.num_layers)
+    optimizer = make_optimizer(config.optimizer, encoder.config.num_layers, model.decayed)
     return _compiled_steps(model, optimizer, make_loss("softmax"), rows)
 
 

@@ -1,55 +1,148 @@
-"""What every attention mechanism is: a frozen description that builds a module with one calling convention."""
+"""The protocol of attention mechanisms: a frozen description builds a module, and all modules are called alike."""
 
 import abc
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxattn.core.padding import padding_key_bias
 
-class MechanismModule(nnx.Module):
-    """Holds a mechanism's parameters; all mechanisms are called alike, which is what lets them nest.
 
-    `inputs` is the layer's input at the key positions, before any projection; mechanisms that read the tokens
-    themselves (the energy gate) use it and the others do not need it. Where `uses_tree` is True, the call also
-    takes `tree`, a `jaxattn.Tree` over the tokens or a batch of them.
+@dataclasses.dataclass(frozen=True)
+class LayerSizes:
+    """Sizes of the attention layer that a mechanism is built for.
+
+    Attributes:
+        num_heads: query heads N.
+        head_dim: width H of a head.
+        num_kv_heads: key/value heads K; None for N.
+        in_features: width D of the layer's input. None when the layer passes no `inputs`; what a mechanism would read
+            from them it then reads from the keys.
     """
 
-    @property
-    def uses_tree(self) -> bool:
-        """Whether the call takes a tree."""
-        return False
+    num_heads: int
+    head_dim: int
+    num_kv_heads: int | None = None
+    in_features: int | None = None
 
     @property
-    def takes_bias(self) -> bool:
-        """Whether the call takes `bias`, (B, N, T, S) or what broadcasts to it, added to scores of single pairs."""
-        return False
+    def kv_heads(self) -> int:
+        """K."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionInputs:
+    """What comes with queries, keys and values; a mechanism raises for what it cannot use.
+
+    Attributes:
+        inputs: the layer's input at the key positions, before any projection.
+        key_bias: added to the score of key j in log space; −inf removes the key.
+        token_mask: True at real tokens; padding is neither attended to nor counted in any statistic.
+        mask: True where query i may attend to key j.
+        bias: added to the scores of single pairs.
+        segment_ids: tokens attend only within their segment (packing).
+        tree: a `jaxattn.Tree` over the tokens, or a batch of them.
+        is_causal: query i attends to keys j <= i.
+    """
+
+    inputs: Float[Array, "B S D"] | None = None
+    key_bias: Float[Array, "#B S #N"] | None = None
+    token_mask: Bool[Array, "B S"] | None = None
+    mask: Bool[Array, "#B #N #T #S"] | None = None
+    bias: Float[Array, "#B #N #T #S"] | None = None
+    segment_ids: Int[Array, "B S"] | None = None
+    tree: Any = None
+    is_causal: bool = False
+
+    def add_key_bias(self, key_bias: Array) -> "AttentionInputs":
+        """The same with `key_bias` added: how a gate passes its bias to the mechanism that it gates."""
+        total = key_bias if self.key_bias is None else self.key_bias + key_bias
+        return dataclasses.replace(self, key_bias=total)
+
+    def padding_key_bias(self) -> Array | None:
+        """`key_bias` with −inf at padding."""
+        return padding_key_bias(self.token_mask, self.key_bias)
+
+    def folded_key_bias(self, length: int) -> Array | None:
+        """`key_bias` with −inf at padding and at the keys that `mask` (B, N, 1, S) removes.
+
+        For mechanisms that sum over the keys before any query comes.
+
+        Args:
+            length: number of keys S.
+
+        Raises:
+            ValueError: `mask` differs from query to query.
+        """
+        key_bias = self.padding_key_bias()
+        if self.mask is None:
+            return key_bias
+        if self.mask.shape[-2] != 1:
+            raise ValueError(
+                "mask must be the same for all queries, (B, N, 1, S): this mechanism sums over the keys before any "
+                f"query comes; got shape {self.mask.shape}. is_causal, token_mask and segment_ids are accepted."
+            )
+        kept = jnp.moveaxis(self.mask[..., 0, :], -1, -2)
+        kept = jnp.broadcast_to(kept, (*kept.shape[:-2], length, kept.shape[-1]))
+        return jnp.where(kept, 0.0 if key_bias is None else key_bias, -jnp.inf)
+
+
+class MechanismModule(nnx.Module):
+    """Parameters of a mechanism; all mechanisms are called alike, so that they nest.
+
+    Args:
+        sizes: of the layer that it is in.
+    """
+
+    refusals: Mapping[str, str] = {
+        "tree": "is for mechanisms that attend over one, such as Hierarchical()",
+        "bias": "is for mechanisms that form the scores of single pairs, such as Softmax()",
+        "segment_ids": "cannot be used here",
+    }
+
+    def __init__(self, sizes: LayerSizes):
+        self.sizes = sizes
 
     @property
-    def takes_pair_mask(self) -> bool:
-        """Whether `mask` may differ from query to query."""
-        return False
+    def takes(self) -> frozenset[str]:
+        """What it can use of "tree", "bias", "segment_ids" and "pair_mask": a `mask` that differs between queries."""
+        return frozenset({"segment_ids"})
 
-    @abc.abstractmethod
     def __call__(
         self,
         query: Float[Array, "B T N H"],
         key: Float[Array, "B S K H"],
         value: Float[Array, "B S K V"],
-        *,
-        inputs: Float[Array, "B S D"] | None = None,
-        key_bias: Float[Array, "#B S #N"] | None = None,
-        token_mask: Bool[Array, "B S"] | None = None,
-        mask: Bool[Array, "#B #N #T #S"] | None = None,
-        segment_ids: Int[Array, "B T"] | None = None,
-        is_causal: bool = False,
+        given: AttentionInputs | None = None,
     ) -> Float[Array, "B T N V"]:
-        """Attends over the whole sequence."""
+        """Attends over the whole sequence.
+
+        Raises:
+            ValueError: something is given that the mechanism cannot use.
+        """
+        given = AttentionInputs() if given is None else given
+        for name, reason in self.refusals.items():
+            if getattr(given, name) is not None and name not in self.takes:
+                raise ValueError(f"{name} {reason}; got it with {type(self).__name__}.")
+        return self.attend(query, key, value, given)
 
     @abc.abstractmethod
-    def init_state(self, batch: int, max_length: int, num_kv_heads: int, dtype: Any) -> Any:
+    def attend(
+        self, query: Array, key: Array, value: Array, given: AttentionInputs
+    ) -> Float[Array, "B T N V"]:
+        """What a call does; of tree, bias and segment_ids only those in `takes` are ever given."""
+
+    def prepare(self, query: Array, key: Array) -> None:
+        """Fits what is held, such as statistics, to example queries and keys, before the mechanism is measured."""
+
+    @abc.abstractmethod
+    def init_state(self, batch: int, max_length: int, dtype: Any) -> Any:
         """The decoding state before the first token."""
 
     @abc.abstractmethod
@@ -66,29 +159,83 @@ class MechanismModule(nnx.Module):
         """Attends from T new tokens to all so far and to each other, causally."""
 
 
+class Flops(NamedTuple):
+    """Floating-point operations of matrix products: a product of (a, b) and (b, c) counts 2abc."""
+
+    forward: int
+    backward: int
+    """Of the gradient, without what is recomputed for it."""
+
+
+class KernelCall(NamedTuple):
+    """A mechanism as a function of arrays alone."""
+
+    own: tuple[Array, ...]
+    """The arrays that it takes besides query, key and value, all of which get gradients."""
+    call: Callable[..., Array]
+    """(query, key, value, *own, key_bias=None) -> output."""
+
+
 class Mechanism(abc.ABC):
     """Base of the frozen dataclasses that name a mechanism and its options."""
 
     @abc.abstractmethod
-    def build(
-        self,
-        num_heads: int,
-        head_dim: int,
-        in_features: int | None,
-        *,
-        num_kv_heads: int | None = None,
-        rngs: nnx.Rngs,
-    ) -> MechanismModule:
+    def build(self, sizes: LayerSizes, *, rngs: nnx.Rngs) -> MechanismModule:
         """The module with this mechanism's parameters.
 
         Args:
-            num_heads: query heads N.
-            head_dim: width H of a head.
-            in_features: width of the layer input that is passed as `inputs`; None when no inputs will be
-                passed, and what would be read from them is then read from the keys.
-            num_kv_heads: key/value heads K, for mechanisms that keep something for each; None for N.
-            rngs: the random streams for the initial values.
+            sizes: of the layer.
+            rngs: random streams for the initial values.
         """
+
+    @property
+    def needs_tree(self) -> bool:
+        """Whether every call must come with a tree."""
+        return False
+
+    def flops(self, length: int, num_heads: int, head_dim: int, num_kv_heads: int | None = None) -> Flops:
+        """Operations of one layer's attention on one sequence, without the projections before and after.
+
+        Exponentials, divisions and sums over elements are not counted, and a causal call counts as a full one.
+
+        Args:
+            length: T, padding included.
+            num_heads: N.
+            head_dim: H.
+            num_kv_heads: K; None for N.
+
+        Raises:
+            NotImplementedError: the mechanism does not say.
+        """
+        raise NotImplementedError(f"{self!r} does not say how many operations it takes.")
+
+    def kernel_call(self, query: Array, key: Array, *, is_causal: bool) -> KernelCall:
+        """This mechanism without a layer around it, for measurements.
+
+        Args:
+            query: an example of the queries, (B, T, N, H).
+            key: an example of the keys, (B, S, K, H).
+            is_causal: query i attends to keys j <= i.
+
+        Examples:
+            >>> import jax.numpy as jnp
+            >>> from jaxattn.nn import CrossCorrelation
+            >>> x = jnp.ones((1, 6, 2, 4))
+            >>> own, call = CrossCorrelation(lags=2).kernel_call(x, x, is_causal=True)
+            >>> own[0].shape, call(x, x, x, *own).shape
+            ((2, 5), (1, 6, 2, 4))
+        """
+        sizes = LayerSizes(query.shape[-2], query.shape[-1], key.shape[-2])
+        module = self.build(sizes, rngs=nnx.Rngs(0))
+        module.prepare(query, key)
+        graph, learned, held = nnx.split(module, nnx.Param, ...)
+        own, structure = jax.tree.flatten(learned)
+
+        def call(query: Array, key: Array, value: Array, *own: Array, key_bias: Array | None = None) -> Array:
+            whole = nnx.merge(graph, jax.tree.unflatten(structure, own), held)
+            return whole(query, key, value, AttentionInputs(key_bias=key_bias, is_causal=is_causal))
+
+        return KernelCall(tuple(own), call)
 
     def attention_fn(self, num_heads: int, head_dim: int, *, rngs: nnx.Rngs) -> "AttentionFn":
         """This mechanism as `flax.nnx.MultiHeadAttention(attention_fn=...)`.
@@ -96,7 +243,7 @@ class Mechanism(abc.ABC):
         Args:
             num_heads: query heads of the Flax module.
             head_dim: its `qkv_features // num_heads`.
-            rngs: the random streams for the mechanism's own parameters, which become part of the Flax module.
+            rngs: random streams for the mechanism's own parameters, which become part of the Flax module.
 
         Returns:
             A module with the signature that Flax calls.
@@ -111,7 +258,7 @@ class Mechanism(abc.ABC):
             >>> mha(jnp.ones((1, 5, 8)), is_causal=True).shape
             (1, 5, 8)
         """
-        return AttentionFn(self.build(num_heads, head_dim, None, rngs=rngs))
+        return AttentionFn(self.build(LayerSizes(num_heads, head_dim), rngs=rngs))
 
 
 class AttentionFn(nnx.Module):
@@ -153,16 +300,5 @@ class AttentionFn(nnx.Module):
             mask = jnp.asarray(mask, bool)
             # A key that no query of any head may see is padding, and padding must not enter statistics.
             token_mask = jnp.broadcast_to(mask.any(axis=(-3, -2)), key.shape[:2])
-        return self.mechanism(query, key, value, token_mask=token_mask, mask=mask, is_causal=is_causal)
-
-
-def fold_mask(mask: Array, key_bias: Array | None, length: int) -> Array:
-    """A mask (B, N, 1, S) as a key bias; one that depends on the query raises."""
-    if mask.shape[-2] != 1:
-        raise ValueError(
-            "mask must be the same for all queries, (B, N, 1, S): this mechanism sums keys up "
-            f"before queries come; got shape {mask.shape}. is_causal, token_mask and segment_ids are accepted."
-        )
-    kept = jnp.moveaxis(mask[..., 0, :], -1, -2)
-    kept = jnp.broadcast_to(kept, (*kept.shape[:-2], length, kept.shape[-1]))
-    return jnp.where(kept, 0.0 if key_bias is None else key_bias, -jnp.inf)
+        given = AttentionInputs(token_mask=token_mask, mask=mask, is_causal=is_causal)
+        return self.mechanism(query, key, value, given)

@@ -1,4 +1,13 @@
-"""Parameters that carry the names of their axes, for sharding by name."""
+"""Typed variables: which arrays are learned, which decay, which are held, and the names of their axes.
+
+The type of a variable says what training does with it:
+
+- `nnx.Param`: learned. Weight decay applies to those of two dimensions or more (kernels, embeddings), not to vectors
+  (biases and gains of Flax's layers). A bias of Flax that has two dimensions is made with the metadata
+  `UNDECAYED`: `bias_metadata={"axes": ..., **UNDECAYED}`.
+- `UndecayedParam`: learned, but shrinking it towards 0 has no meaning: gains, logits, frequencies.
+- `HeldVariable`, and Flax's own `nnx.BatchStat`: not changed by gradients: random draws, statistics, fixed tables.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +18,35 @@ from flax import nnx
 
 Initializer = Callable[..., jax.Array]
 
+UNDECAYED = {"decays": False}
+
+
+class UndecayedParam(nnx.Param):
+    """A learned array that weight decay leaves alone."""
+
+
+class HeldVariable(nnx.Variable):
+    """An array that a module keeps and that gradients do not change."""
+
+
+HELD = (HeldVariable, nnx.BatchStat)
+
+
+def decays(variable: nnx.Variable) -> bool:
+    """Whether weight decay applies to a variable; see the head of this file for the rule.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> decays(nnx.Param(jnp.ones((2, 3)))), decays(nnx.Param(jnp.ones(3)))
+        (True, False)
+        >>> decays(UndecayedParam(jnp.ones((2, 3))))
+        False
+    """
+    if not isinstance(variable, nnx.Param) or isinstance(variable, UndecayedParam):
+        return False
+    return jnp.ndim(variable[...]) >= 2 and variable.get_metadata().get("decays", True)
+
 
 def parameter(
     init: Initializer,
@@ -16,6 +54,7 @@ def parameter(
     shape: tuple[int, ...],
     axes: tuple[str | None, ...],
     dtype: Any = jnp.float32,
+    kind: type[nnx.Param] = nnx.Param,
 ) -> nnx.Param:
     """A parameter with one logical axis name (or None) per dimension, kept in its metadata as `axes`.
 
@@ -23,7 +62,12 @@ def parameter(
     """
     if len(shape) != len(axes):
         raise ValueError(f"axes must name every dimension of shape {shape}; got {axes}.")
-    return nnx.Param(init(key, shape, dtype), axes=axes)
+    return kind(init(key, shape, dtype), axes=axes)
+
+
+def axes_of(variable: nnx.Variable) -> tuple[str | None, ...]:
+    """The logical axis names of one variable; None where a dimension has none."""
+    return variable.get_metadata().get("axes", (None,) * jnp.ndim(variable[...]))
 
 
 def logical_axes(tree: Any) -> Any:
@@ -44,8 +88,4 @@ def logical_axes(tree: Any) -> Any:
         ('embed', 'heads', 'head_dim')
     """
     state = nnx.state(tree) if isinstance(tree, nnx.Module) else tree
-
-    def names(variable: nnx.Variable) -> tuple[str | None, ...]:
-        return variable.get_metadata().get("axes", (None,) * jnp.ndim(variable[...]))
-
-    return jax.tree.map(names, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    return jax.tree.map(axes_of, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))

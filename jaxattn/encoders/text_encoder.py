@@ -299,7 +299,7 @@ class TextEncoder(nnx.Module):
             call: dict[str, Any] = {}
             if self.relative is not None:
                 call["relative_table"] = self.relative.dropout(table, **drop)
-            if block.attention.mechanism.uses_tree:
+            if "tree" in block.attention.mechanism.takes:
                 call["tree"] = tree
             states.append(block(states[-1], token_mask=mask, **call, **drop))
             if self.convolution is not None and len(states) == 2:

@@ -3,14 +3,22 @@
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxattn.core.checks import check_choice
-from jaxattn.core.mechanism import Mechanism, MechanismModule
-from jaxattn.core.padding import padding_key_bias
-from jaxattn.core.parameters import parameter
+from jaxattn.core.mechanism import (
+    AttentionInputs,
+    Flops,
+    KernelCall,
+    LayerSizes,
+    Mechanism,
+    MechanismModule,
+)
+from jaxattn.core.parameters import UndecayedParam, parameter
+from jaxattn.core.registry import GateRow, register_gate
 from jaxattn.energy.attention import (
     energy_gated_attention,
     energy_gated_attention_init_state,
@@ -24,7 +32,7 @@ NORMALIZATIONS = ("running", "sequence", "prefix", None)
 
 @dataclasses.dataclass(frozen=True)
 class EnergyGated(Mechanism):
-    """Lets every token announce how much it matters: weights are multiplied by a learned gate of the key token.
+    """Attention weights multiplied by a learned gate of the key token, and normalised again.
 
     e_j = w·x_j per head, g_j = sigmoid(alpha (z_j − tau)) with z the normalised energy, and
     A_ij = p_ij g_j / sum_j' p_ij' g_j'. The published energy also has an offset b; it cancels in z (and is
@@ -63,68 +71,75 @@ class EnergyGated(Mechanism):
                 f"got inner={self.inner!r}. 'running' and None work with every mechanism."
             )
 
-    def build(
-        self,
-        num_heads: int,
-        head_dim: int,
-        in_features: int | None,
-        *,
-        num_kv_heads: int | None = None,
-        rngs: nnx.Rngs,
-    ) -> "EnergyGatedModule":
+    def build(self, sizes: LayerSizes, *, rngs: nnx.Rngs) -> "EnergyGatedModule":
         """The module: energy weights, alpha and tau for every head, and the inner mechanism."""
-        inner = self.inner.build(num_heads, head_dim, in_features, num_kv_heads=num_kv_heads, rngs=rngs)
-        return EnergyGatedModule(self, inner, num_heads, head_dim, in_features, rngs=rngs)
+        return EnergyGatedModule(self, self.inner.build(sizes, rngs=rngs), sizes, rngs=rngs)
+
+    @property
+    def needs_tree(self) -> bool:
+        """Whether the inner mechanism does."""
+        return self.inner.needs_tree
+
+    def flops(self, length: int, num_heads: int, head_dim: int, num_kv_heads: int | None = None) -> Flops:
+        """Those of the inner mechanism; the energies are a projection of the input."""
+        return self.inner.flops(length, num_heads, head_dim, num_kv_heads)
+
+    def kernel_call(self, query: Array, key: Array, *, is_causal: bool) -> KernelCall:
+        """With energies in place of a projection of the input: (query, key, value, energy, alpha, tau, *own)."""
+        heads = query.shape[-2]
+        energy = jax.random.normal(jax.random.key(0), (*key.shape[:-2], heads)).astype(key.dtype)
+        inner = self.inner.kernel_call(query, key, is_causal=is_causal)
+
+        def call(query, key, value, energy, alpha, tau, *own, key_bias=None):
+            gate: dict[str, Any] = {
+                "alpha": alpha,
+                "tau": tau,
+                "normalization": self.normalization,
+                "is_causal": is_causal,
+            }
+            if self.normalization == "prefix":
+                return energy_gated_attention(query, key, value, energy, **gate, key_bias=key_bias)
+            bias = energy_gate(energy, **gate, allow_leak=self.allow_leak)
+            return inner.call(query, key, value, *own, key_bias=bias if key_bias is None else bias + key_bias)
+
+        own = (energy, jnp.full((heads,), 2.0), jnp.full((heads,), 0.1), *inner.own)
+        return KernelCall(own, call)
 
 
 class EnergyGatedModule(MechanismModule):
     """Computes the energies, turns them into a key bias and calls the inner mechanism with it."""
 
-    def __init__(
-        self,
-        config: EnergyGated,
-        inner: MechanismModule,
-        num_heads: int,
-        head_dim: int,
-        in_features: int | None,
-        *,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, config: EnergyGated, inner: MechanismModule, sizes: LayerSizes, *, rngs: nnx.Rngs):
+        super().__init__(sizes)
         self.normalization = config.normalization
         self.allow_leak = config.allow_leak
-        self.num_heads = num_heads
-        self.head_dim = head_dim
-        self.reads_keys = in_features is None
         self.inner = inner
-        width, axis = (head_dim, "head_dim") if in_features is None else (in_features, "embed")
+        width, axis = (sizes.head_dim, "head_dim")
+        if sizes.in_features is not None:
+            width, axis = (sizes.in_features, "embed")
+        heads = sizes.num_heads
         self.kernel = parameter(
-            nnx.initializers.lecun_normal(), rngs.params(), (width, num_heads), (axis, "heads")
+            nnx.initializers.lecun_normal(), rngs.params(), (width, heads), (axis, "heads")
         )
-        self.alpha = parameter(nnx.initializers.constant(2.0), rngs.params(), (num_heads,), ("heads",))
-        self.tau = parameter(nnx.initializers.zeros, rngs.params(), (num_heads,), ("heads",))
+
+        def gain(value: float) -> nnx.Param:
+            init = nnx.initializers.constant(value)
+            return parameter(init, rngs.params(), (heads,), ("heads",), kind=UndecayedParam)
+
+        self.alpha, self.tau = gain(2.0), gain(0.0)
 
     @property
-    def uses_tree(self) -> bool:
-        """Whether the inner mechanism attends over a tree."""
-        return self.inner.uses_tree
-
-    @property
-    def takes_bias(self) -> bool:
-        """Whether the inner mechanism adds a bias to its scores."""
-        return self.inner.takes_bias
-
-    @property
-    def takes_pair_mask(self) -> bool:
-        """Whether the inner mechanism masks single pairs."""
-        return self.inner.takes_pair_mask
+    def takes(self) -> frozenset[str]:
+        """What the inner mechanism takes."""
+        return self.inner.takes
 
     def energy(
         self, inputs: Float[Array, "B S D"] | None, key: Float[Array, "B S K H"]
     ) -> Float[Array, "B S N"]:
         """e = w·x per head, from the layer input, or from the keys where the module was built without one."""
         kernel = self.kernel[...]
-        if self.reads_keys:
-            key = jnp.repeat(key, self.num_heads // key.shape[-2], axis=-2)
+        if self.sizes.in_features is None:
+            key = jnp.repeat(key, self.sizes.num_heads // key.shape[-2], axis=-2)
             return jnp.einsum("BSNH,HN->BSN", key, kernel, preferred_element_type=jnp.float32)
         if inputs is None:
             raise ValueError(
@@ -132,22 +147,11 @@ class EnergyGatedModule(MechanismModule):
             )
         return jnp.einsum("BSD,DN->BSN", inputs, kernel, preferred_element_type=jnp.float32)
 
-    def __call__(
-        self,
-        query,
-        key,
-        value,
-        *,
-        inputs=None,
-        key_bias=None,
-        token_mask=None,
-        mask=None,
-        segment_ids=None,
-        is_causal=False,
-        **inner,
+    def attend(
+        self, query: Array, key: Array, value: Array, given: AttentionInputs
     ) -> Float[Array, "B T N V"]:
-        """Attends over the whole sequence; a `tree` or a `bias` is for the inner mechanism."""
-        energy = self.energy(inputs, key)
+        """Attends over the whole sequence."""
+        energy = self.energy(given.inputs, key)
         if self.normalization == "prefix" and isinstance(self.inner, SoftmaxModule):
             return energy_gated_attention(
                 query,
@@ -155,48 +159,37 @@ class EnergyGatedModule(MechanismModule):
                 value,
                 energy,
                 **self._gate(),
-                token_mask=token_mask,
-                mask=mask,
-                key_bias=key_bias,
-                segment_ids=segment_ids,
-                is_causal=is_causal,
+                token_mask=given.token_mask,
+                mask=given.mask,
+                bias=given.bias,
+                key_bias=given.key_bias,
+                segment_ids=given.segment_ids,
+                is_causal=given.is_causal,
                 implementation=self.inner.implementation,
-                **inner,
             )
-        key_bias = padding_key_bias(token_mask, key_bias)
         gate = energy_gate(
             energy,
             **self._gate(),
-            mask=_kept(key_bias, energy),
-            segment_ids=segment_ids,
-            is_causal=is_causal,
+            mask=_kept(given.padding_key_bias(), energy),
+            segment_ids=given.segment_ids,
+            is_causal=given.is_causal,
             allow_leak=self.allow_leak,
         )
-        return self.inner(
-            query,
-            key,
-            value,
-            inputs=inputs,
-            key_bias=gate if key_bias is None else gate + key_bias,
-            token_mask=token_mask,
-            mask=mask,
-            segment_ids=segment_ids,
-            is_causal=is_causal,
-            **inner,
-        )
+        return self.inner(query, key, value, given.add_key_bias(gate))
 
-    def init_state(self, batch: int, max_length: int, num_kv_heads: int, dtype: Any) -> Any:
+    def init_state(self, batch: int, max_length: int, dtype: Any) -> Any:
         """The inner state and the statistics of the energies.
 
         "sequence" decodes as "prefix" does: the future it was trained with does not exist yet.
         """
+        sizes = self.sizes
         if self.normalization in ("running", None):
-            inner = self.inner.init_state(batch, max_length, num_kv_heads, dtype)
-            return {"inner": inner, "gate": energy_gate_init_state(batch, self.num_heads)}
+            inner = self.inner.init_state(batch, max_length, dtype)
+            return {"inner": inner, "gate": energy_gate_init_state(batch, sizes.num_heads)}
         if not isinstance(self.inner, SoftmaxModule):
             raise ValueError("normalization 'sequence' can be decoded around inner=Softmax() only.")
         return energy_gated_attention_init_state(
-            batch, max_length, num_kv_heads, self.head_dim, num_heads=self.num_heads, dtype=dtype
+            batch, max_length, sizes.kv_heads, sizes.head_dim, num_heads=sizes.num_heads, dtype=dtype
         )
 
     def step(
@@ -228,3 +221,24 @@ class EnergyGatedModule(MechanismModule):
 def _kept(key_bias: Array | None, energy: Array) -> Array | None:
     """(B, S, N), False where a key is removed: such a token counts in no statistic."""
     return None if key_bias is None else jnp.broadcast_to(key_bias != -jnp.inf, energy.shape)
+
+
+_OPTIONS = {"running": "running", "prefix": "prefix", "none": None, "sequence": "sequence"}
+
+
+def _wrap(inner: Mechanism, option: str = "running", *, allow_leak: bool = False) -> EnergyGated:
+    if option not in _OPTIONS:
+        raise ValueError(f"the option of +gate must be one of {', '.join(_OPTIONS)}; got {option!r}")
+    return EnergyGated(inner=inner, normalization=_OPTIONS[option], allow_leak=allow_leak)
+
+
+register_gate(
+    GateRow(
+        name="gate",
+        syntax="+gate[=running|prefix|none|sequence]",
+        help="a learned gate of each key token; statistics of its energies from tokens up to the key (running)",
+        mechanism=EnergyGated,
+        wrap=_wrap,
+        spell=lambda mechanism: (mechanism.normalization or "none",),
+    )
+)

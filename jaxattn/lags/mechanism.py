@@ -6,13 +6,15 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxattn.core.mechanism import Mechanism, MechanismModule
-from jaxattn.core.parameters import parameter
+from jaxattn.core.mechanism import AttentionInputs, Flops, LayerSizes, Mechanism, MechanismModule
+from jaxattn.core.parameters import UndecayedParam, parameter
+from jaxattn.core.registry import MechanismRow, register_mechanism, whole_number
 from jaxattn.lags.attention import (
     cross_correlation_attention,
     cross_correlation_attention_init_state,
     cross_correlation_attention_step,
 )
+from jaxattn.softmax.attention import IMPLEMENTATIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,48 +48,38 @@ class CrossCorrelation(Mechanism):
         if self.lags < 0:
             raise ValueError(f"lags must be at least 0; got {self.lags}.")
 
-    def build(
-        self,
-        num_heads: int,
-        head_dim: int,
-        in_features: int | None,
-        *,
-        num_kv_heads: int | None = None,
-        rngs: nnx.Rngs,
-    ) -> "CrossCorrelationModule":
+    def build(self, sizes: LayerSizes, *, rngs: nnx.Rngs) -> "CrossCorrelationModule":
         """The module: the logits of the lags for every head."""
-        return CrossCorrelationModule(self, num_heads, head_dim, rngs=rngs)
+        return CrossCorrelationModule(self, sizes, rngs=rngs)
+
+    def flops(self, length: int, num_heads: int, head_dim: int, num_kv_heads: int | None = None) -> Flops:
+        """Scores of width 2H and weighted values, 6 N T² H; the gradient has two products for each."""
+        forward = 6 * num_heads * length**2 * head_dim
+        return Flops(forward, 2 * forward)
 
 
 class CrossCorrelationModule(MechanismModule):
     """Holds the lag logits; at the start all lags weigh the same."""
 
-    def __init__(self, config: CrossCorrelation, num_heads: int, head_dim: int, *, rngs: nnx.Rngs):
-        self.num_heads = num_heads
-        self.head_dim = head_dim
+    def __init__(self, config: CrossCorrelation, sizes: LayerSizes, *, rngs: nnx.Rngs):
+        super().__init__(sizes)
         self.lags = config.lags
         self.implementation = config.implementation
         self.lag_logits = parameter(
-            nnx.initializers.zeros, rngs.params(), (num_heads, 2 * config.lags + 1), ("heads", None)
+            nnx.initializers.zeros,
+            rngs.params(),
+            (sizes.num_heads, 2 * config.lags + 1),
+            ("heads", None),
+            kind=UndecayedParam,
         )
 
     @property
-    def takes_pair_mask(self) -> bool:
-        """True."""
-        return True
+    def takes(self) -> frozenset[str]:
+        """Everything but a tree."""
+        return frozenset({"bias", "pair_mask", "segment_ids"})
 
-    def __call__(
-        self,
-        query,
-        key,
-        value,
-        *,
-        inputs=None,
-        key_bias=None,
-        token_mask=None,
-        mask=None,
-        segment_ids=None,
-        is_causal=False,
+    def attend(
+        self, query: Array, key: Array, value: Array, given: AttentionInputs
     ) -> Float[Array, "B T N V"]:
         """Attends over the whole sequence."""
         return cross_correlation_attention(
@@ -95,23 +87,24 @@ class CrossCorrelationModule(MechanismModule):
             key,
             value,
             self.lag_logits[...],
-            token_mask=token_mask,
-            mask=mask,
-            key_bias=key_bias,
-            segment_ids=segment_ids,
-            is_causal=is_causal,
+            token_mask=given.token_mask,
+            mask=given.mask,
+            bias=given.bias,
+            key_bias=given.key_bias,
+            segment_ids=given.segment_ids,
+            is_causal=given.is_causal,
             implementation=self.implementation,
         )
 
-    def init_state(self, batch: int, max_length: int, num_kv_heads: int, dtype: Any) -> Any:
+    def init_state(self, batch: int, max_length: int, dtype: Any) -> Any:
         """An empty cache and the last L queries and keys, zeros before the first token."""
         return cross_correlation_attention_init_state(
             batch,
             max_length,
-            num_kv_heads,
-            self.head_dim,
+            self.sizes.kv_heads,
+            self.sizes.head_dim,
             self.lag_logits[...],
-            num_heads=self.num_heads,
+            num_heads=self.sizes.num_heads,
             dtype=dtype,
         )
 
@@ -122,3 +115,16 @@ class CrossCorrelationModule(MechanismModule):
         return cross_correlation_attention_step(
             state, query, key, value, self.lag_logits[...], key_bias=key_bias
         )
+
+
+register_mechanism(
+    MechanismRow(
+        name="lags",
+        syntax="lags[:LAGS]",
+        help="softmax of scores averaged over shifts by up to LAGS tokens (8)",
+        mechanism=CrossCorrelation,
+        parse=lambda lags="8": CrossCorrelation(whole_number("lags", lags)),
+        spell=lambda mechanism: (str(mechanism.lags),),
+        implementations=tuple(name for name in IMPLEMENTATIONS if name),
+    )
+)

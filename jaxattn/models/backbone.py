@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, Int
 from jaxattn.core.checks import check_choice
 from jaxattn.core.mechanism import Mechanism
 from jaxattn.core.parameters import parameter
+from jaxattn.core.registry import parse_mechanism
 from jaxattn.nn.encoder import Stack
 from jaxattn.nn.positions import LearnedPositions, MorletPositionalEncoding, SinusoidalPositions
-from jaxattn.nn.spelling import parse_mechanism
 
 POSITIONS = ("none", "learned", "sinusoidal", "rotary", "morlet", "morlet:learned")
 ROTARY_BASE = 10000.0

@@ -1,7 +1,27 @@
 """Flax NNX modules: each holds parameters and calls kernels."""
 
-from jaxattn.core.mechanism import AttentionFn, Mechanism, MechanismModule
-from jaxattn.core.parameters import logical_axes
+from jaxattn.core.mechanism import (
+    AttentionFn,
+    AttentionInputs,
+    Flops,
+    KernelCall,
+    LayerSizes,
+    Mechanism,
+    MechanismModule,
+)
+from jaxattn.core.parameters import HeldVariable, UndecayedParam, decays, logical_axes, parameter
+from jaxattn.core.registry import (
+    GATES,
+    MECHANISMS,
+    GateRow,
+    MechanismRow,
+    mechanism_help,
+    parse_mechanism,
+    register_gate,
+    register_mechanism,
+    spell_mechanism,
+    whole_number,
+)
 from jaxattn.energy.mechanism import EnergyGated
 from jaxattn.lags.mechanism import CrossCorrelation
 from jaxattn.nn.attention import Attention
@@ -13,27 +33,35 @@ from jaxattn.nn.inceptive_head import InceptiveHead
 from jaxattn.nn.inject import inject, replace_attention
 from jaxattn.nn.pooling import Pooling
 from jaxattn.nn.positions import LearnedPositions, MorletPositionalEncoding, SinusoidalPositions
-from jaxattn.nn.spelling import parse_mechanism
 from jaxattn.random_features.mechanism import FeatureDraw, FeatureStatistic, RandomFeatures
 from jaxattn.softmax.mechanism import Softmax
 from jaxattn.tree.mechanism import Hierarchical
 from jaxattn.tree.sibling_bias import SiblingBias
 
 __all__ = [
+    "GATES",
+    "MECHANISMS",
     "MLP",
     "Attention",
     "AttentionFn",
+    "AttentionInputs",
     "CrossCorrelation",
     "Decoder",
     "Encoder",
     "EnergyGated",
     "FeatureDraw",
     "FeatureStatistic",
+    "Flops",
+    "GateRow",
+    "HeldVariable",
     "Hierarchical",
     "InceptiveHead",
+    "KernelCall",
+    "LayerSizes",
     "LearnedPositions",
     "Mechanism",
     "MechanismModule",
+    "MechanismRow",
     "MorletPositionalEncoding",
     "Pooling",
     "PoolingHead",
@@ -42,8 +70,16 @@ __all__ = [
     "SinusoidalPositions",
     "Softmax",
     "TransformerBlock",
+    "UndecayedParam",
+    "decays",
     "inject",
     "logical_axes",
+    "mechanism_help",
+    "parameter",
     "parse_mechanism",
+    "register_gate",
+    "register_mechanism",
     "replace_attention",
+    "spell_mechanism",
+    "whole_number",
 ]

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxattn.core.mechanism import Mechanism
-from jaxattn.core.parameters import Initializer
+from jaxattn.core.mechanism import AttentionInputs, LayerSizes, Mechanism
+from jaxattn.core.parameters import UNDECAYED, Initializer
 from jaxattn.nn.layers import DEFAULT_INIT
 from jaxattn.positions import rotary
 from jaxattn.softmax.mechanism import Softmax
@@ -92,7 +92,7 @@ class Attention(nnx.Module):
                 use_bias=use_bias,
                 kernel_init=kernel_init,
                 kernel_metadata={"axes": ("embed", name, "head_dim")},
-                bias_metadata={"axes": (name, "head_dim")},
+                bias_metadata={"axes": (name, "head_dim"), **UNDECAYED},
                 dtype=dtype,
                 param_dtype=param_dtype,
                 rngs=rngs,
@@ -138,9 +138,8 @@ class Attention(nnx.Module):
 
         self.query_norm, self.key_norm = nnx.data(normalise()), nnx.data(normalise())
         self.projection_norms = nnx.List([standardise() for _ in range(3 if projection_norm else 0)])
-        self.mechanism = (mechanism or Softmax()).build(
-            num_heads, head_dim, in_features, num_kv_heads=num_kv_heads, rngs=rngs
-        )
+        sizes = LayerSizes(num_heads, head_dim, num_kv_heads, in_features)
+        self.mechanism = (mechanism or Softmax()).build(sizes, rngs=rngs)
 
     def __call__(
         self,
@@ -165,36 +164,28 @@ class Attention(nnx.Module):
             tree: over the T tokens, or a batch of B trees, for a mechanism that attends over one.
 
         Raises:
-            ValueError: a tree is given to a mechanism that does not attend over one.
+            ValueError: something is given that the mechanism cannot use, such as a tree with softmax.
         """
-        if tree is not None and not self.mechanism.uses_tree:
-            raise ValueError(
-                "tree is for mechanisms that attend over one, such as Hierarchical(); "
-                f"got it with {type(self.mechanism).__name__}."
-            )
         if token_mask is not None:
             x = jnp.where(
                 token_mask[..., None], x, 0
             )  # a NaN in padding would reach the projections' gradients
         query, key, value = self._project(x, positions)
-        extra: dict[str, Any] = {} if tree is None else {"tree": tree}
-        out = self.mechanism(
-            query,
-            key,
-            value,
+        given = AttentionInputs(
             inputs=x,
             token_mask=token_mask,
             mask=mask,
             segment_ids=segment_ids,
+            tree=tree,
             is_causal=is_causal,
-            **extra,
         )
+        out = self.mechanism(query, key, value, given)
         return self.out(out + query if self.query_residual else out)
 
     def init_state(self, batch: int, max_length: int, dtype: Any = jnp.float32) -> dict[str, Any]:
         """The decoding state for `batch` sequences of at most `max_length` tokens."""
         return {
-            "mechanism": self.mechanism.init_state(batch, max_length, self.num_kv_heads, dtype),
+            "mechanism": self.mechanism.init_state(batch, max_length, dtype),
             "position": jnp.zeros((), jnp.int32),
         }
 

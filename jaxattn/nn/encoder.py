@@ -104,7 +104,7 @@ class Stack(nnx.Module):
                 segment_ids=segment_ids,
                 positions=positions,
                 is_causal=self.is_causal,
-                tree=tree if block.attention.mechanism.uses_tree else None,
+                tree=tree if "tree" in block.attention.mechanism.takes else None,
                 deterministic=deterministic,
                 rngs=rngs,
             )
@@ -136,7 +136,7 @@ class Encoder(Stack):
 
 def check_tree(tree: Tree | None, blocks: Iterable[Any]) -> None:
     """Raises where a tree is given and no block attends over one."""
-    if tree is not None and not any(block.attention.mechanism.uses_tree for block in blocks):
+    if tree is not None and not any("tree" in block.attention.mechanism.takes for block in blocks):
         raise ValueError(
             "tree is for mechanisms that attend over one, such as Hierarchical(); no block has one."
         )

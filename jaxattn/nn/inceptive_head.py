@@ -11,11 +11,11 @@ from jaxattn.convolution import multi_scale_conv
 from jaxattn.core.checks import check_choice
 from jaxattn.core.mechanism import Mechanism
 from jaxattn.core.parameters import parameter
+from jaxattn.core.registry import parse_mechanism
 from jaxattn.nn.attention import Attention
 from jaxattn.nn.heads import Head, check_sizes
 from jaxattn.nn.layers import layer_norm, linear
 from jaxattn.nn.pooling import Pooling
-from jaxattn.nn.spelling import parse_mechanism
 from jaxattn.softmax.mechanism import Softmax
 
 ACTIVATIONS = {"relu": nnx.relu, "gelu": nnx.gelu, "silu": nnx.silu, "tanh": nnx.tanh}

@@ -60,10 +60,7 @@ def replace_attention(
                 raise ValueError(
                     f"layers must attend by softmax; layer {layer} has {type(module.mechanism).__name__}."
                 )
-            heads, head_dim = module.query.out_features
-            module.mechanism = mechanism.build(
-                heads, head_dim, module.query.in_features[0], num_kv_heads=module.num_kv_heads, rngs=rngs
-            )
+            module.mechanism = mechanism.build(module.mechanism.sizes, rngs=rngs)
         else:
             if isinstance(module.attention_fn, AttentionFn):
                 raise ValueError(

@@ -10,8 +10,15 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from jaxattn.core.checks import check_choice
-from jaxattn.core.mechanism import Mechanism, MechanismModule, fold_mask
-from jaxattn.core.padding import padding_key_bias
+from jaxattn.core.mechanism import (
+    AttentionInputs,
+    Flops,
+    LayerSizes,
+    Mechanism,
+    MechanismModule,
+)
+from jaxattn.core.parameters import HeldVariable, UndecayedParam
+from jaxattn.core.registry import MechanismRow, register_mechanism, whole_number
 from jaxattn.random_features.attention import (
     random_feature_attention,
     random_feature_attention_init_state,
@@ -23,11 +30,11 @@ from jaxattn.random_features.moments import Moments
 from jaxattn.random_features.weights import WEIGHTS
 
 
-class FeatureDraw(nnx.Variable):
+class FeatureDraw(HeldVariable):
     """Random numbers of a feature map, and what their next redraw depends on: not learned."""
 
 
-class FeatureStatistic(nnx.Variable):
+class FeatureStatistic(HeldVariable):
     """Statistics of queries and keys, and what follows from them: not learned by gradient."""
 
 
@@ -95,17 +102,9 @@ class RandomFeatures(Mechanism):
         for name in ("component_options", "weight_options"):
             object.__setattr__(self, name, tuple(dict(getattr(self, name)).items()))
 
-    def build(
-        self,
-        num_heads: int,
-        head_dim: int,
-        in_features: int | None,
-        *,
-        num_kv_heads: int | None = None,
-        rngs: nnx.Rngs,
-    ) -> "RandomFeaturesModule":
+    def build(self, sizes: LayerSizes, *, rngs: nnx.Rngs) -> "RandomFeaturesModule":
         """The module: the arrays of the feature map, learned, drawn or from statistics."""
-        heads = num_heads if num_kv_heads is None else num_kv_heads
+        heads, head_dim = sizes.kv_heads, sizes.head_dim
         key, redraw_key = jax.random.split(rngs.params())
         feature_map = FeatureMap.create(
             key,
@@ -121,16 +120,27 @@ class RandomFeatures(Mechanism):
         if feature_map.component.calibrates:
             start = jax.tree.map(lambda x: jnp.broadcast_to(x, (heads, *x.shape)), Moments.unit(head_dim))
             feature_map = feature_map.with_moments(start)
-        return RandomFeaturesModule(self, feature_map, num_heads, redraw_key)
+        return RandomFeaturesModule(self, feature_map, sizes, redraw_key)
+
+    def flops(self, length: int, num_heads: int, head_dim: int, num_kv_heads: int | None = None) -> Flops:
+        """W q and W k from R rows of weights, 2 T (N + K) H R, then Σ_j φ_k v' and φ_q·(that), 2 T (N + K) M H.
+
+        R is M for most components. The gradient has four products with M features and two with R rows. Not counted: a
+        component's own rotation, and the pairs inside a chunk of the causal form; a fast W counts as a dense one.
+        """
+        component = COMPONENTS[self.component]
+        rows = component.rows_for(self.num_features, **dict(self.component_options))
+        one = 2 * length * (num_heads + (num_kv_heads or num_heads)) * head_dim
+        return Flops(one * (rows + self.num_features), one * (rows + 2 * self.num_features))
 
 
 class RandomFeaturesModule(MechanismModule):
     """Holds the leaves of a `FeatureMap` as variables and calls `random_feature_attention` with it."""
 
     def __init__(
-        self, config: RandomFeatures, feature_map: FeatureMap, num_heads: int, redraw_key: jax.Array
+        self, config: RandomFeatures, feature_map: FeatureMap, sizes: LayerSizes, redraw_key: jax.Array
     ):
-        self.num_heads = num_heads
+        super().__init__(sizes)
         self.chunk_size = config.chunk_size
         self.redraw_every = config.redraw_every
         self.momentum = config.momentum
@@ -142,7 +152,7 @@ class RandomFeaturesModule(MechanismModule):
             owner = feature_map.weights if part == "weights" else feature_map.component
             kind: type[nnx.Variable] = FeatureStatistic
             if part != "moments" and field in owner.trainable:
-                kind = nnx.Param
+                kind = UndecayedParam  # their covariance is what matters, not their size
             elif part == "weights" or field in owner.random:
                 kind = FeatureDraw
             setattr(self, name, kind(leaf, axes=(None,) * leaf.ndim))
@@ -177,6 +187,10 @@ class RandomFeaturesModule(MechanismModule):
             self._hold(self.feature_map.calibrate(query, key, token_mask=token_mask, momentum=momentum))
             self.calls[...] = calls + 1
 
+    def prepare(self, query: Array, key: Array) -> None:
+        """Calibrates to the example."""
+        self.calibrate(query, key)
+
     def redraw(self, key: jax.Array) -> None:
         """Replaces the random numbers; learned parameters and statistics stay."""
         self._hold(self.feature_map.resample(key))
@@ -194,45 +208,32 @@ class RandomFeaturesModule(MechanismModule):
         self.redraw_key[...] = jnp.where(due, jax.random.key_data(following), self.redraw_key[...])
         self.since_redraw[...] = jnp.where(due, 0, count)
 
-    def __call__(
-        self,
-        query,
-        key,
-        value,
-        *,
-        inputs=None,
-        key_bias=None,
-        token_mask=None,
-        mask=None,
-        segment_ids=None,
-        is_causal=False,
+    def attend(
+        self, query: Array, key: Array, value: Array, given: AttentionInputs
     ) -> Float[Array, "B T N V"]:
         """Attends over the whole sequence; `mask` must be the same for all queries."""
-        if mask is not None:
-            key_bias = fold_mask(mask, key_bias, key.shape[1])
         out = random_feature_attention(
             query,
             key,
             value,
             self.feature_map,
-            key_bias=padding_key_bias(token_mask, key_bias),
-            segment_ids=segment_ids,
-            is_causal=is_causal,
+            key_bias=given.folded_key_bias(key.shape[1]),
+            segment_ids=given.segment_ids,
+            is_causal=given.is_causal,
             chunk_size=self.chunk_size,
         )
         if self.calibrating:
-            self._after_training_call(query, key, token_mask)
+            self._after_training_call(query, key, given.token_mask)
         return out
 
-    def init_state(self, batch: int, max_length: int, num_kv_heads: int, dtype: Any) -> Any:
+    def init_state(self, batch: int, max_length: int, dtype: Any) -> Any:
         """Sums over the keys so far: the size does not depend on `max_length`.
 
         Every query head has its own, since a key bias may differ between query heads that share keys.
         """
-        del max_length, dtype
-        head_dim = self.feature_map.weights.head_dim
+        sizes = self.sizes
         return random_feature_attention_init_state(
-            batch, num_kv_heads, head_dim, self.feature_map, num_heads=self.num_heads
+            batch, sizes.kv_heads, sizes.head_dim, self.feature_map, num_heads=sizes.num_heads
         )
 
     def step(
@@ -242,3 +243,35 @@ class RandomFeaturesModule(MechanismModule):
         return random_feature_attention_step(
             state, query, key, value, self.feature_map, key_bias=key_bias, chunk_size=self.chunk_size
         )
+
+
+def _parse(pair: str = "oprf-orf", num_features: str = "128", redraw: str | None = None) -> RandomFeatures:
+    component, dash, weights = pair.partition("-")
+    if not dash:
+        raise ValueError(f"features need a pair COMPONENT-WEIGHTS, such as oprf-orf; got {pair!r}")
+    every = None
+    if redraw is not None:
+        word, _, steps = redraw.partition("=")
+        if word != "redraw":
+            raise ValueError(f"the third option of features is redraw=STEPS; got {redraw!r}")
+        every = whole_number("redraw", steps)
+    features = whole_number("the number of features", num_features)
+    return RandomFeatures(component, weights, features, redraw_every=every)
+
+
+def _spell(mechanism: RandomFeatures) -> tuple[str, ...]:
+    redraw = () if mechanism.redraw_every is None else (f"redraw={mechanism.redraw_every}",)
+    return f"{mechanism.component}-{mechanism.weights}", str(mechanism.num_features), *redraw
+
+
+register_mechanism(
+    MechanismRow(
+        name="features",
+        syntax="features[:COMPONENT-WEIGHTS[:NUMBER[:redraw=STEPS]]]",
+        help="NUMBER (128) random features, drawn again every STEPS training steps if given; linear in length",
+        mechanism=RandomFeatures,
+        parse=_parse,
+        spell=_spell,
+        implementations=("linear",),
+    )
+)

@@ -6,9 +6,9 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxattn.core.mechanism import Mechanism, MechanismModule
-from jaxattn.core.padding import padding_key_bias
-from jaxattn.softmax.attention import dot_product_attention
+from jaxattn.core.mechanism import AttentionInputs, Flops, LayerSizes, Mechanism, MechanismModule
+from jaxattn.core.registry import MechanismRow, register_mechanism
+from jaxattn.softmax.attention import IMPLEMENTATIONS, dot_product_attention
 from jaxattn.softmax.cache import dot_product_attention_init_state, dot_product_attention_step
 
 
@@ -30,68 +30,53 @@ class Softmax(Mechanism):
 
     implementation: str | None = None
 
-    def build(
-        self,
-        num_heads: int,
-        head_dim: int,
-        in_features: int | None,
-        *,
-        num_kv_heads: int | None = None,
-        rngs: nnx.Rngs,
-    ) -> "SoftmaxModule":
+    def build(self, sizes: LayerSizes, *, rngs: nnx.Rngs) -> "SoftmaxModule":
         """The module; it has no parameters."""
-        return SoftmaxModule(num_heads, head_dim, self.implementation)
+        return SoftmaxModule(sizes, self.implementation)
+
+    def flops(self, length: int, num_heads: int, head_dim: int, num_kv_heads: int | None = None) -> Flops:
+        """Scores and weighted values, 4 N T² H; the gradient has a product each for dv, the weights, dq and dk."""
+        forward = 4 * num_heads * length**2 * head_dim
+        return Flops(forward, 2 * forward)
 
 
 class SoftmaxModule(MechanismModule):
     """Calls `dot_product_attention`; holds no parameters."""
 
-    def __init__(self, num_heads: int, head_dim: int, implementation: str | None):
-        self.num_heads = num_heads
-        self.head_dim = head_dim
+    def __init__(self, sizes: LayerSizes, implementation: str | None):
+        super().__init__(sizes)
         self.implementation = implementation
 
     @property
-    def takes_bias(self) -> bool:
-        """True."""
-        return True
+    def takes(self) -> frozenset[str]:
+        """Everything but a tree."""
+        return frozenset({"bias", "pair_mask", "segment_ids"})
 
-    @property
-    def takes_pair_mask(self) -> bool:
-        """True."""
-        return True
-
-    def __call__(
-        self,
-        query,
-        key,
-        value,
-        *,
-        inputs=None,
-        key_bias=None,
-        token_mask=None,
-        mask=None,
-        segment_ids=None,
-        is_causal=False,
-        bias=None,
+    def attend(
+        self, query: Array, key: Array, value: Array, given: AttentionInputs
     ) -> Float[Array, "B T N V"]:
-        """Attends over the whole sequence; `bias` is added to the scores."""
+        """Attends over the whole sequence."""
         return dot_product_attention(
             query,
             key,
             value,
-            key_bias=padding_key_bias(token_mask, key_bias),
-            mask=mask,
-            bias=bias,
-            segment_ids=segment_ids,
-            is_causal=is_causal,
+            key_bias=given.padding_key_bias(),
+            mask=given.mask,
+            bias=given.bias,
+            segment_ids=given.segment_ids,
+            is_causal=given.is_causal,
             implementation=self.implementation,
         )
 
-    def init_state(self, batch: int, max_length: int, num_kv_heads: int, dtype: Any) -> Any:
+    def init_state(self, batch: int, max_length: int, dtype: Any) -> Any:
         """An empty key-value cache."""
         return dot_product_attention_init_state(
-            batch, max_length, num_kv_heads, self.head_dim, num_heads=self.num_heads, dtype=dtype
+            batch,
+            max_length,
+            self.sizes.kv_heads,
+            self.sizes.head_dim,
+            num_heads=self.sizes.num_heads,
+            dtype=dtype,
         )
 
     def step(
@@ -99,3 +84,16 @@ class SoftmaxModule(MechanismModule):
     ) -> tuple[Any, Float[Array, "B T N V"]]:
         """Attends from the new tokens to the cache and to each other."""
         return dot_product_attention_step(state, query, key, value, key_bias=key_bias)
+
+
+register_mechanism(
+    MechanismRow(
+        name="softmax",
+        syntax="softmax",
+        help="softmax over all tokens",
+        mechanism=Softmax,
+        parse=lambda: Softmax(),
+        spell=lambda mechanism: (),
+        implementations=tuple(name for name in IMPLEMENTATIONS if name),
+    )
+)

@@ -8,8 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxattn.core.checks import check_choice
-from jaxattn.core.mechanism import Mechanism, MechanismModule, fold_mask
-from jaxattn.core.padding import padding_key_bias
+from jaxattn.core.mechanism import AttentionInputs, Flops, LayerSizes, Mechanism, MechanismModule
+from jaxattn.core.registry import MechanismRow, register_mechanism, whole_number
 from jaxattn.tree.attention import hierarchical_attention
 from jaxattn.tree.sibling_bias import KINDS, SiblingBias
 from jaxattn.tree.state import hierarchical_attention_init_state, hierarchical_attention_step
@@ -61,39 +61,36 @@ class Hierarchical(Mechanism):
             object.__setattr__(self, "branching", tuple(self.branching))
             Tree.uniform(1, self.branching)  # complains of bad sizes
 
-    def build(
-        self,
-        num_heads: int,
-        head_dim: int,
-        in_features: int | None,
-        *,
-        num_kv_heads: int | None = None,
-        rngs: nnx.Rngs,
-    ) -> "HierarchicalModule":
+    def build(self, sizes: LayerSizes, *, rngs: nnx.Rngs) -> "HierarchicalModule":
         """The module; its only parameters are those of the sibling bias."""
         bias = None
         if self.sibling_bias is not None:
-            bias = SiblingBias(self.sibling_bias, num_heads, rngs=rngs)
-        return HierarchicalModule(self, num_heads, head_dim, bias)
-
-
-class HierarchicalModule(MechanismModule):
-    """Holds the sibling bias and calls `hierarchical_attention`."""
-
-    def __init__(self, config: Hierarchical, num_heads: int, head_dim: int, bias: SiblingBias | None):
-        self.num_heads = num_heads
-        self.head_dim = head_dim
-        self.branching = config.branching
-        self.include_self = config.include_self
-        self.tree_fn = config.tree_fn
-        self.bias = nnx.data(bias)
+            bias = SiblingBias(self.sibling_bias, sizes.num_heads, rngs=rngs)
+        return HierarchicalModule(self, sizes, bias)
 
     @property
-    def uses_tree(self) -> bool:
-        """True."""
-        return True
+    def needs_tree(self) -> bool:
+        """Whether there is neither `branching` nor `tree_fn`."""
+        return self.branching is None and self.tree_fn is None
 
-    def _tree(self, length: int) -> Tree:
+    def flops(self, length: int, num_heads: int, head_dim: int, num_kv_heads: int | None = None) -> Flops:
+        """Scores and weighted values inside the families of every level, and mean queries, keys and values above.
+
+        With F_l families of b_l places on level l: Σ_l 4 N F_l b_l² H, and Σ_l 6 N F_l b_l H over all levels but the
+        root's. The gradient has two products for each.
+        """
+        if self.needs_tree:
+            return super().flops(length, num_heads, head_dim, num_kv_heads)
+        total, nodes = 0, length
+        for size in self.tree_over(length).branching:
+            families = -(-nodes // size)
+            total += 4 * families * size**2
+            total += 0 if families == 1 else 6 * families * size
+            nodes = families
+        return Flops(total * num_heads * head_dim, 2 * total * num_heads * head_dim)
+
+    def tree_over(self, length: int) -> Tree:
+        """The tree over `length` tokens where none comes with the call."""
         if self.branching is not None:
             return Tree.uniform(length, self.branching)
         if self.tree_fn is None:
@@ -102,50 +99,50 @@ class HierarchicalModule(MechanismModule):
             )
         return self.tree_fn(length)
 
+
+class HierarchicalModule(MechanismModule):
+    """Holds the sibling bias and calls `hierarchical_attention`."""
+
+    def __init__(self, config: Hierarchical, sizes: LayerSizes, bias: SiblingBias | None):
+        super().__init__(sizes)
+        self.config = config
+        self.bias = nnx.data(bias)
+
+    refusals = MechanismModule.refusals | {
+        "segment_ids": "cannot be used with a tree, whose nodes may span segments; put the segments below one root "
+        "with Tree.join, or one in a row"
+    }
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """A tree."""
+        return frozenset({"tree"})
+
     def _biases(self, tree: Tree) -> list[Array] | None:
         return None if self.bias is None else self.bias(tree)
 
-    def __call__(
-        self,
-        query,
-        key,
-        value,
-        *,
-        inputs=None,
-        key_bias=None,
-        token_mask=None,
-        mask=None,
-        segment_ids=None,
-        is_causal=False,
-        tree: Tree | None = None,
+    def attend(
+        self, query: Array, key: Array, value: Array, given: AttentionInputs
     ) -> Float[Array, "B T N V"]:
         """Attends over the tree; `mask` must be the same for all queries."""
-        if segment_ids is not None:
-            raise ValueError(
-                "segment_ids cannot be used with a tree, whose nodes may span segments; put the segments below one "
-                "root with Tree.join, or one in a row."
-            )
-        if mask is not None:
-            key_bias = fold_mask(mask, key_bias, key.shape[1])
-        tree = self._tree(query.shape[1]) if tree is None else tree
+        tree = self.config.tree_over(query.shape[1]) if given.tree is None else given.tree
         return hierarchical_attention(
             query,
             key,
             value,
             tree,
-            key_bias=padding_key_bias(token_mask, key_bias),
+            key_bias=given.folded_key_bias(key.shape[1]),
             sibling_bias=self._biases(tree),
-            is_causal=is_causal,
-            include_self=self.include_self,
+            is_causal=given.is_causal,
+            include_self=self.config.include_self,
         )
 
-    def init_state(self, batch: int, max_length: int, num_kv_heads: int, dtype: Any) -> Any:
+    def init_state(self, batch: int, max_length: int, dtype: Any) -> Any:
         """The open families of a tree over `max_length` tokens: O(b log max_length) nodes, in float32."""
-        del dtype
-        tree = self._tree(max_length)
+        sizes, tree = self.sizes, self.config.tree_over(max_length)
         return {
             "nodes": hierarchical_attention_init_state(
-                batch, num_kv_heads, self.head_dim, tree, num_heads=self.num_heads
+                batch, sizes.kv_heads, sizes.head_dim, tree, num_heads=sizes.num_heads
             ),
             "tree": tree,
         }
@@ -163,6 +160,44 @@ class HierarchicalModule(MechanismModule):
             tree,
             key_bias=key_bias,
             sibling_bias=self._biases(tree),
-            include_self=self.include_self,
+            include_self=self.config.include_self,
         )
         return {"nodes": nodes, "tree": tree}, out
+
+
+def _parse(sizes: str = "given", *options: str) -> Hierarchical:
+    include_self, sibling_bias = True, None
+    for option in options:
+        word, _, kind = option.partition("=")
+        if option == "noself":
+            include_self = False
+        elif word == "bias" and kind:
+            sibling_bias = kind
+        else:
+            raise ValueError(
+                f"options of tree are noself and bias=learned|sinusoidal|fourier; got {option!r}"
+            )
+    branching = None
+    if sizes != "given":
+        branching = tuple(whole_number("branching", size) for size in sizes.split("x"))
+    return Hierarchical(branching, include_self=include_self, sibling_bias=sibling_bias)
+
+
+def _spell(mechanism: Hierarchical) -> tuple[str, ...]:
+    sizes = "given" if mechanism.branching is None else "x".join(map(str, mechanism.branching))
+    options = [] if mechanism.include_self else ["noself"]
+    options += [] if mechanism.sibling_bias is None else [f"bias={mechanism.sibling_bias}"]
+    return (sizes, *options)
+
+
+register_mechanism(
+    MechanismRow(
+        name="tree",
+        syntax="tree[:SIZExSIZE...|given[:noself][:bias=learned|sinusoidal|fourier]]",
+        help="a tree: uniform, with families of SIZE from the leaves up, or each text's own; near-linear in length",
+        mechanism=Hierarchical,
+        parse=_parse,
+        spell=_spell,
+        implementations=("hierarchical",),
+    )
+)

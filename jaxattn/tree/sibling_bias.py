@@ -6,13 +6,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxattn.core.checks import check_choice
-from jaxattn.core.parameters import parameter
+from jaxattn.core.parameters import HeldVariable, UndecayedParam, parameter
 from jaxattn.tree.tree import Tree
 
 KINDS = (None, "learned", "sinusoidal", "fourier")
 
 
-class SiblingFrequencies(nnx.Variable):
+class SiblingFrequencies(HeldVariable):
     """Frequencies in radians a place; drawn or fixed, not learned."""
 
 
@@ -67,7 +67,11 @@ class SiblingBias(nnx.Module):
                 found = jax.random.normal(rngs.params(), (frequencies,)) / jnp.sqrt(reach)
             self.frequencies = SiblingFrequencies(found, axes=(None,))
         self.weights = parameter(
-            nnx.initializers.zeros, rngs.params(), (levels, num_heads, width), (None, "heads", None)
+            nnx.initializers.zeros,
+            rngs.params(),
+            (levels, num_heads, width),
+            (None, "heads", None),
+            kind=UndecayedParam,
         )
 
     def __call__(self, tree: Tree) -> list[Float[Array, "N _ _"]]:

@@ -1,10 +1,23 @@
+import dataclasses
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from jaxattn.nn import CrossCorrelation, EnergyGated, Softmax, parse_mechanism
+from jaxattn.nn import (
+    MECHANISMS,
+    AttentionInputs,
+    CrossCorrelation,
+    EnergyGated,
+    LayerSizes,
+    Softmax,
+    parse_mechanism,
+    register_mechanism,
+    spell_mechanism,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,11 +42,69 @@ def test_leak_is_passed_on():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "sofmax", "lags:x", "lags:1:2", "lags:-1", "softmax+gat", "softmax+gate=mean"]
+    ("text", "message"),
+    [
+        ("", "'' is not known; accepted: softmax, lags[:LAGS], "),
+        ("sofmax", "'sofmax' is not known; accepted: softmax, lags[:LAGS], "),
+        ("softmax:3", "softmax does not take the options '3'; accepted: softmax."),
+        ("softmax:", "softmax does not take the options ''; accepted: softmax."),
+        ("lags:x", "lags must be a whole number; got 'x'; accepted: lags[:LAGS]."),
+        ("lags:", "lags must be a whole number; got ''; accepted: lags[:LAGS]."),
+        ("lags:1:2", "lags does not take the options '1', '2'; accepted: lags[:LAGS]."),
+        ("lags:-1", "lags must be at least 0; got -1; accepted: lags[:LAGS]."),
+        (
+            "features:oprf",
+            "features need a pair COMPONENT-WEIGHTS, such as oprf-orf; got 'oprf'; accepted: feat",
+        ),
+        (
+            "features:oprf-orf:x",
+            "the number of features must be a whole number; got 'x'; accepted: features[",
+        ),
+        ("features:oprf-orf:8:redraw", "redraw must be a whole number; got ''; accepted: features["),
+        ("tree:", "branching must be a whole number; got ''; accepted: tree["),
+        ("tree:4x", "branching must be a whole number; got ''; accepted: tree["),
+        ("tree:4:bias=", "options of tree are noself and bias="),
+        ("softmax+", "'+' is not known; accepted: softmax, "),
+        ("softmax+gat", "'+gat' is not known; accepted: softmax, "),
+        ("softmax+gate=", "the option of +gate must be one of running, prefix, none, sequence; got ''"),
+        (
+            "softmax+gate=mean",
+            "the option of +gate must be one of running, prefix, none, sequence; got 'mean'",
+        ),
+    ],
 )
-def test_bad_spellings_list_what_is_accepted(text):
-    with pytest.raises(ValueError, match="accepted: softmax, lags"):
+def test_bad_spellings_say_what_is_wrong_and_what_is_accepted(text, message):
+    with pytest.raises(ValueError, match=re.escape(f"attention {text!r}: {message}")):
         parse_mechanism(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "softmax",
+        "lags:3",
+        "features:oprf-p_model:32:redraw=500",
+        "tree:given:noself",
+        "tree:64x16:bias=learned+gate=none",
+        "softmax+gate=sequence",
+        "lags:2+gate=running+gate=none",
+    ],
+)
+def test_spelling_is_the_inverse_of_parsing(text):
+    assert spell_mechanism(parse_mechanism(text, allow_leak="sequence" in text)) == text
+
+
+def test_options_without_a_spelling_are_not_lost():
+    with pytest.raises(ValueError, match="options that no spelling says; nearest is 'softmax'"):
+        spell_mechanism(Softmax(implementation="xla"))
+
+
+def test_a_name_is_registered_once():
+    with pytest.raises(ValueError, match="'softmax' is registered already, for Softmax"):
+        register_mechanism(dataclasses.replace(MECHANISMS["lags"], name="softmax"))
+    register_mechanism(MECHANISMS["lags"])
+    with pytest.raises(ValueError, match="lower-case"):
+        register_mechanism(dataclasses.replace(MECHANISMS["lags"], name="a:b"))
 
 
 def test_prefix_needs_softmax_inside():
@@ -72,7 +143,7 @@ def test_attention_fn_refuses_what_it_cannot_do():
 
 
 def test_energy_needs_the_layer_input():
-    module = EnergyGated().build(2, 4, 8, rngs=nnx.Rngs(0))
+    module = EnergyGated().build(LayerSizes(2, 4, in_features=8), rngs=nnx.Rngs(0))
     x = jnp.ones((1, 3, 2, 4))
     with pytest.raises(ValueError, match="inputs must be the layer's input"):
         module(x, x, x)
@@ -81,11 +152,11 @@ def test_energy_needs_the_layer_input():
 @pytest.mark.parametrize("normalization", ["running", "prefix", None])
 def test_padded_tokens_enter_no_statistics_in_decoding(normalization):
     """Left padding given as a key bias in a step is what a token mask is in the whole pass."""
-    module = EnergyGated(normalization=normalization).build(2, 4, 8, rngs=nnx.Rngs(0))
+    module = EnergyGated(normalization=normalization).build(LayerSizes(2, 4, in_features=8), rngs=nnx.Rngs(0))
     q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 6, 2, 4))
     x = jax.random.normal(jax.random.key(1), (1, 6, 8))
     mask = jnp.array([[False, False, True, True, True, True]])
-    whole = module(q, k, v, inputs=x, token_mask=mask, is_causal=True)
+    whole = module(q, k, v, AttentionInputs(inputs=x, token_mask=mask, is_causal=True))
     key_bias = jnp.where(mask, 0.0, -jnp.inf)[..., None]
-    _, out = module.step(module.init_state(1, 6, 2, jnp.float32), q, k, v, inputs=x, key_bias=key_bias)
+    _, out = module.step(module.init_state(1, 6, jnp.float32), q, k, v, inputs=x, key_bias=key_bias)
     np.testing.assert_allclose(out[:, 2:], whole[:, 2:], atol=1e-5)

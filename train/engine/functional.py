@@ -8,17 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxattn.core.parameters import HELD, axes_of, decays
 from jaxattn.models import BackboneConfig, LanguageModel
-from jaxattn.nn import FeatureDraw, FeatureStatistic
 from train.errors import UserError
 from train.tasks.charlm.config import ModelConfig
 
 Params = dict[str, Array]
 """A model's arrays by dotted path, such as "decoder.blocks.0.attention.query.kernel"."""
-
-# Arrays that a model holds besides its parameters: random numbers and statistics of feature maps, and running
-# statistics of batch normalisation.
-HELD = (FeatureDraw, FeatureStatistic, nnx.BatchStat)
 
 
 class Functional(NamedTuple):
@@ -40,6 +36,8 @@ class Functional(NamedTuple):
 
     held: frozenset[str]
     """Names of the arrays that are not learned by gradient, such as the random numbers of a feature map."""
+    decayed: frozenset[str]
+    """Names of the parameters that weight decay applies to; see `jaxattn.core.parameters`."""
 
     def num_params(self) -> int:
         """How many numbers the model learns."""
@@ -115,20 +113,15 @@ def take_apart(
         params, rest = states
         if jax.tree.leaves(rest):
             raise TypeError(
-                f"a model may hold parameters, feature maps and batch statistics only; it also holds {rest}"
+                f"a model may have variables of the types in jaxattn.core.parameters only; it also has {rest}"
             )
         variables = dict(nnx.to_flat_state(params))
         anatomy.setdefault("graphdef", graphdef)
         held = {_dotted(path) for path, variable in variables.items() if isinstance(variable, HELD)}
         anatomy.setdefault("held", frozenset(held))
+        anatomy.setdefault("decayed", frozenset(_dotted(p) for p, v in variables.items() if decays(v)))
         anatomy.setdefault("paths", {_dotted(path): path for path in variables})
-        anatomy.setdefault(
-            "axes",
-            {
-                _dotted(path): variable.get_metadata().get("axes", (None,) * variable[...].ndim)
-                for path, variable in variables.items()
-            },
-        )
+        anatomy.setdefault("axes", {_dotted(path): axes_of(v) for path, v in variables.items()})
         return {_dotted(path): variable[...] for path, variable in variables.items()}
 
     def module(params: Params) -> Any:
@@ -165,7 +158,9 @@ def take_apart(
         jax.eval_shape(lambda params, tokens, inputs: apply(params, tokens, **inputs), shapes, tokens, inputs)
     except ValueError as error:
         raise UserError(str(error)) from error
-    return Functional(init, apply, train_apply, module, anatomy["axes"], shapes, anatomy["held"])
+    return Functional(
+        init, apply, train_apply, module, anatomy["axes"], shapes, anatomy["held"], anatomy["decayed"]
+    )
 
 
 def compute_dtype(name: str) -> Any:

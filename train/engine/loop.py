@@ -1,6 +1,6 @@
 """One step of training and of evaluation, as pure functions; every array has a leading axis of seeds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +12,6 @@ from train.engine.functional import Functional, Params
 from train.tasks.charlm.config import OptimizerConfig
 
 NEVER = -1
-# Matrices whose every entry is a bias, a gain or a physical quantity: shrinking them towards 0 has no meaning.
-NO_DECAY = frozenset({"bias", "scale", "alpha", "tau", "log_omega", "log_sigma", "center", "lag_logits"})
-# Learned parts of a feature map: their covariance is what they should be, not 0.
-FEATURE_MAP = ("weights_", "component_")
 
 
 class TrainState(NamedTuple):
@@ -53,19 +49,8 @@ def learning_rate(config: OptimizerConfig) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(0.0, config.lr, config.warmup, config.steps, 0.0)
 
 
-def decays(name: str, ndim: int) -> bool:
-    """Whether weight decay applies: to matrices, not to norms, biases, gates' alpha and tau, or Morlet parameters.
-
-    Examples:
-        >>> decays("decoder.blocks.0.mlp.up.kernel", 2), decays("decoder.norm.scale", 1)
-        (True, False)
-    """
-    last = name.rpartition(".")[2]
-    return ndim >= 2 and last not in NO_DECAY and not last.startswith(FEATURE_MAP)
-
-
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW."""
+def make_optimizer(config: OptimizerConfig, decayed: Collection[str]) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW, whose weight decay applies to the parameters named in `decayed`."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adamw(
@@ -73,7 +58,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
             b1=config.beta1,
             b2=config.beta2,
             weight_decay=config.weight_decay,
-            mask=lambda params: {name: decays(name, value.ndim) for name, value in params.items()},
+            mask=lambda params: {name: name in decayed for name in params},
         ),
     )
 

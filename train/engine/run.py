@@ -1,9 +1,10 @@
 """A training run, whatever is trained: its folder, its state, and the loop from the first step to the last."""
 
 import dataclasses
+import functools
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -57,7 +58,7 @@ class Run:
         keeps: what its record holds besides, JSON-able.
         metric: which number decides on the best checkpoint; see `checkpoints.BEST`.
         loss: see `loop.make_train_step`.
-        optimizer: the update rule; None for that of `loop.make_optimizer`.
+        optimizer: names of the parameters that decay -> the update rule; None for `loop.make_optimizer`.
         start: values of parameters to begin with, such as pretrained ones; the others are drawn for each seed.
         patience: stop after so many evaluations without a better `metric`; None goes on to the last step.
 
@@ -78,7 +79,7 @@ class Run:
         keeps: Mapping[str, Any],
         metric: str = "val_loss",
         loss: loop.Loss = loop.next_token_loss,
-        optimizer: optax.GradientTransformation | None = None,
+        optimizer: Callable[[Collection[str]], optax.GradientTransformation] | None = None,
         start: Params | None = None,
         patience: int | None = None,
     ):
@@ -86,7 +87,8 @@ class Run:
         self.seeds: tuple[int, ...] = config.seeds()
         self.total: int = config.optimizer.steps
         self._loss, self._keeps, self._identity = loss, dict(keeps), dict(identity)
-        self.optimizer = loop.make_optimizer(config.optimizer) if optimizer is None else optimizer
+        make_optimizer = optimizer or functools.partial(loop.make_optimizer, config.optimizer)
+        self.optimizer = make_optimizer(model.decayed)
         self._metric, self._patience = metric, patience
         init = loop.make_init(model, self.optimizer, self.seeds)
         shapes = jax.eval_shape(init)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from jaxattn.core.mechanism import AttentionInputs
+from jaxattn.core.parameters import UNDECAYED
 from jaxattn.encoders.config import RelativePositions
 from jaxattn.encoders.deberta.relative import relative_rows
 from jaxattn.nn.attention import Attention
@@ -43,7 +45,7 @@ class DisentangledAttention(Attention):
                 in_features,
                 (num_heads, in_features // num_heads),
                 kernel_metadata={"axes": ("embed", "heads", "head_dim")},
-                bias_metadata={"axes": ("heads", "head_dim")},
+                bias_metadata={"axes": ("heads", "head_dim"), **UNDECAYED},
                 dtype=options["dtype"],
                 param_dtype=options["param_dtype"],
                 rngs=options["rngs"],
@@ -76,9 +78,9 @@ class DisentangledAttention(Attention):
             x = jnp.where(token_mask[..., None], x, 0)
         query, key, value = self._project(x, None)
         factor = 1 + len(self.relative.terms)
-        extra: dict[str, Any] = {} if tree is None else {"tree": tree}
-        if self.mechanism.takes_bias:
-            extra["bias"] = self._bias(query, key, relative_table) / math.sqrt(query.shape[-1] * factor)
+        bias = None
+        if "bias" in self.mechanism.takes:
+            bias = self._bias(query, key, relative_table) / math.sqrt(query.shape[-1] * factor)
         elif not self.drop_relative_terms:
             raise ValueError(
                 f"mechanism must form scores of single pairs, to which DeBERTa adds its relative positions; got "
@@ -87,7 +89,8 @@ class DisentangledAttention(Attention):
             )
         # The mechanism divides by sqrt(H).
         query = (query / math.sqrt(factor)).astype(query.dtype)
-        return self.out(self.mechanism(query, key, value, inputs=x, token_mask=token_mask, **extra))
+        given = AttentionInputs(inputs=x, token_mask=token_mask, bias=bias, tree=tree)
+        return self.out(self.mechanism(query, key, value, given))
 
     def _bias(self, query: Array, key: Array, table: Array) -> Float[Array, "B N T T"]:
         """q_i·r^k_d + k_j·r^q_d for every pair, in float32."""

@@ -33,7 +33,7 @@ class WindowedAttention(Attention):
     ) -> Float[Array, "B T _"]:
         """Attends within the window; the arguments are those of `Attention`."""
         length = x.shape[1]
-        if self.mechanism.takes_pair_mask and length > self.window + 1:
+        if "pair_mask" in self.mechanism.takes and length > self.window + 1:
             place = jnp.arange(length)
             near = (jnp.abs(place[:, None] - place) <= self.window)[None, None]
             mask = near if mask is None else mask & near

@@ -19,7 +19,7 @@ TOKENS = np.random.default_rng(0).integers(0, 11, (3, 8, 9)).astype(np.int32)
 
 def _run(seeds, tokens, *, dropout=0.0, steps=3, **kwargs):
     model = language_model(dataclasses.replace(MODEL, dropout=dropout), 11)
-    update = loop.make_optimizer(OPTIMIZER)
+    update = loop.make_optimizer(OPTIMIZER, model.decayed)
     state = jax.jit(loop.make_init(model, update, seeds))()
     step = jax.jit(loop.make_train_step(model, update, seeds=seeds, **kwargs))
     losses = []
@@ -88,14 +88,13 @@ def test_only_matrices_decay():
     model = language_model(
         dataclasses.replace(MODEL, attention="softmax+gate=running", positions="morlet:learned"), 11
     )
-    decaying = {name for name, shape in model.shapes.items() if loop.decays(name, shape.ndim)}
-    rest = {name.rpartition(".")[2] for name in set(model.shapes) - decaying}
-    assert all(name.rpartition(".")[2] in ("kernel", "embedding") for name in decaying), decaying
+    rest = {name.rpartition(".")[2] for name in set(model.shapes) - model.decayed}
+    assert all(name.rpartition(".")[2] in ("kernel", "embedding") for name in model.decayed), model.decayed
     assert {"alpha", "tau", "log_omega", "log_sigma", "bias", "scale"} <= rest
 
 
 def test_decay_shrinks_matrices_and_nothing_else():
-    update = loop.make_optimizer(dataclasses.replace(OPTIMIZER, weight_decay=0.5, warmup=0))
+    update = loop.make_optimizer(dataclasses.replace(OPTIMIZER, weight_decay=0.5, warmup=0), {"a.kernel"})
     params = {"a.kernel": jnp.ones((2, 2)), "a.bias": jnp.ones(2), "gate.alpha": jnp.ones((1, 2))}
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = update.update(zeros, update.init(params), params)
@@ -111,7 +110,8 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 
 
 def test_a_step_that_is_not_finite_changes_nothing():
-    functional, update = language_model(MODEL, 11), loop.make_optimizer(OPTIMIZER)
+    functional = language_model(MODEL, 11)
+    update = loop.make_optimizer(OPTIMIZER, functional.decayed)
     state = jax.jit(loop.make_init(functional, update, (0, 1)))()
     poison = {name: value.at[1].set(jnp.nan) for name, value in state.params.items() if name == "embedding"}
     step = jax.jit(loop.make_train_step(functional, update, seeds=(0, 1)))

@@ -23,7 +23,7 @@ def _mesh(data, fsdp):
 
 def _train(mesh):
     model = sharding.gather_before_use(language_model(MODEL, 11), mesh)
-    update = loop.make_optimizer(OptimizerConfig(steps=20, warmup=2, lr=1e-2))
+    update = loop.make_optimizer(OptimizerConfig(steps=20, warmup=2, lr=1e-2), model.decayed)
     init = loop.make_init(model, update, SEEDS)
     specs = sharding.param_specs(model.axes, model.shapes, mesh.shape["fsdp"])
     shardings = sharding.tree_shardings(jax.eval_shape(init), specs, mesh)

@@ -12,14 +12,20 @@ from flax import nnx
 
 from jaxattn import Tree, hierarchical_energy
 from jaxattn.models import calibrate
-from jaxattn.nn import RandomFeatures, Softmax, parse_mechanism, replace_attention
+from jaxattn.nn import (
+    AttentionInputs,
+    LayerSizes,
+    RandomFeatures,
+    Softmax,
+    parse_mechanism,
+    replace_attention,
+)
 from jaxattn.tree.mechanism import Hierarchical
 from tests.train.tiny_encoder import save_tiny_encoder
 from train.__main__ import main
 from train.errors import UserError
 from train.studies.zero_shot.command import layer_numbers, make_variants
 from train.studies.zero_shot.divergence import attention_weights, divergence, has_distribution
-from train.studies.zero_shot.flops import attention_flops
 from train.studies.zero_shot.layers import LayeredClassifier
 from train.tasks.finetune.predict import load
 
@@ -39,7 +45,7 @@ def weights_of(tensors):
     """Attention matrices of a mechanism that is spelled out."""
 
     def compute(spelling):
-        built = parse_mechanism(spelling).build(HEADS, WIDTH, None, rngs=nnx.Rngs(0))
+        built = parse_mechanism(spelling).build(LayerSizes(HEADS, WIDTH), rngs=nnx.Rngs(0))
         return jax.jit(lambda *call: attention_weights(built, *call))(*tensors)
 
     return compute
@@ -139,8 +145,8 @@ def test_a_tree_with_self_is_the_closest_with_its_blocks(tensors, weights_of):
 def test_weights_of_features_give_their_output(tensors, weights_of):
     query, key, mask = tensors
     spelling = "features:oprf-orf:16"
-    built = parse_mechanism(spelling).build(HEADS, WIDTH, None, rngs=nnx.Rngs(0))
-    expected = jax.jit(lambda q, k, mask: built(q, k, k, token_mask=mask))(query, key, mask)
+    built = parse_mechanism(spelling).build(LayerSizes(HEADS, WIDTH), rngs=nnx.Rngs(0))
+    expected = jax.jit(lambda q, k, mask: built(q, k, k, AttentionInputs(token_mask=mask)))(query, key, mask)
     found = jnp.einsum("BNTS,BSNH->BTNH", weights_of(spelling), key)
     np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
     np.testing.assert_allclose(found[1, :7], expected[1, :7], atol=1e-5)
@@ -148,22 +154,8 @@ def test_weights_of_features_give_their_output(tensors, weights_of):
 
 def test_features_of_either_sign_have_no_divergence():
     for spelling, positive in (("trigrf-orf", False), ("oprf-orf", True), ("oprf-sgq", False)):
-        built = parse_mechanism(f"features:{spelling}:8").build(HEADS, WIDTH, None, rngs=nnx.Rngs(0))
+        built = parse_mechanism(f"features:{spelling}:8").build(LayerSizes(HEADS, WIDTH), rngs=nnx.Rngs(0))
         assert has_distribution(built) == positive, spelling
-
-
-def test_flops_by_hand():
-    # 8 tokens in pairs: 4, 2 and 1 families of 2. Scores and values 4 b² a family, three means 6 b, not at the root.
-    by_hand = 4 * (16 + 12) + 2 * (16 + 12) + 16
-    assert attention_flops(Hierarchical((2,)), 8, 1, 1) == by_hand
-    assert attention_flops(Hierarchical((2,), include_self=False), 8, 3, 5) == 15 * by_hand
-    # 10 tokens in families of 4: the last has 2 places too many; then one of 3.
-    assert attention_flops(Hierarchical((4,)), 10, 1, 1) == 3 * (4 * 16 + 6 * 4) + 4 * 9
-    assert attention_flops(Softmax(), 10, 3, 5) == 15 * 4 * 100
-    assert attention_flops(RandomFeatures("oprf", "orf", 16), 10, 3, 5) == 15 * 4 * 10 * (16 + 16)
-    assert attention_flops(RandomFeatures("trigrf", "orf", 16), 10, 3, 5) == 15 * 4 * 10 * (8 + 16)
-    with pytest.raises(TypeError, match="uniform tree"):
-        attention_flops(Hierarchical(), 10, 1, 1)
 
 
 def test_layer_by_layer_is_the_whole_model(trained, sharp, texts):
@@ -250,7 +242,7 @@ def test_the_command_writes_record_and_table(run, tmp_path, cli):
     assert difference / 21 == pytest.approx(without["accuracy"]["mean"] - row["accuracy"]["mean"])
     assert "relative_seconds" not in without, "it does the same work as with self"
     sizes = (record["lengths"][0], 2, 8)
-    one, exact = attention_flops(Hierarchical((2,)), *sizes), attention_flops(Softmax(), *sizes)
+    one, exact = Hierarchical((2,)).flops(*sizes).forward, Softmax().flops(*sizes).forward
     assert row["attention_flops"] == 2 * one
     assert rows["tree:2", "0"]["attention_flops"] == one + exact
     assert rows["tree:2", "0"]["divergence"]["mean"] == row["divergence_by_layer"][0]

@@ -206,7 +206,7 @@ def test_layers_below_learn_slower_and_the_head_at_its_own_rate():
     names = ["embeddings.word", "relative.table", "blocks.0.x", "blocks.2.x", "norm.scale"]
     shares = {f"encoder.{name}": rate_share(f"encoder.{name}", config, 3) for name in names}
     assert list(shares.values()) == [0.125, 0.125, 0.25, 1.0, 1.0]
-    optimizer = make_optimizer(config, 3)
+    optimizer = make_optimizer(config, 3, ())
     params = {name: jnp.ones((2, 2)) for name in [*shares, "head.out.kernel"]}
     updates, _ = optimizer.update(params, optimizer.init(params), params)
     # The first step of Adam has the size of the rate.

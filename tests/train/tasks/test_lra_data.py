@@ -233,7 +233,7 @@ def test_the_table_of_tasks():
 
 
 def test_published_names_are_mechanisms_of_this_library():
-    from jaxattn.nn.spelling import parse_mechanism
+    from jaxattn.core.registry import parse_mechanism
 
     for mechanism in LRA_TASKS["text"].published:
         parse_mechanism(mechanism if mechanism == "softmax" else f"{mechanism}:128")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from jaxattn import Tree, hierarchical_weights, padding_key_bias
+from jaxattn import hierarchical_weights, padding_key_bias
 from jaxattn.nn import MechanismModule
 from jaxattn.random_features.mechanism import RandomFeaturesModule
 from jaxattn.softmax.mechanism import SoftmaxModule
@@ -45,13 +45,13 @@ def attention_weights(
     """
     if isinstance(mechanism, SoftmaxModule):
         return jnp.exp(log_softmax_weights(query, key, mask))
-    if isinstance(mechanism, HierarchicalModule) and mechanism.branching is not None:
+    if isinstance(mechanism, HierarchicalModule) and not mechanism.config.needs_tree:
         return hierarchical_weights(
             query,
             key,
-            Tree.uniform(query.shape[1], mechanism.branching),
+            mechanism.config.tree_over(query.shape[1]),
             key_bias=padding_key_bias(mask),
-            include_self=mechanism.include_self,
+            include_self=mechanism.config.include_self,
         )
     if not isinstance(mechanism, RandomFeaturesModule):
         raise TypeError(

@@ -124,7 +124,7 @@ def run_layer(graph: Any, state: Any, x: Array, mask: Array) -> Array:
 def query_key(graph: Any, state: Any, x: Array, mask: Array) -> tuple[Array, Array]:
     """Queries and keys (B, L, N, H) of one layer as they come to its attention."""
     block = nnx.merge(graph, state)
-    recorder = block.attention.mechanism = _Recorder()
+    recorder = block.attention.mechanism = _Recorder(block.attention.mechanism.sizes)
     block(x, token_mask=mask)
     return recorder.seen
 
@@ -132,7 +132,7 @@ def query_key(graph: Any, state: Any, x: Array, mask: Array) -> tuple[Array, Arr
 class _Recorder(MechanismModule):
     """Keeps queries and keys, and gives values back as they are."""
 
-    def __call__(self, query: Any, key: Any, value: Any, **options: Any) -> Any:
+    def attend(self, query: Any, key: Any, value: Any, given: Any) -> Any:
         self.seen = nnx.data((query, key))
         return value
 

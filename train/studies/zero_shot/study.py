@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 
 from jaxattn.nn import Softmax
 from train.data.token_examples import TextData
-from train.studies.zero_shot.flops import attention_flops
 from train.studies.zero_shot.layers import LayeredClassifier
 from train.studies.zero_shot.measure import (
     Predicted,
@@ -103,7 +102,7 @@ def study(
         **provenance(Mesh(np.array(jax.devices()[:1]), ("data",))),
         "softmax": {
             "accuracy": accuracy(said, part.labels),
-            "attention_flops": len(classifier.layers) * attention_flops(Softmax(), *sizes),
+            "attention_flops": len(classifier.layers) * Softmax().flops(*sizes).forward,
             "dense_flops": dense_flops(classifier, sizes[0]),
             "seconds_per_1000": times[SOFTMAX]["seconds_per_1000"],
         },
@@ -146,10 +145,10 @@ def rows_of(
         key: [predictions(kind, probabilities(kind, x)) for x in logits]
         for key, logits in found.variants.items()
     }
-    exact = attention_flops(Softmax(), *sizes)
+    exact = Softmax().flops(*sizes).forward
     rows = []
     for variant in tried:
-        one = attention_flops(variant.mechanism, *sizes)
+        one = variant.mechanism.flops(*sizes).forward
         far = divergences[variant.name]
         for name, numbers in variant.layers.items():
             flops = one * len(numbers) + exact * (count - len(numbers))

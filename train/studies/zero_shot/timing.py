@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxattn.nn import Mechanism, Softmax
-from train.studies.zero_shot.flops import attention_flops
 from train.studies.zero_shot.layers import LayeredClassifier
 from train.studies.zero_shot.measure import Batch, Prepared, Variant
 
@@ -62,7 +61,7 @@ def time_long(
             layers[variant.name] = prepared[variant.name, variant.seeds[0]].sets[full]
     print(f"timing {len(layers)} cases on {length} tokens", flush=True)
     samples = seconds_in_turns(lambda chosen: classifier.run(chosen, tokens, mask), layers, repeats)
-    flops = {name: len(every) * attention_flops(m, length, *head_sizes) for name, m in mechanisms.items()}
+    flops = {name: len(every) * m.flops(length, *head_sizes).forward for name, m in mechanisms.items()}
     return [
         {
             "variant": name,

@@ -75,12 +75,13 @@ class _Recorder(MechanismModule):
     """Passes calls on to a mechanism and keeps their queries, keys and values."""
 
     def __init__(self, mechanism: MechanismModule, kept: list[Tensors]):
-        self.call = lambda *args, **options: mechanism(*args, **options)
+        super().__init__(mechanism.sizes)
+        self.call = lambda *args: mechanism(*args)
         self.keep = lambda *args: kept.append(Tensors(*args))
 
-    def __call__(self, query: Any, key: Any, value: Any, **options: Any) -> Any:
+    def attend(self, query: Any, key: Any, value: Any, given: Any) -> Any:
         self.keep(query, key, value)
-        return self.call(query, key, value, **options)
+        return self.call(query, key, value, given)
 
     def init_state(self, *args: Any) -> Any:
         raise NotImplementedError("a recorder does not decode.")

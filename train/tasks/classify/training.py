@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ class Recipe:
     """How a classifier is trained, measured and reported; the defaults are those of training from scratch."""
 
     loss: loop.Loss = loop.class_loss
-    optimizer: optax.GradientTransformation | None = None
-    """None for that of `loop.make_optimizer`."""
+    optimizer: Callable[[Collection[str]], optax.GradientTransformation] | None = None
+    """The names of the parameters that decay -> the update rule; None for `loop.make_optimizer`."""
     start: Params | None = None
     """Values that parameters begin with, such as pretrained ones."""
     measure: Callable[[np.ndarray, np.ndarray], dict[str, list[float]]] = measure

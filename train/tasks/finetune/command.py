@@ -83,7 +83,7 @@ def finetune(config: FinetuneConfig, encoder: Any, *, command: str = "the same c
 
     recipe = Recipe(
         loss=make_loss(kind, weights),
-        optimizer=make_optimizer(config.optimizer, layers),
+        optimizer=functools.partial(make_optimizer, config.optimizer, layers),
         start=pretrained_parameters(encoder),
         measure=functools.partial(scores, kind),
         metric="val_f1",

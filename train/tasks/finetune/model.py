@@ -1,6 +1,6 @@
 """The fine-tuned model: a pretrained encoder and a head as functions of their parameters, and its optimiser."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -128,18 +128,21 @@ def freeze(functional: Functional, prefix: str) -> Functional:
     return functional._replace(train_apply=train_apply, held=functional.held | frozen)
 
 
-def make_optimizer(config: FinetuneOptimizer, layers: int) -> optax.GradientTransformation:
+def make_optimizer(
+    config: FinetuneOptimizer, layers: int, decayed: Collection[str]
+) -> optax.GradientTransformation:
     """Clipping and AdamW, whose updates are then scaled by each parameter's share of the learning rate.
 
     Args:
         config: of the optimiser.
         layers: of the encoder.
+        decayed: names of the parameters that weight decay applies to.
     """
 
     def scale(updates: Params, params: Params | None = None) -> Params:
         return {name: value * rate_share(name, config, layers) for name, value in updates.items()}
 
-    return optax.chain(loop.make_optimizer(config), optax.stateless(scale))
+    return optax.chain(loop.make_optimizer(config, decayed), optax.stateless(scale))
 
 
 def rate_share(name: str, config: FinetuneOptimizer, layers: int) -> float:

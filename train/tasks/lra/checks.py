@@ -17,19 +17,13 @@ def check_head(model: Any) -> None:
 
 def check_attention(attention: str) -> None:
     """Raises unless a spelling is of a mechanism that needs nothing but the sequence."""
-    from jaxattn.nn import (
-        EnergyGated,
-        Hierarchical,
-        parse_mechanism,
-    )  # JAX takes seconds, which --help should not
+    from jaxattn.nn import parse_mechanism  # JAX takes seconds, which --help should not
 
     try:
         mechanism = parse_mechanism(attention)
     except ValueError as error:
         raise UserError(f"--attention: {error}") from error
-    while isinstance(mechanism, EnergyGated):
-        mechanism = mechanism.inner
-    if isinstance(mechanism, Hierarchical) and mechanism.branching is None:
+    if mechanism.needs_tree:
         raise UserError(
             f"--attention must say the sizes of a tree, as in tree:64x16, as these tasks have no trees of their own; "
             f"got {attention!r}."
