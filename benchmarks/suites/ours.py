@@ -8,8 +8,8 @@ from flax import nnx
 
 from benchmarks.measure.prepared import Prepared, compile_case
 from benchmarks.suites.cases import Case, inner, inputs, parse
-from jaxattn import COMPONENTS, Tree
-from jaxattn.nn import EnergyGated, Hierarchical, Mechanism, RandomFeatures
+from jaxattn import Tree
+from jaxattn.nn import AttentionInputs, EnergyGated, Hierarchical, LayerSizes, Mechanism, RandomFeatures
 
 # Random features have one implementation. Trees are measured over a uniform tree, over one whose inner nodes have
 # random numbers of children, and causal whatever --causal says. All other mechanisms take a backend of
@@ -32,18 +32,17 @@ def has(implementation: str, mechanism: Mechanism) -> bool:
 def prepare(case: Case, limit_bytes: int | None) -> Prepared:
     """Compiles the mechanism's module; its learned parameters get gradients too. See `compile_case`."""
     mechanism = _with_backend(parse(case.mechanism), case.implementation)
-    module = mechanism.build(case.heads, case.head_dim, None, num_kv_heads=case.kv_heads, rngs=nnx.Rngs(0))
+    module = mechanism.build(LayerSizes(case.heads, case.head_dim, case.kv_heads), rngs=nnx.Rngs(0))
     query, key, value = inputs(case)
     for _, part in nnx.iter_modules(module):
         if hasattr(part, "calibrate"):
             part.calibrate(query[:, :CALIBRATION_LENGTH], key[:, :CALIBRATION_LENGTH])
     graph, learned, *rest = nnx.split(module, nnx.Param, ...)
-    options: dict[str, Any] = {"is_causal": case.causal or case.implementation == CAUSAL}
-    if case.implementation == RAGGED:
-        options["tree"] = ragged_tree(case.length, branching(mechanism))
+    tree = ragged_tree(case.length, branching(mechanism)) if case.implementation == RAGGED else None
+    given = AttentionInputs(tree=tree, is_causal=case.causal or case.implementation == CAUSAL)
 
     def attend(query: Any, key: Any, value: Any, learned: Any) -> Any:
-        return nnx.merge(graph, learned, *rest)(query, key, value, **options)
+        return nnx.merge(graph, learned, *rest)(query, key, value, given)
 
     return compile_case(attend, (query, key, value, learned), case.direction, limit_bytes)
 
@@ -83,25 +82,10 @@ def ragged_tree(length: int, sizes: tuple[int, ...]) -> Tree:
 
 
 def matmul_flops(case: Case) -> int | None:
-    """FLOPs of the matrix products that attention by random features cannot do without; None for others.
-
-    With T tokens, N query and K key/value heads of width H, M features from R rows of weights (R = M for most
-    components), a product of (a, b) and (b, c) counting 2abc:
-
-    - forward, 2 projections and 2 products: W q and W k, 2 B T (N + K) H R; Σ_j φ_k v' and φ_q·(that),
-      2 B T (K + N) M H;
-    - backward, 4 products and 2 projections: the cotangents of φ_q, φ_k, v and of the sum over keys,
-      4 B T (N + K) M H; through W to q and k, 2 B T (N + K) H R.
-
-    Not counted: features recomputed in the backward pass, the pairs inside a chunk of the causal form, the
-    normaliser (one more column of v), a component's own rotation, and whatever is not a matrix product.
-    Projections count as dense ones, also where the weights have a faster algorithm.
-    """
+    """FLOPs of the matrix products that attention by random features cannot do without; None for others."""
     mechanism = inner(parse(case.mechanism))
     if not isinstance(mechanism, RandomFeatures):
         return None
-    rows = COMPONENTS[mechanism.component].rows_for(mechanism.num_features)
-    tokens = 2 * case.batch * case.length * (case.heads + case.kv_heads) * case.head_dim
-    forward = tokens * (rows + mechanism.num_features)
-    backward = tokens * (rows + 2 * mechanism.num_features)
+    one = mechanism.flops(case.length, case.heads, case.head_dim, case.kv_heads)
+    forward, backward = case.batch * one.forward, case.batch * one.backward
     return {"forward": forward, "backward": backward, "both": forward + backward}[case.direction]

@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -138,9 +138,6 @@ class MechanismModule(nnx.Module):
     ) -> Float[Array, "B T N V"]:
         """What a call does; of tree, bias and segment_ids only those in `takes` are ever given."""
 
-    def prepare(self, query: Array, key: Array) -> None:
-        """Fits what is held, such as statistics, to example queries and keys, before the mechanism is measured."""
-
     @abc.abstractmethod
     def init_state(self, batch: int, max_length: int, dtype: Any) -> Any:
         """The decoding state before the first token."""
@@ -165,15 +162,6 @@ class Flops(NamedTuple):
     forward: int
     backward: int
     """Of the gradient, without what is recomputed for it."""
-
-
-class KernelCall(NamedTuple):
-    """A mechanism as a function of arrays alone."""
-
-    own: tuple[Array, ...]
-    """The arrays that it takes besides query, key and value, all of which get gradients."""
-    call: Callable[..., Array]
-    """(query, key, value, *own, key_bias=None) -> output."""
 
 
 class Mechanism(abc.ABC):
@@ -208,34 +196,6 @@ class Mechanism(abc.ABC):
             NotImplementedError: the mechanism does not say.
         """
         raise NotImplementedError(f"{self!r} does not say how many operations it takes.")
-
-    def kernel_call(self, query: Array, key: Array, *, is_causal: bool) -> KernelCall:
-        """This mechanism without a layer around it, for measurements.
-
-        Args:
-            query: an example of the queries, (B, T, N, H).
-            key: an example of the keys, (B, S, K, H).
-            is_causal: query i attends to keys j <= i.
-
-        Examples:
-            >>> import jax.numpy as jnp
-            >>> from jaxattn.nn import CrossCorrelation
-            >>> x = jnp.ones((1, 6, 2, 4))
-            >>> own, call = CrossCorrelation(lags=2).kernel_call(x, x, is_causal=True)
-            >>> own[0].shape, call(x, x, x, *own).shape
-            ((2, 5), (1, 6, 2, 4))
-        """
-        sizes = LayerSizes(query.shape[-2], query.shape[-1], key.shape[-2])
-        module = self.build(sizes, rngs=nnx.Rngs(0))
-        module.prepare(query, key)
-        graph, learned, held = nnx.split(module, nnx.Param, ...)
-        own, structure = jax.tree.flatten(learned)
-
-        def call(query: Array, key: Array, value: Array, *own: Array, key_bias: Array | None = None) -> Array:
-            whole = nnx.merge(graph, jax.tree.unflatten(structure, own), held)
-            return whole(query, key, value, AttentionInputs(key_bias=key_bias, is_causal=is_causal))
-
-        return KernelCall(tuple(own), call)
 
     def attention_fn(self, num_heads: int, head_dim: int, *, rngs: nnx.Rngs) -> "AttentionFn":
         """This mechanism as `flax.nnx.MultiHeadAttention(attention_fn=...)`.

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from jaxattn.core.mechanism import Mechanism
 
@@ -24,7 +24,7 @@ class MechanismRow:
         spell: the mechanism to its options, such that `parse(*spell(mechanism)) == mechanism`.
         implementations: what `benchmarks` can compare: names of the backends, for mechanisms with a field
             `implementation`, or one name for the only kernel there is. Operations are counted by
-            `Mechanism.flops`, and `Mechanism.kernel_call` gives the function to measure.
+            `Mechanism.flops`.
     """
 
     name: str
@@ -34,10 +34,6 @@ class MechanismRow:
     parse: Callable[..., Mechanism]
     spell: Callable[[Any], tuple[str, ...]]
     implementations: tuple[str, ...] = ()
-
-
-class _Wrap(Protocol):
-    def __call__(self, inner: Mechanism, *option: str, allow_leak: bool) -> Mechanism: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +54,7 @@ class GateRow:
     syntax: str
     help: str
     mechanism: type[Mechanism]
-    wrap: _Wrap
+    wrap: Callable[..., Mechanism]
     spell: Callable[[Any], tuple[str, ...]]
 
 
@@ -102,7 +98,7 @@ def accepted_spellings() -> str:
 
 def mechanism_help() -> str:
     """Every spelling and what it is, for --help."""
-    rows = (*MECHANISMS.values(), *GATES.values())
+    rows: list[Any] = [*MECHANISMS.values(), *GATES.values()]
     return "\n".join(f"  {row.syntax}\n      {row.help}" for row in rows)
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -12,7 +11,6 @@ from jaxattn.core.checks import check_choice
 from jaxattn.core.mechanism import (
     AttentionInputs,
     Flops,
-    KernelCall,
     LayerSizes,
     Mechanism,
     MechanismModule,
@@ -83,27 +81,6 @@ class EnergyGated(Mechanism):
     def flops(self, length: int, num_heads: int, head_dim: int, num_kv_heads: int | None = None) -> Flops:
         """Those of the inner mechanism; the energies are a projection of the input."""
         return self.inner.flops(length, num_heads, head_dim, num_kv_heads)
-
-    def kernel_call(self, query: Array, key: Array, *, is_causal: bool) -> KernelCall:
-        """With energies in place of a projection of the input: (query, key, value, energy, alpha, tau, *own)."""
-        heads = query.shape[-2]
-        energy = jax.random.normal(jax.random.key(0), (*key.shape[:-2], heads)).astype(key.dtype)
-        inner = self.inner.kernel_call(query, key, is_causal=is_causal)
-
-        def call(query, key, value, energy, alpha, tau, *own, key_bias=None):
-            gate: dict[str, Any] = {
-                "alpha": alpha,
-                "tau": tau,
-                "normalization": self.normalization,
-                "is_causal": is_causal,
-            }
-            if self.normalization == "prefix":
-                return energy_gated_attention(query, key, value, energy, **gate, key_bias=key_bias)
-            bias = energy_gate(energy, **gate, allow_leak=self.allow_leak)
-            return inner.call(query, key, value, *own, key_bias=bias if key_bias is None else bias + key_bias)
-
-        own = (energy, jnp.full((heads,), 2.0), jnp.full((heads,), 0.1), *inner.own)
-        return KernelCall(own, call)
 
 
 class EnergyGatedModule(MechanismModule):

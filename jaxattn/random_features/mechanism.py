@@ -187,10 +187,6 @@ class RandomFeaturesModule(MechanismModule):
             self._hold(self.feature_map.calibrate(query, key, token_mask=token_mask, momentum=momentum))
             self.calls[...] = calls + 1
 
-    def prepare(self, query: Array, key: Array) -> None:
-        """Calibrates to the example."""
-        self.calibrate(query, key)
-
     def redraw(self, key: jax.Array) -> None:
         """Replaces the random numbers; learned parameters and statistics stay."""
         self._hold(self.feature_map.resample(key))

@@ -1,7 +1,7 @@
 """Attention over a tree as a mechanism."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import nnx
@@ -103,15 +103,16 @@ class Hierarchical(Mechanism):
 class HierarchicalModule(MechanismModule):
     """Holds the sibling bias and calls `hierarchical_attention`."""
 
+    refusals: Mapping[str, str] = {
+        **MechanismModule.refusals,
+        "segment_ids": "cannot be used with a tree, whose nodes may span segments; put the segments below one root "
+        "with Tree.join, or one in a row",
+    }
+
     def __init__(self, config: Hierarchical, sizes: LayerSizes, bias: SiblingBias | None):
         super().__init__(sizes)
         self.config = config
         self.bias = nnx.data(bias)
-
-    refusals = MechanismModule.refusals | {
-        "segment_ids": "cannot be used with a tree, whose nodes may span segments; put the segments below one root "
-        "with Tree.join, or one in a row"
-    }
 
     @property
     def takes(self) -> frozenset[str]:
