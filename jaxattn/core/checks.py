@@ -37,3 +37,23 @@ def check_dtype(name: str, array: Any, kind: Any, accepted: str) -> None:
     dtype = jnp.asarray(array).dtype
     if not jnp.issubdtype(dtype, kind):
         raise ValueError(f"{name} must be {accepted}; got dtype {dtype}.")
+
+
+def check_pair(
+    name: str, value: Any, kind: Any, accepted: str, query_shape: tuple[int, ...], key_shape: tuple[int, ...]
+) -> tuple[Any, Any]:
+    """One array for queries and keys alike, or a pair of two, as a checked pair; None in a pair stays None."""
+    pair = isinstance(value, tuple | list)
+    if not pair and query_shape != key_shape:
+        raise ValueError(
+            f"{name} must be a pair, (B, T) for the queries and (B, S) for the keys, where these differ in length; "
+            f"got one array for T = {query_shape[-1]}, S = {key_shape[-1]}."
+        )
+    values = tuple(value) if pair else (value, value)
+    if len(values) != 2:
+        raise ValueError(f"{name} must be one array or a pair (query, key); got {len(values)} arrays.")
+    for array, shape, layout in zip(values, (query_shape, key_shape), ("(B, T)", "(B, S)"), strict=True):
+        if array is not None:
+            check_dtype(name, array, kind, accepted)
+            check_shape(name, array, shape, layout if len(shape) == 2 else layout.replace("B, ", ""))
+    return values

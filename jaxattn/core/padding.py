@@ -1,7 +1,9 @@
-"""Padding as a key bias."""
+"""Padding: as a key bias of −inf, and zeroed so that a NaN in it reaches nothing."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+from jaxattn.core.call import Call, accumulation_dtype
 
 
 def padding_key_bias(
@@ -26,3 +28,48 @@ def padding_key_bias(
         return key_bias
     # `where`, not a sum: a NaN bias at a padded token is dropped with the token.
     return jnp.where(token_mask[..., None], 0.0 if key_bias is None else key_bias, -jnp.inf)
+
+
+def fold_key_mask(call: Call) -> Call:
+    """Turns a mask that is the same for every query into a key bias of −inf."""
+    mask = call.mask
+    if mask is None or mask.shape[3] != 1 or mask.shape[4] != call.key.shape[1]:
+        return call
+    return _keep(call.replace(mask=None), jnp.moveaxis(mask[:, :, :, 0], 3, 1))
+
+
+def fold_lengths(call: Call) -> Call:
+    """Turns key_value_seq_lengths into a key bias of −inf."""
+    lengths = call.key_value_seq_lengths
+    if lengths is None:
+        return call
+    kept = jnp.arange(call.key.shape[1]) < lengths[:, None]
+    return _keep(call.replace(key_value_seq_lengths=None), kept[:, :, None, None])
+
+
+def _keep(call: Call, kept: Bool[Array, "#B S #K #G"]) -> Call:
+    bias = jnp.zeros((), accumulation_dtype(call.query)) if call.key_bias is None else call.key_bias
+    return call.replace(key_bias=jnp.where(kept, bias, -jnp.inf))
+
+
+def zero_padding(call: Call) -> Call:
+    """Zeroes the keys, values and queries that a key bias of −inf or a length removes.
+
+    It is a `where` on the arrays themselves, so that a NaN in padding meets no multiplication, forward or
+    backward. A key removed for some query heads of a group only must be finite: the others need it.
+    """
+    key_bias = fold_lengths(call).key_bias
+    if key_bias is not None:
+        removed = (key_bias == -jnp.inf).all(axis=3, keepdims=True)
+        call = call.replace(key=jnp.where(removed, 0, call.key), value=jnp.where(removed, 0, call.value))
+        if call.key_bias is not None:
+            call = call.replace(key_bias=key_bias)
+    if call.query_seq_lengths is not None:
+        call = call.replace(query=jnp.where(query_is_valid(call), call.query, 0))
+    return call
+
+
+def query_is_valid(call: Call) -> Bool[Array, "B T 1 1 1"]:
+    """False for padded query rows."""
+    valid = jnp.arange(call.query.shape[1]) < call.query_seq_lengths[:, None]
+    return valid[:, :, None, None, None]

@@ -4,15 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxattn.core.arguments import (
-    Arguments,
-    check_arguments,
-    fold_key_mask,
-    fold_lengths,
-    query_is_valid,
-    zero_padding,
-)
+from jaxattn.core.call import Call, check_call
 from jaxattn.core.checks import check_choice
+from jaxattn.core.padding import fold_key_mask, fold_lengths, query_is_valid, zero_padding
 from jaxattn.softmax.blockwise import blockwise_attention
 from jaxattn.softmax.cudnn import cudnn_attention, cudnn_cannot, nvidia_capability
 from jaxattn.softmax.splash import tokamax_attention, tokamax_cannot, tokamax_is_installed
@@ -93,7 +87,7 @@ def dot_product_attention(
     al. 2022, "FlashAttention" (blockwise).
     """
     check_choice("implementation", implementation, IMPLEMENTATIONS)
-    arguments = check_arguments(
+    call = check_call(
         query,
         key,
         value,
@@ -106,55 +100,65 @@ def dot_product_attention(
         key_value_seq_lengths=key_value_seq_lengths,
         segment_ids=segment_ids,
     )
-    out = _attend(fold_key_mask(arguments), implementation)
-    return out if jnp.ndim(query) == 4 else out[0]
+    return call.merge_heads(_attend(fold_key_mask(call), implementation))
 
 
-def _attend(a: Arguments, implementation: str | None) -> Array:
+def _attend(call: Call, implementation: str | None) -> Float[Array, "B T K G V"]:
     if implementation is None:
-        implementation = choose_implementation(a)
-    elif reason := _cannot(a, implementation):
-        raise ValueError(f"implementation={implementation!r} {reason}")
-    a = zero_padding(a)
+        implementation = _choose_here(call)
+    elif implementation == "cudnn" and (reason := cudnn_cannot(call, nvidia_capability())):
+        raise ValueError(f"implementation='cudnn' {reason}")
+    elif implementation == "tokamax" and (reason := tokamax_cannot(call)):
+        raise ValueError(f"implementation='tokamax' {reason}")
+    call = zero_padding(call)
     if implementation == "cudnn":
-        out = cudnn_attention(a)
+        out = cudnn_attention(call)
     else:
         backend = {"xla": xla_attention, "blockwise": blockwise_attention, "tokamax": tokamax_attention}
-        out = backend[implementation](fold_lengths(a))
-    return out if a.query_seq_lengths is None else jnp.where(query_is_valid(a), out, 0)
+        out = backend[implementation](fold_lengths(call))
+    return out if call.query_seq_lengths is None else jnp.where(query_is_valid(call), out, 0)
 
 
-def attend_cached(a: Arguments) -> Array:
+def attend_cached(call: Call) -> Float[Array, "B T K G V"]:
     """Attention over a cache whose removed keys are zero already, causal from `query_offset` on."""
-    return xla_attention(a) if _xla_or_blockwise(a) == "xla" else blockwise_attention(a)
+    attend = blockwise_attention if prefers_blockwise(call, jax.default_backend()) else xla_attention
+    return attend(call)
 
 
-def _cannot(a: Arguments, implementation: str) -> str | None:
-    if implementation == "cudnn":
-        return cudnn_cannot(a, nvidia_capability())
-    if implementation == "tokamax":
-        return tokamax_cannot(a)
-    return None
+def _choose_here(call: Call) -> str:
+    platform = jax.default_backend()
+    return choose_implementation(
+        call, platform, nvidia_capability(), platform == "tpu" and tokamax_is_installed()
+    )
 
 
-def choose_implementation(a: Arguments) -> str:
-    """The implementation that None stands for, by `jax.default_backend()`.
+def choose_implementation(
+    call: Call, platform: str, capability: tuple[int, int] | None, tokamax: bool
+) -> str:
+    """The implementation that None stands for.
 
     NVIDIA GPU: "cudnn" where its limits allow. TPU: "tokamax" where it is installed and its limits allow.
     Otherwise "blockwise" where it is faster than "xla" (CPU: from T·S = 128² on, by a quarter there and four
     times at 2048²; measured) or where the scores would not reasonably fit (elsewhere: above 1 GiB; not
     measured), else "xla".
+
+    Args:
+        call: checked arguments.
+        platform: what JAX calls the default backend: "cpu", "gpu" or "tpu".
+        capability: compute capability of the NVIDIA GPU, None without one.
+        tokamax: whether the package is installed.
     """
-    if cudnn_cannot(a, nvidia_capability()) is None:
+    if cudnn_cannot(call, capability) is None:
         return "cudnn"
-    if jax.default_backend() == "tpu" and tokamax_is_installed() and tokamax_cannot(a) is None:
+    if platform == "tpu" and tokamax and tokamax_cannot(call) is None:
         return "tokamax"
-    return _xla_or_blockwise(a)
+    return "blockwise" if prefers_blockwise(call, platform) else "xla"
 
 
-def _xla_or_blockwise(a: Arguments) -> str:
-    batch, query_length, num_heads, _ = a.query.shape
-    scores = query_length * a.key.shape[1]
-    if jax.default_backend() == "cpu":
-        return "blockwise" if scores >= _CPU_SCORES else "xla"
-    return "blockwise" if batch * num_heads * scores * 4 > _ACCELERATOR_SCORE_BYTES else "xla"
+def prefers_blockwise(call: Call, platform: str) -> bool:
+    """Whether blocks are better than scores in memory; see `choose_implementation`."""
+    batch, query_length, num_kv_heads, group, _ = call.query.shape
+    scores = query_length * call.key.shape[1]
+    if platform == "cpu":
+        return scores >= _CPU_SCORES
+    return batch * num_kv_heads * group * scores * 4 > _ACCELERATOR_SCORE_BYTES

@@ -3,25 +3,24 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxattn.core.arguments import Arguments, check_qkv, check_scale, over_group
-from jaxattn.core.checks import check_broadcastable, check_dtype, check_rank, check_shape
-from jaxattn.core.decode import check_sizes
+from jaxattn.core.checks import check_shape
+from jaxattn.core.decode import check_sizes, check_step, nan_beyond, write
+from jaxattn.core.padding import zero_padding
 from jaxattn.softmax.attention import attend_cached
 
 
 class DotProductAttentionState(NamedTuple):
     """The cache of `dot_product_attention_step`: what was written so far, in arrays of fixed size.
 
-    key (B, max_length, K, H), value (B, max_length, K, V), key_bias (B, max_length, N) float32 and length,
+    key (B, max_length, K, H), value (B, max_length, K, V), key_bias (B, max_length, heads) float32 and length,
     the number of positions already written (int32 scalar).
     """
 
     key: Float[Array, "B S K H"]
     value: Float[Array, "B S K V"]
-    key_bias: Float[Array, "B S N"]
+    key_bias: Float[Array, "B S heads"]
     length: Int[Array, ""]
 
 
@@ -42,7 +41,8 @@ def dot_product_attention_init_state(
         max_length: positions the cache can hold.
         num_kv_heads: key/value heads, K.
         head_dim: width of queries and keys, H.
-        num_heads: query heads, N, a multiple of K; K when None.
+        num_heads: query heads, N, a multiple of K, if the key bias differs between query heads that share keys: each
+            then has its own in the cache. None for one a key/value head.
         value_dim: width of the values, `head_dim` when None.
         dtype: dtype of the cached keys and values.
 
@@ -113,49 +113,35 @@ def dot_product_attention_step(
         >>> out.shape, int(state.length)
         ((1, 3, 2, 4), 3)
     """
-    check_rank("query", query, (4,), "(B, T, N, H)")
-    check_qkv(query, key, value)
-    batch, count, num_heads, head_dim = query.shape
-    max_length = state.key.shape[1]
-    if count < 1 or count > max_length:
+    call = check_step(query, key, value, key_bias, scale)
+    batch, count, num_heads = query.shape[:3]
+    max_length, heads = state.key_bias.shape[1:]
+    if count > max_length:
         raise ValueError(f"query must hold 1 to max_length = {max_length} new tokens; got {count}.")
-    if state.key_bias.shape != (batch, max_length, num_heads):
+    shared = call.key_bias is None or call.key_bias.shape[3] == 1
+    if state.key_bias.shape[0] != batch or not (heads == num_heads or (shared and heads == key.shape[2])):
         raise ValueError(
             f"query must have the state's batch and heads (B, N) = {state.key_bias.shape[::2]}; "
             f"got {(batch, num_heads)}."
         )
     check_shape("key", key, (batch, count, *state.key.shape[2:]), "(B, T, K, H)")
     check_shape("value", value, (batch, count, *state.value.shape[2:]), "(B, T, K, V)")
-    if key_bias is None:
-        key_bias = jnp.zeros((1, 1, 1), jnp.float32)
-    else:
-        check_dtype("key_bias", key_bias, jnp.floating, "floating point")
-        check_broadcastable("key_bias", key_bias, (batch, count, num_heads), "(B, T, N)")
-        # Removed keys are zeroed before they are cached, so that a NaN in padding is never stored.
-        gone = over_group(key_bias == -jnp.inf, key.shape[2])[..., None]
-        key, value = jnp.where(gone, 0, key), jnp.where(gone, 0, value)
-
-    def write(cache: Array, new: Array) -> Array:
-        start = (0, state.length) + (0,) * (cache.ndim - 2)
-        return lax.dynamic_update_slice(cache, new.astype(cache.dtype), start)
-
+    # Removed keys are zeroed before they are cached, so that a NaN in padding is never stored.
+    call = zero_padding(call)
+    num_kv_heads = key.shape[2]
+    new_bias = jnp.zeros((1, 1, 1, 1)) if call.key_bias is None else call.key_bias
+    new_bias = jnp.broadcast_to(new_bias, (batch, count, num_kv_heads, heads // num_kv_heads))
     new_state = DotProductAttentionState(
-        key=write(state.key, key),
-        value=write(state.value, value),
-        key_bias=write(state.key_bias, jnp.broadcast_to(key_bias, (batch, count, num_heads))),
+        key=write(state.key, call.key, state.length),
+        value=write(state.value, call.value, state.length),
+        key_bias=write(state.key_bias, new_bias.reshape(batch, count, heads), state.length),
         length=state.length + count,
     )
-    out = attend_cached(
-        Arguments(
-            query=query,
-            key=new_state.key,
-            value=new_state.value,
-            key_bias=new_state.key_bias,
-            mask=None,
-            bias=None,
-            scale=check_scale(scale, head_dim),
-            is_causal=True,
-            query_offset=state.length,
-        )
+    cached = call.replace(
+        key=new_state.key,
+        value=new_state.value,
+        key_bias=new_state.key_bias.reshape(batch, max_length, num_kv_heads, -1),
+        query_offset=state.length,
     )
-    return new_state, jnp.where(new_state.length <= max_length, out, jnp.nan)
+    out = call.merge_heads(attend_cached(cached))
+    return new_state, nan_beyond(out, new_state.length, max_length)

@@ -2,10 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-from jaxattn.core.arguments import Arguments
-from jaxattn.softmax.values import key_bias_by_values, pad_width, padded_width
+from jaxattn.core.call import Call
+from jaxattn.softmax.bias_by_values import attend_with_key_bias, pad_width, padded_width
 
 # Compute capability of Hopper, where cuDNN takes wider heads.
 _HOPPER = (9, 0)
@@ -20,54 +20,54 @@ def nvidia_capability() -> tuple[int, int] | None:
     return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None
 
 
-def cudnn_cannot(a: Arguments, capability: tuple[int, int] | None) -> str | None:
+def cudnn_cannot(call: Call, capability: tuple[int, int] | None) -> str | None:
     """Why cuDNN cannot take these arguments, or None if it can."""
     if capability is None:
         return f"needs an NVIDIA GPU; the default backend is {jax.default_backend()!r}."
-    if a.query.dtype not in (jnp.float16, jnp.bfloat16) or not (
-        a.query.dtype == a.key.dtype == a.value.dtype
+    if call.query.dtype not in (jnp.float16, jnp.bfloat16) or not (
+        call.query.dtype == call.key.dtype == call.value.dtype
     ):
         return (
             "needs query, key and value all in float16 or all in bfloat16; "
-            f"got {a.query.dtype}, {a.key.dtype}, {a.value.dtype}."
+            f"got {call.query.dtype}, {call.key.dtype}, {call.value.dtype}."
         )
-    if a.bias is not None:
+    if call.bias is not None:
         return "has no bias gradient at batch sizes above 1; use implementation='blockwise', or a key_bias."
-    if a.mask is not None:
+    if call.mask is not None:
         return "takes no mask that depends on the query; use implementation='blockwise'."
-    if a.segment_ids is not None:
+    if call.segment_ids is not None:
         return "takes no segment_ids; use implementation='blockwise'."
-    if a.key_bias is not None and a.query.dtype == jnp.float16:
+    if call.key_bias is not None and call.query.dtype == jnp.float16:
         return "carries key_bias in the values, whose range float16 is too small for; use bfloat16."
     widest = 256 if capability >= _HOPPER else 128
-    width = _width(a)
+    width = _width(call)
     if width > widest:
         return f"takes head widths up to {widest} on this device; query, key and value need {width}."
     return None
 
 
-def _width(a: Arguments) -> int:
+def _width(call: Call) -> int:
     """The common width that query, key and value are padded to."""
-    extra = 0 if a.key_bias is None else 1
-    return padded_width(max(a.query.shape[-1], a.value.shape[-1] + extra))
+    extra = 0 if call.key_bias is None else 1
+    return padded_width(max(call.query.shape[-1], call.value.shape[-1] + extra))
 
 
-def cudnn_attention(a: Arguments) -> Array:
-    """Fused attention on NVIDIA GPUs; a key bias is carried by the values (`key_bias_by_values`).
+def cudnn_attention(call: Call) -> Float[Array, "B T K G V"]:
+    """Fused attention on NVIDIA GPUs; a key bias is carried by the values (`attend_with_key_bias`).
 
     jax.nn asks for one width, so query, key and value are padded with zeros to the widest of them, a multiple
     of 8: a key bias turns width 64 into 72. Its speed on a GPU has not been measured here.
     """
-    lengths = a.key_value_seq_lengths
-    width = _width(a)
+    lengths = call.key_value_seq_lengths
+    width = _width(call)
 
     def fused(query: Array, key: Array, value: Array) -> Array:
         out = jax.nn.dot_product_attention(
             pad_width(query, width),
             pad_width(key, width),
             pad_width(value, width),
-            scale=a.scale,
-            is_causal=a.is_causal,
+            scale=call.scale,
+            is_causal=call.is_causal,
             # A sequence without keys attends to one (a zero vector) and its output is dropped below.
             key_value_seq_lengths=None if lengths is None else jnp.maximum(lengths, 1).astype(jnp.int32),
             implementation="cudnn",
@@ -75,6 +75,4 @@ def cudnn_attention(a: Arguments) -> Array:
         out = out[..., : value.shape[-1]]
         return out if lengths is None else jnp.where(lengths[:, None, None, None] > 0, out, 0)
 
-    if a.key_bias is None:
-        return fused(a.query, a.key, a.value)
-    return key_bias_by_values(fused, a.query, a.key, a.value, a.key_bias)
+    return attend_with_key_bias(fused, call)

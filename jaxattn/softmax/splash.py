@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-from jaxattn.core.arguments import Arguments
-from jaxattn.softmax.values import key_bias_by_values
+from jaxattn.core.call import Call
+from jaxattn.softmax.bias_by_values import attend_with_key_bias
 
 
 def tokamax_is_installed() -> bool:
@@ -15,26 +15,28 @@ def tokamax_is_installed() -> bool:
     return find_spec("tokamax") is not None
 
 
-def tokamax_cannot(a: Arguments) -> str | None:
+def tokamax_cannot(call: Call) -> str | None:
     """Why tokamax's fused kernels cannot take these arguments, or None if they can."""
-    if a.bias is not None:
+    if call.bias is not None:
         return "takes no bias on TPU; use implementation='blockwise', or a key_bias."
-    if a.mask is not None:
+    if call.mask is not None:
         return "takes no mask that depends on the query; use implementation='blockwise'."
-    if a.segment_ids is not None:
+    if call.segment_ids is not None:
         return "takes no segment_ids; use implementation='blockwise'."
-    if a.query.dtype not in (jnp.bfloat16, jnp.float32):
-        return f"takes query, key and value in bfloat16 or float32; got {a.query.dtype}."
+    if call.query.dtype not in (jnp.bfloat16, jnp.float32):
+        return f"takes query, key and value in bfloat16 or float32; got {call.query.dtype}."
     return None
 
 
-def tokamax_attention(a: Arguments, backends: str | Sequence[str] = ("mosaic", "xla_chunked")) -> Array:
+def tokamax_attention(
+    call: Call, backends: str | Sequence[str] = ("mosaic", "xla_chunked")
+) -> Float[Array, "B T K G V"]:
     """Splash attention on TPU, else tokamax's chunked XLA; a key bias is carried by the values.
 
     Expects lengths folded into key_bias (`fold_lengths`): the TPU kernel knows neither lengths nor biases.
 
     Args:
-        a: checked arguments.
+        call: checked arguments.
         backends: tokamax's own names, tried in order.
 
     Raises:
@@ -54,9 +56,7 @@ def tokamax_attention(a: Arguments, backends: str | Sequence[str] = ("mosaic", "
 
     def fused(query: Array, key: Array, value: Array) -> Array:
         return tokamax.dot_product_attention(
-            query, key, value, scale=a.scale, is_causal=a.is_causal, implementation=backends
+            query, key, value, scale=call.scale, is_causal=call.is_causal, implementation=backends
         )
 
-    if a.key_bias is None:
-        return fused(a.query, a.key, a.value)
-    return key_bias_by_values(fused, a.query, a.key, a.value, a.key_bias)
+    return attend_with_key_bias(fused, call)

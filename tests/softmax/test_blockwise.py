@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxattn.core.arguments import Arguments
+from jaxattn.core.call import check_call
 from jaxattn.softmax import dot_product_attention
-from jaxattn.softmax.blockwise import _block_size, blockwise_attention
+from jaxattn.softmax.blocks import block_size
+from jaxattn.softmax.blockwise import blockwise_attention
 from jaxattn.softmax.xla import xla_attention
 
 B, T, S, N, K, H = 2, 45, 61, 4, 2, 8
@@ -20,8 +21,9 @@ def normal(*shape):
     return jnp.asarray(RNG.standard_normal(shape), jnp.float32)
 
 
-def arguments(query, key, value, key_bias=None, bias=None, is_causal=False, **rest):
-    return Arguments(query, key, value, key_bias, rest.pop("mask", None), bias, 0.4, is_causal, **rest)
+def call(query, key, value, key_bias=None, bias=None, query_offset=None, **options):
+    checked = check_call(query, key, value, key_bias=key_bias, bias=bias, scale=0.4, **options)
+    return checked.replace(query_offset=query_offset)
 
 
 SEGMENTS = jnp.asarray(np.sort(RNG.integers(0, 4, (B, S)), axis=1))
@@ -40,7 +42,7 @@ OPTIONS = {
 
 def outputs_and_gradients(attention, options, args):
     def loss(*args):
-        out = attention(arguments(*args, **options))
+        out = attention(call(*args, **options))
         return jnp.sin(out).sum(), out
 
     (_, out), grads = jax.jit(jax.value_and_grad(loss, range(len(args)), has_aux=True))(*args)
@@ -62,7 +64,7 @@ def test_vmap_over_offsets():
     query, key, value = normal(B, T, N, H), normal(B, S, K, H), normal(B, S, K, 5)
 
     def run(attention, offset):
-        return attention(arguments(query, key, value, is_causal=True, query_offset=offset))
+        return attention(call(query, key, value, is_causal=True, query_offset=offset))
 
     offsets = jnp.asarray([0, 5, 70], jnp.int32)
     blockwise = functools.partial(blockwise_attention, query_block=16, key_block=8)
@@ -72,7 +74,7 @@ def test_vmap_over_offsets():
 
 @pytest.mark.parametrize("length", [1, 7, 255, 256, 257, 1000, 4096])
 def test_block_size_pads_little(length):
-    block = _block_size(length, 256)
+    block = block_size(length, 256)
     count = -(-length // block)
     assert block <= 256
     assert count * block - length < 8 * count

@@ -6,7 +6,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxattn.core.arguments import accumulation_dtype
+from jaxattn.core.call import Call, accumulation_dtype
+
+# Plain attention of query (B, T, N, H), key (B, S, K, H) and value (B, S, K, V).
+Attend = Callable[[Array, Array, Array], Array]
 
 # Fused kernels take head widths that are multiples of this.
 WIDTH_MULTIPLE = 8
@@ -17,13 +20,7 @@ def padded_width(width: int) -> int:
     return -(-width // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
 
 
-def key_bias_by_values(
-    attend: Callable[[Array, Array, Array], Array],
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B S K H"],
-    value: Float[Array, "B S K V"],
-    key_bias: Float[Array, "#B S #N"],
-) -> Float[Array, "B T N V"]:
+def attend_with_key_bias(attend: Attend, call: Call) -> Float[Array, "B T K G V"]:
     """softmax(s q·k + key_bias) v by one call of plain attention and one division.
 
     With p = softmax(s q·k) and g_j = exp(key_bias_j − max_j key_bias_j),
@@ -40,33 +37,31 @@ def key_bias_by_values(
     the numerator and of the denominator, cost up to three units in the last place.
 
     Args:
-        attend: plain attention of (query, key, values of any width), mask and scale already bound.
-        query: (B, T, N, H).
-        key: (B, S, K, H).
-        value: (B, S, K, V).
-        key_bias: (B or 1, S, N or 1); −inf removes a key. With one bias a query head and K < N, keys and values
-            are repeated to N heads.
+        attend: plain attention, mask and scale already bound.
+        call: with one bias a query head and K < N, its keys and values are repeated to N heads. Without a key bias
+            this is `attend` alone.
 
     Returns:
-        (B, T, N, V) in the dtype of `attend`; 0 in rows without a key.
+        In the dtype of `attend`; 0 in rows without a key.
     """
-    batch, length, num_kv_heads, width = value.shape
-    dtype = accumulation_dtype(query, key, value)
-    key_bias = key_bias.astype(dtype)
+    shape = call.query.shape[:4]
+    if call.key_bias is not None and call.key_bias.shape[3] != 1:
+        call = call.with_own_keys()
+    query, key, value = call.query.reshape(*shape[:2], -1, call.query.shape[-1]), call.key, call.value
+    if call.key_bias is None:
+        return attend(query, key, value).reshape(*shape, -1)
+    dtype, width = accumulation_dtype(query, key, value), value.shape[-1]
+    key_bias = call.key_bias.astype(dtype)
     top = lax.stop_gradient(key_bias.max(axis=1, keepdims=True))
     # Rounded once and used for numerator and denominator alike, so that the rounding is a slightly other gate
     # and no error of normalisation.
-    gate = jnp.exp(key_bias - jnp.where(top == -jnp.inf, 0, top)).astype(value.dtype)[..., None]
-    num_heads = query.shape[2]
-    if key_bias.shape[2] not in (1, num_kv_heads):
-        key, value = (jnp.repeat(x, num_heads // num_kv_heads, axis=2) for x in (key, value))
-    gate = jnp.broadcast_to(gate, (batch, length, value.shape[2], 1))
-    columns = jnp.concatenate([gate * value, gate], axis=-1)
-    columns = pad_width(columns, padded_width(width + 1))
-    out = attend(query, key, columns)
+    gate = jnp.exp(key_bias - jnp.where(top == -jnp.inf, 0, top)).astype(value.dtype)
+    columns = jnp.concatenate([gate * value, jnp.broadcast_to(gate, (*value.shape[:3], 1))], axis=-1)
+    out = attend(query, key, pad_width(columns, padded_width(width + 1)))
     numerator, denominator = out[..., :width].astype(dtype), out[..., width : width + 1].astype(dtype)
     empty = denominator == 0
-    return jnp.where(empty, 0, numerator / jnp.where(empty, 1, denominator)).astype(out.dtype)
+    out = jnp.where(empty, 0, numerator / jnp.where(empty, 1, denominator)).astype(out.dtype)
+    return out.reshape(*shape, width)
 
 
 def pad_width(x: Array, width: int) -> Array:
