@@ -199,14 +199,14 @@ class Family:
         tensors: for every parameter, its place in a checkpoint.
         anchor: the name of a tensor that every checkpoint has; what precedes it is the prefix of all names.
         body: beginnings of the names that belong to the encoder and not to a head.
-        optional: endings of names in the body that take no part in the computation.
+        unused: for a config, endings of names in the body that take no part in the computation.
     """
 
     read: Callable[[Mapping[str, Any]], dict[str, Any]]
     tensors: Callable[[EncoderConfig], dict[str, Tensor]]
     anchor: str = "embeddings.word_embeddings.weight"
     body: tuple[str, ...] = ("embeddings.", "encoder.")
-    optional: tuple[str, ...] = ("position_ids", "token_type_ids")
+    unused: Callable[[EncoderConfig], tuple[str, ...]] = lambda config: ("position_ids", "token_type_ids")
 
 
 # By the model_type of config.json; `families.py` has the rows.

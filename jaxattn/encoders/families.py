@@ -4,7 +4,7 @@ from jaxattn.encoders.bert.config import read_bert, read_distilbert, read_robert
 from jaxattn.encoders.bert.names import bert_tensors, distilbert_tensors
 from jaxattn.encoders.config import FAMILIES, Family
 from jaxattn.encoders.deberta.config import read_deberta
-from jaxattn.encoders.deberta.names import deberta_tensors
+from jaxattn.encoders.deberta.names import deberta_tensors, unused_tensors
 from jaxattn.encoders.modernbert.config import read_modernbert
 from jaxattn.encoders.modernbert.names import modernbert_tensors
 
@@ -16,12 +16,7 @@ FAMILIES |= {
     "xlm-roberta": ROBERTA,
     "camembert": ROBERTA,
     "distilbert": Family(read_distilbert, distilbert_tensors, body=("embeddings.", "transformer.")),
-    "deberta-v2": Family(
-        read_deberta,
-        deberta_tensors,
-        # Models without absolute positions were saved with an unused table of them.
-        optional=("position_ids", "embeddings.position_embeddings.weight"),
-    ),
+    "deberta-v2": Family(read_deberta, deberta_tensors, unused=unused_tensors),
     "modernbert": Family(
         read_modernbert,
         modernbert_tensors,

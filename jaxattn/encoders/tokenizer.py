@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,14 @@ from jaxtyping import Bool, Int32
 from jaxattn.encoders.config import EncoderConfig
 from jaxattn.encoders.extra import optional
 
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+FILES = (TOKENIZER, SETTINGS, "special_tokens_map.json")
+# Settings of tokenizer_config.json that override a BertNormalizer in tokenizer.json, with its names for them.
+OVERRIDES = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
 Ids = Int32[np.ndarray, "B L"]
 Mask = Bool[np.ndarray, "B L"]
 
@@ -48,13 +56,17 @@ class TextTokenizer:
         """Ids, mask of real tokens and token types; see `TextEncoder.tokenize` and `tokenize_pairs`."""
         if isinstance(texts, str) or not len(texts):
             raise ValueError(f"texts must be a list of at least one text; got {texts!r}.")
+        for index, text in enumerate(texts):
+            for part in text if isinstance(text, tuple) else (text,):
+                _check_text(f"texts[{index}]", part)
         for name, value in (("max_length", max_length), ("pad_to", pad_to)):
             if value is not None and not 1 <= value <= config.max_length:
                 raise ValueError(
                     f"{name} must be between 1 and the model's limit of {config.max_length}; got {value}."
                 )
         limit = config.max_length if max_length is None else max_length
-        tokenizer = _tokenizer(dict(self.files)["tokenizer.json"], limit if truncation else None)
+        files = dict(self.files)
+        tokenizer = _tokenizer(files[TOKENIZER], files.get(SETTINGS, "{}"), limit if truncation else None)
         encodings = tokenizer.encode_batch(list(texts))
         lengths = [len(encoding.ids) for encoding in encodings]
         for index, length in enumerate(lengths):
@@ -84,17 +96,57 @@ class TextTokenizer:
         return ids, mask, types
 
 
+def _check_text(name: str, text: Any) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"{name} must be a string; got {text!r}.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} must be text that UTF-8 can encode; got the lone surrogate {text[error.start]!r} at character "
+            f"{error.start}. text.encode('utf-8', 'replace').decode() puts '?' in its place."
+        ) from error
+
+
 @functools.lru_cache(maxsize=8)
-def _tokenizer(content: str, truncate_to: int | None) -> Any:
+def _tokenizer(content: str, settings: str, truncate_to: int | None) -> Any:
     """The tokenizer, without the padding and truncation of its file: those are arguments of `encode`."""
     library = optional("tokenizers")
     try:
         tokenizer = library.Tokenizer.from_str(content)
     except Exception as error:  # the library raises bare exceptions
-        raise ValueError(f"tokenizer.json cannot be read: {error}") from error
+        raise ValueError(f"{TOKENIZER} cannot be read: {error}") from error
+    normalizer = json.loads(content).get("normalizer") or {}
+    overrides = _overrides(normalizer, settings)
+    if overrides:
+        kept = {name: value for name, value in normalizer.items() if name != "type"}
+        tokenizer.normalizer = library.normalizers.BertNormalizer(**(kept | overrides))
     tokenizer.no_padding()
     if truncate_to is None:
         tokenizer.no_truncation()
     else:
         tokenizer.enable_truncation(truncate_to)
     return tokenizer
+
+
+def _overrides(normalizer: dict[str, Any], content: str) -> dict[str, Any]:
+    """What tokenizer_config.json says otherwise than a BertNormalizer: there it takes precedence.
+
+    Raises:
+        ValueError: it is not a JSON object, or differs about the case from a normalizer of another type.
+    """
+    try:
+        settings = dict(json.loads(content))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{SETTINGS} must hold a JSON object: {error}") from error
+    given = {ours: settings[name] for name, ours in OVERRIDES.items() if settings.get(name) is not None}
+    if normalizer.get("type") == "BertNormalizer":
+        return {name: value for name, value in given.items() if value != normalizer.get(name)}
+    written = json.dumps(normalizer)
+    lowers = '"type": "Lowercase"' in written or '"lowercase": true' in written
+    if given.get("lowercase", lowers) != lowers:
+        raise ValueError(
+            f"do_lower_case in {SETTINGS} is {given['lowercase']}, and the normalizer of {TOKENIZER} "
+            f"{'lowers' if lowers else 'keeps'} the case; save the tokenizer again so that they agree."
+        )
+    return {}

@@ -120,10 +120,8 @@ def read_parameters(
     table = family.tensors(config)
     with contextlib.ExitStack() as stack:
         checkpoint = Checkpoint(folder, family, stack)
-        known = {tensor.name for tensor in table.values()}
-        unknown = [
-            name for name in checkpoint.names if name not in known and not name.endswith(family.optional)
-        ]
+        known, unused = {tensor.name for tensor in table.values()}, family.unused(config)
+        unknown = [name for name in checkpoint.names if name not in known and not name.endswith(unused)]
         problems = [f"{name}: not a part of such a model" for name in unknown]
         for path, tensor in table.items():
             problems += _problems(checkpoint, tensor, shapes[path])

@@ -4,27 +4,43 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real
 
-from jaxattn.core.checks import check_broadcastable, check_rank
+from jaxattn.core.checks import check_broadcastable, check_choice, check_rank
 
 
 def rotary(
-    x: Float[Array, "*B T N H"], positions: Real[Array, "*#B T"] | None = None, *, base: float = 10000.0
+    x: Float[Array, "*B T N H"],
+    positions: Real[Array, "*#B T"] | None = None,
+    *,
+    base: float = 10000.0,
+    pairing: str = "interleaved",
+    rotary_dim: int | None = None,
+    linear_factor: float = 1.0,
+    ntk_factor: float = 1.0,
 ) -> Float[Array, "*B T N H"]:
     """Rotates pairs of channels by the position, so that q·k depends on positions by their difference.
 
-    (x_2i, x_2i+1) becomes (x_2i cos a − x_2i+1 sin a, x_2i sin a + x_2i+1 cos a) with a = p base^(-2i/H).
-    Then rotary(q, m)·rotary(k, n) is a function of m − n alone. Apply it to both, not to the values.
+    The pair (a, b) number i becomes (a cos t − b sin t, a sin t + b cos t) with t = p base^(−2i/R) over the first R
+    channels. Then rotary(q, m)·rotary(k, n) is a function of m − n alone. Apply it to both, not to the values.
 
     Args:
         x: queries or keys, (B, T, N, H) or (T, N, H), H even.
-        positions: token positions, (T,) or (B, T); None for 0 … T − 1. Decoding passes its tokens' own.
+        positions: token positions, (T,) or one row a sequence, (B, T); None for 0 … T − 1. Decoding passes its
+            tokens' own.
         base: the longest wavelength is about 2 pi base.
+        pairing: "interleaved" pairs channels 2i and 2i + 1, as published; "half" pairs i and i + R/2, as most
+            checkpoints do (Llama, GPT-NeoX, ModernBERT). They differ by a permutation of the channels.
+        rotary_dim: R, even; the other channels stay as they are. None for H.
+        linear_factor: divides the positions (position interpolation).
+        ntk_factor: multiplies `base` by ntk_factor^(R/(R − 2)), which stretches long wavelengths and leaves the
+            shortest as it is. The dynamic form of transformers with factor f at T tokens, for a model trained at L,
+            is max(1, f T/L − (f − 1)).
 
     Returns:
         The rotated array, in the shape and dtype of `x`; angles and products are float32.
 
     Raises:
-        ValueError: H is odd, `base` is not positive, or a shape is not one of those above.
+        ValueError: H or R is odd, R exceeds H, a base or factor is not positive, an unknown pairing, or a shape is
+            not one of those above.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -35,25 +51,34 @@ def rotary(
         True
 
     Reference:
-        Su et al., RoFormer, arXiv 2104.09864, equation 15.
+        Su et al., RoFormer, arXiv 2104.09864, equation 15; position interpolation is arXiv 2306.15595.
     """
     check_rank("x", x, (3, 4), "(B, T, N, H) or (T, N, H)")
     *batch, length, _, width = x.shape
     if width % 2:
         raise ValueError(f"x must have an even last axis: channels rotate in pairs; got shape {x.shape}.")
-    if base <= 0:
-        raise ValueError(f"base must be positive; got {base}.")
+    size = width if rotary_dim is None else rotary_dim
+    if size % 2 or not 0 < size <= width:
+        raise ValueError(f"rotary_dim must be even and between 2 and H = {width}; got {rotary_dim}.")
+    check_choice("pairing", pairing, ("interleaved", "half"))
+    for name, value in (("base", base), ("linear_factor", linear_factor), ("ntk_factor", ntk_factor)):
+        if value <= 0:
+            raise ValueError(f"{name} must be positive; got {value}.")
     if positions is None:
         positions = jnp.arange(length)
     else:
         check_rank("positions", positions, (1, 2) if batch else (1,), "(T,) or (B, T)" if batch else "(T,)")
         target = (*batch, length) if positions.ndim == 2 else (length,)
         check_broadcastable("positions", positions, target, "(T,) or (B, T)")
-    omega = jnp.asarray(base ** (-np.arange(0, width, 2) / width), jnp.float32)
-    # angle: (T, 1, H/2) or (B, T, 1, H/2); the 1 is the head axis
-    angle = jnp.asarray(positions, jnp.float32)[..., None, None] * omega
+    exponents = np.arange(0, size, 2) / size
+    # base^(−2i/R) with the stretched base; the first exponent is 0, also for R = 2.
+    omega = base**-exponents * ntk_factor ** (-exponents * size / max(size - 2, 1)) / linear_factor
+    # angle: (T, 1, R/2) or (B, T, 1, R/2); the 1 is the head axis
+    angle = jnp.asarray(positions, jnp.float32)[..., None, None] * jnp.asarray(omega, jnp.float32)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], width // 2, 2)
-    first, second = pairs[..., 0], pairs[..., 1]
-    rotated = jnp.stack([first * cos - second * sin, first * sin + second * cos], axis=-1)
-    return rotated.reshape(x.shape).astype(x.dtype)
+    axis, shape = (-1, (size // 2, 2)) if pairing == "interleaved" else (-2, (2, size // 2))
+    pairs = x[..., :size].astype(jnp.float32).reshape(*x.shape[:-1], *shape)
+    first, second = jnp.moveaxis(pairs, axis, 0)
+    rotated = jnp.stack([first * cos - second * sin, first * sin + second * cos], axis=axis)
+    rotated = rotated.reshape(*x.shape[:-1], size).astype(x.dtype)
+    return rotated if size == width else jnp.concatenate([rotated, x[..., size:]], axis=-1)

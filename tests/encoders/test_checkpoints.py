@@ -12,7 +12,15 @@ import pytest
 from flax import nnx
 
 from jaxattn.models import TextEncoder
-from tests.encoders.helpers import fixture, same_tensors, states_of, write
+from tests.encoders.helpers import (
+    BERT,
+    fixture,
+    random_encoder,
+    safetensors_numpy,
+    same_tensors,
+    states_of,
+    write,
+)
 
 
 def test_a_task_model_in_shards_with_old_names_and_half_precision(tmp_path):
@@ -158,3 +166,19 @@ def test_without_the_extra_the_library_imports_and_the_error_names_it(tmp_path):
         "ImportError: pretrained encoders need safetensors: pip install 'jaxattn[pretrained]'"
         in result.stderr
     )
+
+
+def test_the_norm_that_deberta_saves_without_relative_positions_is_left_alone(tmp_path):
+    """transformers makes and saves encoder.LayerNorm whenever norm_rel_ebd asks for it, and does not use it here."""
+    settings = {**BERT, "model_type": "deberta-v2", "relative_attention": False, "norm_rel_ebd": "layer_norm"}
+    encoder = random_encoder(settings)
+    encoder.save_pretrained(tmp_path)
+    weights = safetensors_numpy.load_file(tmp_path / "model.safetensors")
+    extra = {f"encoder.LayerNorm.{name}": np.ones(16, np.float32) for name in ("weight", "bias")}
+    write(tmp_path, settings, weights | extra)
+    again = TextEncoder.from_pretrained(tmp_path)
+    ids = np.arange(6)[None]
+    np.testing.assert_array_equal(states_of(again, ids)[-1], states_of(encoder, ids)[-1])
+    write(tmp_path, {**settings, "relative_attention": True}, weights | extra)
+    with pytest.raises(ValueError, match=r"encoder\.rel_embeddings\.weight: missing"):
+        TextEncoder.from_pretrained(tmp_path)

@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from jaxattn.encoders.tokenizer import TextTokenizer
 from jaxattn.models import TextEncoder
 from tests.encoders.helpers import fixture, random_encoder, states_of
 
@@ -72,3 +73,78 @@ def test_bad_texts_are_named(mini_lm, no_typecheck, tmp_path):
     small.tokenizer = mini_lm.tokenizer
     with pytest.raises(ValueError, match=r"tokenizer\.json is not this model's: it gave the id 2158"):
         small.tokenize(["man"])
+
+
+def tiny(normalizer, settings=None):
+    """An encoder with a tokenizer of whole words that are ids 5 to 8: hello, Hello, world, World."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "hello": 5, "Hello": 6, "world": 7, "World": 8}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizer(tokenizers.normalizers)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    special = [("[CLS]", 2), ("[SEP]", 3)]
+    template = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $0 [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=special
+    )
+    tokenizer.post_processor = template
+    files = [("tokenizer.json", tokenizer.to_str())]
+    if settings is not None:
+        files.append(
+            ("tokenizer_config.json", settings if isinstance(settings, str) else json.dumps(settings))
+        )
+    encoder = random_encoder()
+    encoder.tokenizer = TextTokenizer(tuple(files))
+    return encoder
+
+
+def bert(lowercase):
+    return lambda normalizers: normalizers.BertNormalizer(lowercase=lowercase)
+
+
+@pytest.mark.parametrize(
+    ("lowercase", "settings", "ids"),
+    [
+        (True, None, [2, 5, 7, 3]),
+        (True, {}, [2, 5, 7, 3]),
+        (True, {"do_lower_case": True}, [2, 5, 7, 3]),
+        (True, {"do_lower_case": False}, [2, 6, 7, 3]),  # as transformers does
+        (False, {"do_lower_case": True}, [2, 5, 7, 3]),
+        (False, {"do_lower_case": None}, [2, 6, 7, 3]),
+    ],
+)
+def test_tokenizer_config_decides_about_the_case(lowercase, settings, ids):
+    assert tiny(bert(lowercase), settings).tokenize(["Hello world"])[0].tolist() == [ids]
+
+
+def test_accents_follow_tokenizer_config_too():
+    assert tiny(bert(True), {"strip_accents": False}).tokenize(["héllo"])[0].tolist() == [[2, 1, 3]]
+    assert tiny(bert(True)).tokenize(["héllo"])[0].tolist() == [[2, 5, 3]]
+
+
+def test_a_tokenizer_config_that_cannot_be_followed_is_an_error():
+    with pytest.raises(
+        ValueError, match=r"do_lower_case in tokenizer_config\.json is True, .* keeps the case"
+    ):
+        tiny(lambda normalizers: normalizers.NFC(), {"do_lower_case": True}).tokenize(["Hello"])
+    with pytest.raises(ValueError, match=r"is False, .* lowers the case"):
+        tiny(lambda normalizers: normalizers.Lowercase(), {"do_lower_case": False}).tokenize(["Hello"])
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json must hold a JSON object"):
+        tiny(bert(True), "{").tokenize(["Hello"])
+
+
+@pytest.mark.usefixtures("no_typecheck")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("caf\ud83d", r"must be text that UTF-8 can encode; got the lone surrogate '\\ud83d' at character 3"),
+        (float("nan"), "must be a string; got nan"),
+        (None, "must be a string; got None"),
+        (b"bytes", "must be a string; got b'bytes'"),
+    ],
+)
+def test_a_text_that_is_no_text_is_named(text, message):
+    encoder = tiny(bert(True))
+    with pytest.raises(ValueError, match=rf"texts\[1\] .*{message}"):
+        encoder.tokenize(["hello", text])
+    with pytest.raises(ValueError, match=message):
+        encoder.tokenize_pairs(["hello", "hello"], ["hello", text])

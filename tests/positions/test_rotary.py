@@ -30,6 +30,56 @@ def test_matches_complex_rotation():
     )
 
 
+def transformers_rotary(x, positions, base, rotary_dim, *, linear=1.0, dynamic=1.0, trained=None):
+    """The formulas of transformers' modeling_rope_utils and apply_rotary_pos_emb, in float64."""
+    x, positions = np.asarray(x, np.float64), np.broadcast_to(np.asarray(positions, np.float64), x.shape[:2])
+    if dynamic != 1:
+        stretch = (dynamic * x.shape[1] / trained) - (dynamic - 1)
+        base = base * stretch ** (rotary_dim / (rotary_dim - 2))
+    frequencies = 1 / base ** (np.arange(0, rotary_dim, 2) / rotary_dim) / linear
+    angles = positions[..., None] * frequencies
+    cos, sin = (np.concatenate([f(angles)] * 2, -1)[:, :, None] for f in (np.cos, np.sin))
+    turned, rest = x[..., :rotary_dim], x[..., rotary_dim:]
+    half = rotary_dim // 2
+    rotated_half = np.concatenate([-turned[..., half:], turned[..., :half]], -1)
+    return np.concatenate([turned * cos + rotated_half * sin, rest], -1)
+
+
+@pytest.mark.parametrize("rotary_dim", [H, 4])
+@pytest.mark.parametrize(
+    "positions", [np.arange(T), np.array([[3, 1, 4, 1, 5, 9, 2], [0, 0, 0, 50, 60, 70, 80]])]
+)
+def test_the_half_split_form_is_that_of_checkpoints(rotary_dim, positions):
+    x = normal(0, B, T, N, H)
+    half = {"pairing": "half", "rotary_dim": rotary_dim, "base": 500.0}
+    for ours, theirs in (
+        ({}, {}),
+        ({"linear_factor": 4.0}, {"linear": 4.0}),
+        ({"ntk_factor": 3.0 * T / 4 - 2.0}, {"dynamic": 3.0, "trained": 4}),
+    ):
+        expected = transformers_rotary(x, positions, 500.0, rotary_dim, **theirs)
+        np.testing.assert_allclose(rotary(x, jnp.asarray(positions), **half, **ours), expected, atol=2e-5)
+
+
+def test_gradients_of_the_half_split_form_are_its_inverse():
+    x = normal(0, B, T, N, H)
+    options = {"pairing": "half", "rotary_dim": 4, "linear_factor": 2.0, "ntk_factor": 1.5}
+    _, pullback = jax.vjp(lambda x: rotary(x, **options), x)
+    # A rotation is orthogonal: its transpose undoes it.
+    np.testing.assert_allclose(pullback(rotary(x, **options))[0], x, atol=1e-5)
+
+
+def test_the_pairings_differ_by_a_permutation_of_channels():
+    x = normal(0, B, T, N, H)
+    order = np.arange(H).reshape(2, H // 2).T.reshape(-1)  # 0, H/2, 1, H/2 + 1, …
+    np.testing.assert_allclose(rotary(x, pairing="half")[..., order], rotary(x[..., order]), atol=1e-6)
+
+
+def test_two_channels_have_one_frequency_that_no_ntk_factor_changes():
+    x = normal(0, B, T, N, 2)
+    np.testing.assert_array_equal(rotary(x, ntk_factor=4.0), rotary(x))
+
+
 def test_products_depend_on_the_distance_alone():
     q, k = normal(1, 1, T, N, H), normal(2, 1, T, N, H)
 
@@ -72,5 +122,13 @@ def test_bad_arguments_are_refused(no_typecheck):
         rotary(x, base=-1)
     with pytest.raises(ValueError, match="positions must"):
         rotary(x, jnp.arange(T + 1))
+    for size in (0, 3, H + 2):
+        with pytest.raises(ValueError, match=f"rotary_dim must be even and between 2 and H = 8; got {size}"):
+            rotary(x, rotary_dim=size)
+    with pytest.raises(ValueError, match="pairing must be one of 'interleaved', 'half'; got 'neox'"):
+        rotary(x, pairing="neox")
+    for name in ("linear_factor", "ntk_factor"):
+        with pytest.raises(ValueError, match=f"{name} must be positive; got 0"):
+            rotary(x, **{name: 0.0})
     with pytest.raises(ValueError, match="positions must"):
         rotary(x[0], jnp.zeros((B, T)))

@@ -29,3 +29,10 @@ def deberta_tensors(config: EncoderConfig) -> dict[str, Tensor]:
         table["convolution.conv.bias"] = Tensor("encoder.conv.conv.bias")
         table |= norm("convolution.norm", "encoder.conv.LayerNorm")
     return table | block_tensors(config, "encoder.layer", names)
+
+
+def unused_tensors(config: EncoderConfig) -> tuple[str, ...]:
+    """Tensors that transformers saves with models that do not use them."""
+    names = ("position_ids", "embeddings.position_embeddings.weight")
+    # The normalisation of the relative positions exists also where there are none.
+    return names if config.relative else (*names, "encoder.LayerNorm.weight", "encoder.LayerNorm.bias")
