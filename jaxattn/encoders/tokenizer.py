@@ -57,8 +57,11 @@ class TextTokenizer:
         if isinstance(texts, str) or not len(texts):
             raise ValueError(f"texts must be a list of at least one text; got {texts!r}.")
         for index, text in enumerate(texts):
-            for part in text if isinstance(text, tuple) else (text,):
-                _check_text(f"texts[{index}]", part)
+            parts = (
+                zip(("first", "second"), text, strict=True) if isinstance(text, tuple) else [("texts", text)]
+            )
+            for name, part in parts:
+                _check_text(f"{name}[{index}]", part)
         for name, value in (("max_length", max_length), ("pad_to", pad_to)):
             if value is not None and not 1 <= value <= config.max_length:
                 raise ValueError(

@@ -146,5 +146,5 @@ def test_a_text_that_is_no_text_is_named(text, message):
     encoder = tiny(bert(True))
     with pytest.raises(ValueError, match=rf"texts\[1\] .*{message}"):
         encoder.tokenize(["hello", text])
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"second\[1\] .*{message}"):
         encoder.tokenize_pairs(["hello", "hello"], ["hello", text])
