@@ -2,12 +2,12 @@
 
 
 class UserError(Exception):
-    """Something the user can put right: a flag, a file, a folder. Exit code 2."""
+    """An error that the user can correct: a flag, a file, a folder. Exit code 2."""
 
     exit_code = 2
 
 
 class TrainingFailed(Exception):
-    """Training itself went wrong (non-finite numbers, no readable checkpoint). Exit code 1."""
+    """Training itself failed (non-finite numbers, no readable checkpoint). Exit code 1."""
 
     exit_code = 1

@@ -113,6 +113,7 @@ def training_step(task: str, attention: str, length: int, batch: int) -> Prepare
     from train.tasks.lra.command import lra_classifier
     from train.tasks.lra.config import parse
     from train.tasks.lra.registry import LRA_TASKS
+    from train.tasks.shared.losses import make_loss
 
     config = parse(["--task", task, "--preset", "paper", "--attention", attention])
     this = LRA_TASKS[task]
@@ -125,7 +126,8 @@ def training_step(task: str, attention: str, length: int, batch: int) -> Prepare
     shape = (1, batch, 2, length) if this.two_tower else (1, batch, length)
     rows = _random_rows(shape, this.vocab_size, len(this.classes))
     model = lra_classifier(config, data, rows)
-    return _compiled_steps(model, loop.make_optimizer(config.optimizer, model.decayed), loop.class_loss, rows)
+    update = loop.make_optimizer(config.optimizer, model.decayed)
+    return _compiled_steps(model, update, make_loss("softmax"), rows)
 
 
 def head_step(head: str, *, length: int, batch: int) -> Prepared:
@@ -143,9 +145,9 @@ def head_step(head: str, *, length: int, batch: int) -> Prepared:
 
     from jaxattn.models import EncoderConfig, TextEncoder
     from train.studies.heads import VARIANTS
-    from train.tasks.classify.losses import make_loss
     from train.tasks.finetune.config import parse
     from train.tasks.finetune.model import make_optimizer, text_classifier
+    from train.tasks.shared.losses import make_loss
 
     if head not in VARIANTS:
         raise ValueError(f"head must be one of {', '.join(VARIANTS)}; got {head!r}.")
@@ -175,7 +177,7 @@ def _compiled_steps(model: Any, optimizer: Any, loss: Any, batch: Any) -> Prepar
 
     start = time.perf_counter()
     state = jax.jit(loop.make_init(model, optimizer, (0,)))()
-    step = loop.make_train_step(model, optimizer, seeds=(0,), loss=loss)
+    step = loop.make_train_step(model, optimizer, loss, seeds=(0,))
     compiled = jax.jit(step).lower(state, batch).compile()
 
     def run(_: Any, times: int) -> None:

@@ -38,7 +38,7 @@ def tiny(tiny_flags):
 @pytest.fixture
 def cli(capsys):
     """Runs `python -m train ...` in this process: (exit code, stdout, stderr)."""
-    from train.__main__ import main
+    from train.cli.commands import main
 
     def run(*words):
         capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Training steps compiled ahead of time, one for each shape of a batch, before the clock starts."""
+"""Training steps compiled ahead of time, one for each batch shape."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from train.cli.options import OptimizerOptions
 from train.engine import loop, sharding
 from train.engine.functional import Functional
-from train.tasks.charlm.config import OptimizerConfig
 
 TrainStep = Callable[[loop.TrainState, Any], tuple[loop.TrainState, loop.StepMetrics]]
 
@@ -16,33 +16,32 @@ TrainStep = Callable[[loop.TrainState, Any], tuple[loop.TrainState, loop.StepMet
 def compile_steps(
     model: Functional,
     optimizer: Any,
+    loss: loop.Loss,
     target: loop.TrainState,
     shardings: loop.TrainState,
     mesh: Mesh,
     batches: Sequence[Any],
     *,
-    config: OptimizerConfig,
+    config: OptimizerOptions,
     seeds: Sequence[int],
     seed_mode: str,
-    loss: loop.Loss = loop.next_token_loss,
 ) -> tuple[TrainStep, str]:
-    """Compiles the training step for every shape of a batch and settles what --seed-mode auto means.
+    """Compiles the training step for every batch shape and resolves --seed-mode auto.
 
-    On accelerators auto is vmap unless its step needs more memory than there is. On CPU it is sequential: a step of
-    three seeds at d 128 takes 1.4 times as long under vmap there.
+    On accelerators auto is vmap unless its step needs more memory than there is. On CPU it is sequential: there a
+    step of three seeds at d 128 takes 1.4 times as long under vmap.
 
     Args:
         model: the model as functions.
         optimizer: the update rule.
+        loss: what is minimised.
         target: shapes and shardings of the state.
         shardings: of the state.
         mesh: devices.
-        batches: one of every shape, arrays or shape structs of whole batches, the one that needs most memory last;
-            none if nothing will be trained.
+        batches: one of every shape, as arrays or shape structs, the largest last; empty if nothing is trained.
         config: of the optimiser.
         seeds: of the run.
         seed_mode: auto, vmap or sequential.
-        loss: see `loop.make_train_step`.
 
     Returns:
         The step, of host batches as this process reads them, and the mode.
@@ -50,7 +49,7 @@ def compile_steps(
 
     def compiled(mode: str, batch: Any) -> Any:
         step = loop.make_train_step(
-            model, optimizer, seeds=seeds, accumulate=config.accumulate, mode=mode, loss=loss
+            model, optimizer, loss, seeds=seeds, accumulate=config.accumulate, mode=mode
         )
         placed = sharding.batch_sharding(mesh)
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), batch)
@@ -76,7 +75,7 @@ def compile_steps(
 
 
 def fits(compiled: Any) -> bool:
-    """Whether a compiled step needs less than nine tenths of the memory there is; True where nobody can say."""
+    """Whether a compiled step needs less than 90 % of the device memory; True where that is unknown."""
     need = compiled.memory_analysis()
     if need is None:
         return True

@@ -1,4 +1,4 @@
-"""A model as pure functions of a flat dictionary of arrays: what jit, optax and checkpoints like best."""
+"""A model as pure functions of a flat dictionary of arrays."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,22 +9,22 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxattn.core.parameters import HELD, axes_of, decays
-from jaxattn.models import BackboneConfig, LanguageModel
+from jaxattn.models import BackboneConfig
+from train.cli.options import BackboneOptions
 from train.errors import UserError
-from train.tasks.charlm.config import ModelConfig
 
 Params = dict[str, Array]
 """A model's arrays by dotted path, such as "decoder.blocks.0.attention.query.kernel"."""
 
 
 class Functional(NamedTuple):
-    """A model taken apart: no hidden state, only parameters in and numbers out."""
+    """A model without hidden state: parameters in, logits out."""
 
     init: Callable[[PRNGKeyArray], Params]
     """Parameters from a key."""
     apply: Callable[..., Float[Array, "..."]]
-    """(params, tokens (B, T), *, dropout_key=None, **inputs) -> logits; a key switches dropout on. The inputs, such
-    as token_mask, go to the module as they are."""
+    """(params, tokens (B, T), *, dropout_key=None, **inputs) -> logits; a key enables dropout. Inputs such as
+    token_mask are passed to the module."""
     train_apply: Callable[..., tuple[Float[Array, "..."], Params]]
     """(params, tokens, dropout_key, **inputs) -> (logits, the arrays in `held` for the next step)."""
     module: Callable[[Params], Any]
@@ -49,56 +49,16 @@ class Functional(NamedTuple):
         return learned, {name: params[name] for name in self.held}
 
 
-def language_model(config: ModelConfig, vocab_size: int) -> Functional:
-    """Takes the configured language model apart.
-
-    Args:
-        config: sizes, mechanism, positions, dtype of the computation.
-        vocab_size: number of tokens.
-
-    Returns:
-        The model as functions of its parameters.
-
-    Raises:
-        UserError: what the model itself rejects, such as an unknown mechanism.
-
-    Examples:
-        >>> model = language_model(ModelConfig(num_layers=1, features=16, context_length=8), vocab_size=5)
-        >>> params = model.init(jax.random.key(0))
-        >>> model.apply(params, jnp.zeros((1, 8), int)).shape
-        (1, 8, 5)
-    """
-
-    def build(key: PRNGKeyArray) -> LanguageModel:
-        backbone = BackboneConfig(
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            hidden_size=config.features,
-            max_length=config.context_length,
-            mechanism=config.attention,
-            positions=config.positions,
-            qk_norm=config.qk_norm,
-            dropout=config.dropout,
-            dtype=compute_dtype(config.dtype),
-            allow_leak=config.allow_leak,
-        )
-        return LanguageModel(vocab_size, backbone, rngs=nnx.Rngs(params=key))
-
-    return take_apart(
-        build, jax.ShapeDtypeStruct((1, config.context_length), jnp.int32), dropout=config.dropout > 0
-    )
-
-
-def take_apart(
+def functionalize(
     build: Callable[[PRNGKeyArray], nnx.Module], tokens: Any, *, dropout: bool, **inputs: Any
 ) -> Functional:
-    """Takes any model apart that maps tokens and other inputs to logits.
+    """Any module that maps tokens and other inputs to logits, as pure functions.
 
     Args:
         build: makes the module from a key.
-        tokens: an example, or its shape, to try the model on.
+        tokens: an example, or its shape, to trace the model with.
         dropout: whether a dropout key has any effect.
-        **inputs: further inputs of the try.
+        **inputs: further inputs to trace it with.
 
     Returns:
         The model as functions of its parameters.
@@ -106,7 +66,7 @@ def take_apart(
     Raises:
         UserError: what the model itself rejects, such as an unknown mechanism.
     """
-    anatomy: dict[str, Any] = {}
+    structure: dict[str, Any] = {}
 
     def init(key: PRNGKeyArray) -> Params:
         graphdef, *states = nnx.split(build(key), (nnx.Param, *HELD), ...)
@@ -116,18 +76,18 @@ def take_apart(
                 f"a model may have variables of the types in jaxattn.core.parameters only; it also has {rest}"
             )
         variables = dict(nnx.to_flat_state(params))
-        anatomy.setdefault("graphdef", graphdef)
+        structure.setdefault("graphdef", graphdef)
         held = {_dotted(path) for path, variable in variables.items() if isinstance(variable, HELD)}
-        anatomy.setdefault("held", frozenset(held))
-        anatomy.setdefault("decayed", frozenset(_dotted(p) for p, v in variables.items() if decays(v)))
-        anatomy.setdefault("paths", {_dotted(path): path for path in variables})
-        anatomy.setdefault("axes", {_dotted(path): axes_of(v) for path, v in variables.items()})
+        structure.setdefault("held", frozenset(held))
+        structure.setdefault("decayed", frozenset(_dotted(p) for p, v in variables.items() if decays(v)))
+        structure.setdefault("paths", {_dotted(path): path for path in variables})
+        structure.setdefault("axes", {_dotted(path): axes_of(v) for path, v in variables.items()})
         return {_dotted(path): variable[...] for path, variable in variables.items()}
 
     def module(params: Params) -> Any:
-        paths: dict[str, tuple[Any, ...]] = anatomy["paths"]
+        paths: dict[str, tuple[Any, ...]] = structure["paths"]
         state = nnx.from_flat_state([(path, params[name]) for name, path in paths.items()])
-        return nnx.merge(anatomy["graphdef"], state)
+        return nnx.merge(structure["graphdef"], state)
 
     def apply(
         params: Params,
@@ -153,18 +113,40 @@ def take_apart(
         return logits, {_dotted(path): variable[...] for path, variable in after}
 
     try:
-        # Traced without computing anything: gives the structure, and the model's complaints before any compile.
+        # Traced only: finds the structure, and raises the model's own errors before anything is compiled.
         shapes = jax.eval_shape(init, jax.random.key(0))
         jax.eval_shape(lambda params, tokens, inputs: apply(params, tokens, **inputs), shapes, tokens, inputs)
     except ValueError as error:
         raise UserError(str(error)) from error
     return Functional(
-        init, apply, train_apply, module, anatomy["axes"], shapes, anatomy["held"], anatomy["decayed"]
+        init, apply, train_apply, module, structure["axes"], shapes, structure["held"], structure["decayed"]
+    )
+
+
+def backbone(options: BackboneOptions, *, max_length: int, **more: Any) -> BackboneConfig:
+    """The options as the configuration of a model's backbone.
+
+    Args:
+        options: from the command line.
+        max_length: tokens of a sequence at most.
+        **more: further fields.
+    """
+    return BackboneConfig(
+        num_layers=options.num_layers,
+        num_heads=options.num_heads,
+        hidden_size=options.features,
+        max_length=max_length,
+        mechanism=options.attention,
+        positions=options.positions,
+        qk_norm=options.qk_norm,
+        dropout=options.dropout,
+        dtype=compute_dtype(options.dtype),
+        **more,
     )
 
 
 def compute_dtype(name: str) -> Any:
-    """The dtype of the computation; "auto" is bfloat16 where there is an accelerator."""
+    """The dtype of the computation; "auto" is bfloat16 on accelerators."""
     if name == "auto":
         return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     return jnp.dtype(name)

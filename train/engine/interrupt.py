@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a polite request: finish the step, save, leave."""
+"""Graceful shutdown on SIGINT and SIGTERM."""
 
 import signal
 from types import FrameType, TracebackType
@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 
 
 class StopRequest:
-    """While active, the first signal only sets a flag; a second Ctrl-C interrupts at once.
+    """While active, SIGINT and SIGTERM set a flag instead of ending the process; a second SIGINT interrupts.
 
     Examples:
         >>> with StopRequest() as stop:
@@ -19,7 +19,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.exit_code: int | None = None
-        """130 after Ctrl-C, 143 after SIGTERM, None while nothing was asked."""
+        """130 after SIGINT, 143 after SIGTERM, None before any signal."""
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -39,7 +39,7 @@ class StopRequest:
         self.exit_code = 128 + number
 
     def agreed(self) -> bool:
-        """Whether any process was asked to stop; every process gets the same answer and must ask together."""
+        """Whether any process got a signal; a collective: all processes call it together, and agree."""
         if jax.process_count() == 1:
             return self.exit_code is not None
         codes = multihost_utils.process_allgather(np.int32(self.exit_code or 0))

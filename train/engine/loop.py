@@ -1,4 +1,4 @@
-"""One step of training and of evaluation, as pure functions; every array has a leading axis of seeds."""
+"""One step of training as a pure function of the training state; every array has a leading axis of seeds."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
@@ -6,22 +6,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from train.cli.options import OptimizerOptions
 from train.engine.functional import Functional, Params
-from train.tasks.charlm.config import OptimizerConfig
 
 NEVER = -1
 
 
 class TrainState(NamedTuple):
-    """All that changes while training; no random state: keys are folded from (seed, step)."""
+    """Everything that changes in training; no random state: keys are folded from (seed, step)."""
 
     params: Params
     """Parameters by path, each (seeds, ...)."""
     opt_state: Any
     step: Int[Array, " seeds"]
-    """Updates made so far."""
+    """Updates so far."""
     failed: Int[Array, " seeds"]
     """The first step whose loss, gradient or parameters were not finite, or NEVER. Nothing changes after it."""
 
@@ -40,16 +40,17 @@ def cross_entropy(logits: Float[Array, "*B T V"], targets: Int[Array, "*B T"]) -
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), targets)
 
 
-def learning_rate(config: OptimizerConfig) -> optax.Schedule:
-    """Linear warm-up from 0 to the peak, then a cosine, or a straight line, down to 0 at the last step."""
-    if config.shape() == "linear":
-        up = optax.linear_schedule(0.0, config.lr, config.warmup)
-        down = optax.linear_schedule(config.lr, 0.0, config.steps - config.warmup)
-        return optax.join_schedules([up, down], [config.warmup])
-    return optax.warmup_cosine_decay_schedule(0.0, config.lr, config.warmup, config.steps, 0.0)
+def learning_rate(config: OptimizerOptions) -> optax.Schedule:
+    """Linear warm-up from 0 to the peak, then cosine or linear decay to 0 at the last step."""
+    warmup = config.warmup_steps
+    if config.schedule == "linear":
+        up = optax.linear_schedule(0.0, config.lr, warmup)
+        down = optax.linear_schedule(config.lr, 0.0, config.steps - warmup)
+        return optax.join_schedules([up, down], [warmup])
+    return optax.warmup_cosine_decay_schedule(0.0, config.lr, warmup, config.steps, 0.0)
 
 
-def make_optimizer(config: OptimizerConfig, decayed: Collection[str]) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerOptions, decayed: Collection[str]) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW, whose weight decay applies to the parameters named in `decayed`."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
@@ -64,15 +65,12 @@ def make_optimizer(config: OptimizerConfig, decayed: Collection[str]) -> optax.G
 
 
 def across_seeds(fn: Callable[..., Any], seeds: int, mode: str) -> Callable[..., Any]:
-    """Runs `fn` for every seed, over the leading axis of all its arguments.
+    """Maps `fn`, which computes for one seed, over the leading axis of its arguments.
 
     Args:
         fn: computes for one seed.
         seeds: how many there are.
         mode: "vmap" computes them side by side, "sequential" one after the other (memory of one at a time).
-
-    Returns:
-        The function of arguments with a leading seed axis; its results have one too.
     """
     if seeds == 1:
         return lambda *args: jax.tree.map(lambda x: x[None], fn(*jax.tree.map(lambda x: x[0], args)))
@@ -89,7 +87,7 @@ def seed_keys(seeds: Sequence[int], purpose: int) -> PRNGKeyArray:
 def make_init(
     model: Functional, optimizer: optax.GradientTransformation, seeds: Sequence[int]
 ) -> Callable[[], TrainState]:
-    """The function that makes the state of step 0."""
+    """The function that returns the state of step 0."""
 
     def init_one(key: PRNGKeyArray) -> TrainState:
         params = model.init(key)
@@ -100,39 +98,21 @@ def make_init(
 
 
 Loss = Callable[[Functional, Params, Any, PRNGKeyArray], tuple[Float[Array, ""], Params]]
-"""(model, params, batch, dropout key) -> (the mean loss over the rows of the batch, the arrays held for the next)."""
-
-
-def next_token_loss(
-    model: Functional, params: Params, tokens: Int[Array, "B T1"], key: PRNGKeyArray
-) -> tuple[Float[Array, ""], Params]:
-    """The mean over all targets in nats per token."""
-    logits, held = model.train_apply(params, tokens[:, :-1], key)
-    return cross_entropy(logits, tokens[:, 1:]).mean(), held
-
-
-def class_loss(
-    model: Functional, params: Params, batch: dict[str, Any], key: PRNGKeyArray
-) -> tuple[Float[Array, ""], Params]:
-    """The weighted mean over the rows in nats per example; see `train.data.batches`."""
-    logits, held = model.train_apply(
-        params, batch["tokens"], key, token_mask=batch["mask"], tree=batch["tree"]
-    )
-    return (batch["weights"] * cross_entropy(logits, batch["labels"])).mean(), held
+"""(model, params, batch, dropout key) -> (mean loss over the rows of the batch, `held` arrays after the step)."""
 
 
 def make_train_step(
     model: Functional,
     optimizer: optax.GradientTransformation,
+    loss: Loss,
     *,
     seeds: Sequence[int],
     accumulate: int = 1,
     mode: str = "vmap",
-    loss: Loss = next_token_loss,
 ) -> Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]:
     """The function (state, batch) -> (state, metrics) of one update.
 
-    With `accumulate` = k the batch is cut into k micro-batches whose gradients are averaged: the same gradient with
+    With `accumulate` = k the batch is split into k micro-batches whose gradients are averaged: the same gradient with
     the activations of B/k rows.
 
     A step that is not finite changes nothing but `failed`, so the parameters stay good.
@@ -140,10 +120,10 @@ def make_train_step(
     Args:
         model: the model as functions.
         optimizer: the update rule.
-        seeds: of the dropout; one a leading index.
+        loss: what is minimised.
+        seeds: of the dropout, one for each leading index.
         accumulate: k; must divide B.
         mode: see `across_seeds`.
-        loss: what is made small.
 
     Returns:
         The step function, to be jitted. A batch is an array (seeds, B, ...) or a tree of such.
@@ -158,7 +138,7 @@ def make_train_step(
         if accumulate == 1:
             (loss, held), grads = loss_and_gradient(learned, held, batch, key)
             return loss, grads, held
-        # Row r of a device goes to micro-batch r mod k, so that no row has to move between devices.
+        # Row r of a device goes to micro-batch r mod k, so that no row moves between devices.
         micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
 
         def add(carry, part):
@@ -190,51 +170,3 @@ def make_train_step(
 
     run = across_seeds(step_one, len(seeds), mode)
     return lambda state, batch: run(state, batch, seed_keys(seeds, 1))
-
-
-def make_eval_step(
-    model: Functional, *, seeds: int, mode: str = "vmap"
-) -> Callable[..., Float[Array, " seeds"]]:
-    """The function (total, params, tokens (B, T + 1), weights (B,)) -> total + weighted sum of the rows' mean losses.
-
-    `total` holds a number a seed. Because it goes in and comes out, batches run one after the other: independent
-    computations with collectives in them may meet in different orders on different processes, and wait forever.
-    """
-
-    def losses(params: Params, tokens: Array, weights: Array) -> Array:
-        per_row = cross_entropy(model.apply(params, tokens[:, :-1]), tokens[:, 1:]).mean(-1)
-        return (per_row * weights).sum()
-
-    def run(total: Array, params: Params, tokens: Array, weights: Array) -> Array:
-        return total + across_seeds(lambda one: losses(one, tokens, weights), seeds, mode)(params)
-
-    return run
-
-
-def prefix_losses(
-    apply: Callable[..., Float[Array, "B T V"]], params: Params, windows: Int[Array, "W T1"]
-) -> Float[Array, "W T"]:
-    """The loss of every position computed on its prefix alone: what a model faces when it generates.
-
-    For window x and position i the model reads x[: i + 1], right-padded and masked, and only the loss of its last
-    position counts. A causal model gives the same numbers as on whole windows; one whose positions see
-    later tokens does not.
-
-    Args:
-        apply: (params, tokens, *, token_mask) -> logits.
-        params: of one seed.
-        windows: T inputs and the last target.
-
-    Returns:
-        Losses in nats, float32.
-    """
-    length = windows.shape[1] - 1
-    mask: Bool[Array, "T T"] = jnp.tril(jnp.ones((length, length), bool))
-
-    def one(window: Int[Array, " T1"]) -> Float[Array, " T"]:
-        prefixes = jnp.where(mask, window[:-1], 0)
-        logits = apply(params, prefixes, token_mask=mask)
-        last = jnp.diagonal(logits, axis1=0, axis2=1).T  # prefix i, position i: (T, V)
-        return cross_entropy(last, window[1:])
-
-    return jax.lax.map(one, windows)

@@ -1,6 +1,7 @@
-"""Where numbers go: a JSON-lines file, TensorBoard, and the terminal."""
+"""Metrics of a run: a JSON-lines file, TensorBoard, and the terminal."""
 
 import json
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ LN2 = 0.6931471805599453
 
 def mean(values: Sequence[float]) -> float:
     """The mean over seeds."""
-    return sum(values) / len(values)
+    return statistics.fmean(values)
 
 
 def spread(values: Sequence[float]) -> float | None:
@@ -25,14 +26,11 @@ def spread(values: Sequence[float]) -> float | None:
         >>> spread([1.0, 3.0])
         1.4142135623730951
     """
-    if len(values) < 2:
-        return None
-    centre = mean(values)
-    return (sum((v - centre) ** 2 for v in values) / (len(values) - 1)) ** 0.5
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
-    """Mean, with the spread where there are several seeds.
+    """Mean ± standard deviation, the latter only of several seeds.
 
     Examples:
         >>> mean_and_spread([1.0, 3.0])
@@ -43,21 +41,21 @@ def mean_and_spread(values: Sequence[float]) -> str:
 
 
 class MetricsLog:
-    """The records of a run, one a line in metrics.jsonl and as curves in TensorBoard.
+    """The records of a run, as lines of metrics.jsonl and curves in TensorBoard.
 
-    A record is {"step", "kind": "train" or "eval", ...}; a number for each seed is a list.
+    A record is {"step", "kind": "train" or "eval", ...}; a list holds one number for each seed.
     """
 
     def __init__(
         self, out: Path, history: Sequence[Mapping[str, Any]], *, seeds: Sequence[int], enabled: bool = True
     ):
-        """Starts the files afresh from `history`, so that a resumed run holds no record twice.
+        """Rewrites the files from `history`, so that a resumed run holds no record twice.
 
         Args:
             out: run folder.
             history: the records up to the restored checkpoint; empty for a new run.
             seeds: names of the curves.
-            enabled: write files; one process of several does.
+            enabled: write files; the leading process does.
         """
         self.history: list[dict[str, Any]] = [dict(record) for record in history]
         self._seeds = seeds
@@ -95,7 +93,7 @@ class MetricsLog:
 
 
 class Progress:
-    """A bar on a terminal, plain lines elsewhere."""
+    """A progress bar on a terminal, plain lines elsewhere."""
 
     def __init__(self, total: int, done: int, *, enabled: bool = True):
         self._total = total
@@ -122,7 +120,7 @@ class Progress:
             self.say(f"step {record['step']}/{self._total}: {text}, {clock(seconds_left)} left")
 
     def say(self, line: str) -> None:
-        """Prints a line (above the bar, where there is one)."""
+        """Prints a line, above the bar if there is one."""
         if not self._enabled:
             return
         if self._bar is not None:

@@ -1,4 +1,4 @@
-"""Pictures of a run: loss curves and the parameters that mean something."""
+"""Plots of a run: curves, confusion matrices, heatmaps, and learned gates and positions."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,46 +7,40 @@ from typing import Any
 import numpy as np
 
 
-def loss_curve(history: Sequence[Mapping[str, Any]], seeds: Sequence[int], path: Path) -> None:
-    """Training and validation loss against steps, one line a seed."""
-    figure, axes = _figure(1)
+def training_curves(
+    history: Sequence[Mapping[str, Any]],
+    seeds: Sequence[int],
+    path: Path,
+    *,
+    unit: str,
+    validation: Mapping[str, str] | None = None,
+) -> None:
+    """Training and validation loss against steps, one line a seed, and further validation metrics beside them.
+
+    Args:
+        history: the records of a run.
+        seeds: of the run.
+        path: of the picture.
+        unit: of the loss.
+        validation: name of a metric in the records -> label of its panel.
+    """
+    panels = validation or {}
+    figure, axes = _figure(1 + len(panels))
     train = [record for record in history if record["kind"] == "train"]
     evals = [record for record in history if record["kind"] == "eval"]
-    for i, seed in enumerate(seeds):
-        colour = f"C{i % 10}"
-        axes[0].plot(
-            [r["step"] for r in train], [r["loss"][i] for r in train], color=colour, alpha=0.4, linewidth=1,
-            label=f"train, seed {seed}",
-        )  # fmt: skip
-        axes[0].plot(
-            [r["step"] for r in evals], [r["val_loss"][i] for r in evals], color=colour, marker="o", markersize=3,
-            label=f"validation, seed {seed}",
-        )  # fmt: skip
-    axes[0].set(xlabel="step", ylabel="loss (nats per character)")
-    axes[0].legend(frameon=False)
-    _save(figure, path)
-
-
-def classification_curves(history: Sequence[Mapping[str, Any]], seeds: Sequence[int], path: Path) -> None:
-    """Training and validation loss, and validation accuracy, against steps, one line a seed."""
-    figure, axes = _figure(2)
-    train = [record for record in history if record["kind"] == "train"]
-    evals = [record for record in history if record["kind"] == "eval"]
+    steps = [record["step"] for record in evals]
     marks: dict[str, Any] = {"marker": "o", "markersize": 3}
-    steps = [r["step"] for r in evals]
     for i, seed in enumerate(seeds):
         colour: dict[str, Any] = {"color": f"C{i % 10}"}
-        axes[0].plot(
-            [r["step"] for r in train], [r["loss"][i] for r in train], **colour, alpha=0.4, linewidth=1,
-            label=f"train, seed {seed}",
-        )  # fmt: skip
-        axes[0].plot(
-            steps, [r["val_loss"][i] for r in evals], **colour, **marks, label=f"validation, seed {seed}"
-        )
-        axes[1].plot(steps, [r["val_accuracy"][i] for r in evals], **colour, **marks, label=f"seed {seed}")
-    axes[0].set(xlabel="step", ylabel="loss (nats per example)")
-    axes[1].set(xlabel="step", ylabel="validation accuracy")
-    for axis in axes:
+        losses = [record["loss"][i] for record in train]
+        name = f"train, seed {seed}"
+        axes[0].plot([r["step"] for r in train], losses, **colour, alpha=0.4, linewidth=1, label=name)
+        losses = [record["val_loss"][i] for record in evals]
+        axes[0].plot(steps, losses, **colour, **marks, label=f"validation, seed {seed}")
+        for axis, metric in zip(axes[1:], panels, strict=True):
+            axis.plot(steps, [record[metric][i] for record in evals], **colour, **marks, label=f"seed {seed}")
+    for axis, label in zip(axes, [f"loss ({unit})", *panels.values()], strict=True):
+        axis.set(xlabel="step", ylabel=label)
         axis.legend(frameon=False)
     _save(figure, path)
 
@@ -57,9 +51,7 @@ def confusion(counts: np.ndarray, classes: Sequence[str], path: Path, *, title: 
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = axes[0].imshow(shares, vmin=0, vmax=1, cmap="Blues")
     if len(classes) <= 20:
-        for (row, column), count in np.ndenumerate(counts):
-            colour = "white" if shares[row, column] > 0.6 else "black"
-            axes[0].text(column, row, f"{count:,.0f}", ha="center", va="center", fontsize=8, color=colour)
+        _annotate(axes[0], counts, "{:,.0f}", white=shares > 0.6)
     axes[0].set_xticks(range(len(classes)), classes, rotation=45 if len(classes) > 4 else 0)
     axes[0].set_yticks(range(len(classes)), classes)
     axes[0].set(xlabel="predicted", ylabel="true", title=title)
@@ -77,17 +69,10 @@ def heatmap(
     axes: tuple[str, str],
 ) -> None:
     """Numbers by two names as colours, each written in its cell; None leaves a cell empty."""
-    from matplotlib.figure import Figure
-
     table = np.array(values, float)
-    figure = Figure(figsize=(2.5 + 0.7 * len(columns), 2 + 0.5 * len(rows)), layout="constrained")
-    axis = figure.subplots()
+    figure, (axis,) = _figure(1, size=(2.5 + 0.7 * len(columns), 2 + 0.5 * len(rows)))
     image = axis.imshow(table, aspect="auto", cmap="viridis")
-    middle = (np.nanmin(table) + np.nanmax(table)) / 2
-    for row, column in np.argwhere(np.isfinite(table)).tolist():
-        value = float(table[row, column])
-        colour = "white" if value < middle else "black"
-        axis.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8, color=colour)
+    _annotate(axis, table, "{:.1f}", white=table < (np.nanmin(table) + np.nanmax(table)) / 2)
     axis.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
     axis.set_yticks(range(len(rows)), rows)
     axis.set(ylabel=axes[0], xlabel=axes[1], title=title)
@@ -98,11 +83,8 @@ def heatmap(
 def learning_curves(
     curves: Mapping[str, Mapping[int, Sequence[float]]], path: Path, *, title: str, ylabel: str
 ) -> None:
-    """A line a name: means by step, and between the least and the most of them a shade."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.8), layout="constrained")
-    axis = figure.subplots()
+    """One line for each name: the mean at each step, with the range of the values shaded."""
+    figure, (axis,) = _figure(1, size=(8, 3.8))
     for i, (name, points) in enumerate(curves.items()):
         steps, colour = sorted(points), f"C{i % 10}"
         values = [points[step] for step in steps]
@@ -116,10 +98,10 @@ def learning_curves(
 
 
 def learned_parameters(params: Mapping[str, np.ndarray], out: Path) -> list[Path]:
-    """Draws what the attention has learned, where the model has such parameters.
+    """Plots the gates and Morlet positions of a model that has them.
 
     Gates: alpha and tau per layer and head (gates.png). Morlet positions: frequency against width, with the line
-    omega sigma = 5 below which a wavelet is not admissible (morlet.png).
+    ωσ = 5 below which a wavelet is not admissible (morlet.png).
 
     Args:
         params: parameters of one seed by dotted path.
@@ -135,8 +117,7 @@ def learned_parameters(params: Mapping[str, np.ndarray], out: Path) -> list[Path
         for axis, (which, values) in zip(axes, gates.items(), strict=True):
             table = np.stack([np.atleast_1d(value) for value in values])
             image = axis.imshow(table, aspect="auto", cmap="coolwarm")
-            for (row, column), value in np.ndenumerate(table):
-                axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8)
+            _annotate(axis, table, "{:.2f}", white=np.zeros(table.shape, bool))
             axis.set(title=f"gate {which}", xlabel="head", ylabel="layer")
             axis.set_xticks(range(table.shape[1]))
             axis.set_yticks(range(table.shape[0]))
@@ -164,11 +145,18 @@ def _named(params: Mapping[str, np.ndarray], last: str) -> list[np.ndarray]:
     return [np.asarray(params[name], np.float32) for name in sorted(names, key=order)]
 
 
-def _figure(columns: int) -> tuple[Any, Any]:
-    # The object interface needs no display and leaves no global state behind.
+def _annotate(axis: Any, values: np.ndarray, text: str, *, white: np.ndarray) -> None:
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            colour = "white" if white[row, column] else "black"
+            axis.text(column, row, text.format(value), ha="center", va="center", fontsize=8, color=colour)
+
+
+def _figure(columns: int, *, size: tuple[float, float] | None = None) -> tuple[Any, Any]:
+    # The object interface needs no display and has no global state.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.5 * columns, 3.8), layout="constrained")
+    figure = Figure(figsize=size or (5.5 * columns, 3.8), layout="constrained")
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 

@@ -28,7 +28,6 @@ WRITTEN = (
     "morlet.png",
     "curves.png",
     "confusion.png",
-    "predictions.tsv",
     "predictions.csv",
     "relevance.png",
     "encoder",

@@ -1,4 +1,4 @@
-"""A training run, whatever is trained: its folder, its state, and the loop from the first step to the last."""
+"""A training run, whatever the task: its folder, its state, and the loop from the first step to the last."""
 
 import dataclasses
 import functools
@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from train.cli.options import TaskConfig
 from train.engine import loop, resume, sharding
 from train.engine.checkpoints import BEST, FOLDER, Checkpoints
 from train.engine.compilation import TrainStep, compile_steps
@@ -23,7 +24,7 @@ from train.errors import TrainingFailed
 
 
 class Stream(Protocol):
-    """Endless batches with a position."""
+    """An endless iterator of batches that can be checkpointed."""
 
     def __next__(self) -> Any:
         """The next batch of every seed, as host arrays."""
@@ -32,60 +33,67 @@ class Stream(Protocol):
         """The position, JSON-able."""
 
     def set_state(self, state: Any) -> None:
-        """Goes to a position."""
+        """Continues from a position."""
 
 
 class Checked(NamedTuple):
-    """What an evaluation found."""
+    """The result of an evaluation."""
 
     entry: dict[str, Any]
     """For the metrics, without step and kind."""
     score: float
-    """What decides which checkpoint is the best."""
+    """Decides which checkpoint is the best."""
     line: str
     """For the terminal."""
 
 
+class _Record(NamedTuple):
+    """The training metrics since the last record, still on the device."""
+
+    step: int
+    metrics: list[loop.StepMetrics]
+    tokens: int
+
+
 class Run:
-    """Starts in a folder, or goes on from its newest checkpoint.
+    """A new run in a folder, or one resumed from its newest checkpoint.
 
     Args:
-        config: everything about the run: a dataclass with `optimizer`, `evaluation`, `run`, `seeds()` and `out()`.
+        config: of the run.
         model: the model as functions.
         mesh: devices.
-        streams: batches; set to the place of the checkpoint.
-        identity: what must be equal in a checkpoint to go on from it.
+        streams: batches; continued from the checkpoint's position.
+        loss: what is minimised.
+        identity: what must be equal in a checkpoint to resume it.
         keeps: what its record holds besides, JSON-able.
         metric: which number decides on the best checkpoint; see `checkpoints.BEST`.
-        loss: see `loop.make_train_step`.
         optimizer: names of the parameters that decay -> the update rule; None for `loop.make_optimizer`.
-        start: values of parameters to begin with, such as pretrained ones; the others are drawn for each seed.
-        patience: stop after so many evaluations without a better `metric`; None goes on to the last step.
+        start: initial values of parameters, such as pretrained ones; the others are drawn for each seed.
+        patience: stop after so many evaluations without a better `metric`; None never does.
 
     Raises:
-        UserError: another run lives in the folder, another process is training in it, or --resume-step does not
-            exist.
+        UserError: the folder holds another run, another process is training in it, or --resume-step does not exist.
         TrainingFailed: no checkpoint can be read.
     """
 
     def __init__(
         self,
-        config: Any,
+        config: TaskConfig,
         model: Functional,
         mesh: Mesh,
         streams: Stream,
+        loss: loop.Loss,
         *,
         identity: Mapping[str, Any],
         keeps: Mapping[str, Any],
         metric: str = "val_loss",
-        loss: loop.Loss = loop.next_token_loss,
         optimizer: Callable[[Collection[str]], optax.GradientTransformation] | None = None,
         start: Params | None = None,
         patience: int | None = None,
     ):
         self.config, self.model, self.mesh, self.streams = config, model, mesh, streams
-        self.seeds: tuple[int, ...] = config.seeds()
-        self.total: int = config.optimizer.steps
+        self.seeds = config.seeds()
+        self.total = config.optimizer.steps
         self._loss, self._keeps, self._identity = loss, dict(keeps), dict(identity)
         make_optimizer = optimizer or functools.partial(loop.make_optimizer, config.optimizer)
         self.optimizer = make_optimizer(model.decayed)
@@ -103,7 +111,7 @@ class Run:
         if config.run.overwrite:
             resume.clear(self.out)
         self.store = Checkpoints(self.out / FOLDER, keep=config.run.keep, metric=metric)
-        record: dict[str, Any] = {"history": [], "seconds": 0.0}
+        record: dict[str, Any] = {"history": [], "seconds": 0.0, "checking": 0.0}
         self.warnings: list[str] = []
         restored = resume.restore(self.store, self.target, self._identity, step=config.run.resume_step)
         self.resumed = restored is not None
@@ -114,27 +122,25 @@ class Run:
             streams.set_state(record["data"])
         self.start = int(np.asarray(self.state.step)[0])
         self.last = self.start
-        """Updates made so far."""
+        """Updates so far."""
         self.seconds: float = record["seconds"]
-        """Of training and evaluating, over all resumed parts."""
-        self.checking: float = record.get("checking", 0.0)
-        """Of these, the seconds of evaluating."""
+        """Of training and evaluation, over all resumed parts."""
+        self.checking: float = record["checking"]
+        """Of these, the seconds of evaluation."""
         leader = jax.process_index() == 0
         self.log = MetricsLog(self.out, record["history"], seeds=self.seeds, enabled=leader)
         self.progress = Progress(self.total, self.start, enabled=leader)
         self.is_done = self.start == self.total or self._out_of_patience()
-        """Whether nothing was left to train when the run was started."""
+        """Whether nothing was left to train at the start."""
 
     def begin(self, description: Sequence[str]) -> None:
-        """Says what is being trained, and keeps the configuration in the folder."""
+        """Prints what is being trained, and keeps the configuration in the folder."""
         for line in [*self.warnings, *description]:
             self.progress.say(line)
-        if self.resumed:
-            self.progress.say(
-                f"all {self.start} steps are done already"
-                if self.is_done
-                else f"resuming after step {self.start}"
-            )
+        if self.is_done:
+            self.progress.say(f"all {self.start} steps are done already")
+        elif self.resumed:
+            self.progress.say(f"resuming after step {self.start}")
         if jax.process_index() == 0:
             text = json.dumps(dataclasses.asdict(self.config), indent=2)
             (self.out / "config.json").write_text(text + "\n")
@@ -144,6 +150,7 @@ class Run:
         return compile_steps(
             self.model,
             self.optimizer,
+            self._loss,
             self.target,
             self.shardings,
             self.mesh,
@@ -151,7 +158,6 @@ class Run:
             config=self.config.optimizer,
             seeds=self.seeds,
             seed_mode=self.config.run.seed_mode,
-            loss=self._loss,
         )
 
     def train(
@@ -162,27 +168,26 @@ class Run:
         tokens: Callable[[Any], int],
         command: str,
     ) -> int | None:
-        """Trains until the last step, a signal, or a number that is not finite.
+        """Trains until the last step, a signal, or a non-finite number.
 
         Args:
             train_step: from `compile`.
             check: evaluates parameters.
             tokens: how many a host batch of all processes holds, for the rate.
-            command: what to tell the user to type to resume.
+            command: printed as the way to resume.
 
         Returns:
-            None when finished; 130 or 143 when a signal stopped it (a checkpoint is then on disk).
+            None when finished; 130 or 143 when a signal stopped it (after writing a checkpoint).
 
         Raises:
-            TrainingFailed: not finite.
+            TrainingFailed: non-finite numbers.
         """
         cadence = self.config.evaluation
-        schedule = loop.learning_rate(self.config.optimizer)
         before, began = self.seconds, time.monotonic()
-        # Metrics stay on the device until the next step is under way, so that logging never makes it wait.
+        self._began = self._mark = began
+        # Metrics stay on the device until the next step is dispatched, so that logging never blocks it.
         pending: list[loop.StepMetrics] = []
-        ready: tuple[int, list[loop.StepMetrics], int] | None = None
-        mark = time.monotonic()
+        ready: _Record | None = None
         seen = 0
         step, finished = self.start, self.is_done
         with StopRequest() as stop:
@@ -195,66 +200,68 @@ class Run:
                     seen += tokens(batch)
                     pending.append(metrics)
                     sharding.settle(metrics)
-                    if step % cadence.log_every == 0 or step == self.total:
-                        ready, pending, seen = (step, pending, seen), [], 0
-                    evaluating = step % cadence.eval_every == 0 or step == self.total
+                    if step % cadence.log_every == 0 or finished:
+                        ready, pending, seen = _Record(step, pending, seen), [], 0
+                    evaluating = step % cadence.eval_every == 0 or finished
                     stopping = (jax.process_count() == 1 or ready is not None) and stop.agreed()
-                    if ready is not None and (ready[0] < step or evaluating or stopping):
-                        self._fail_if_not_finite(ready[1][-1].failed)
-                        losses, norms = (
-                            np.mean([np.asarray(m[i]) for m in ready[1]], axis=0) for i in (0, 1)
-                        )
-                        now = time.monotonic()
-                        rate = ready[2] / (now - mark)
-                        mark = now
-                        entry = {
-                            "step": ready[0],
-                            "kind": "train",
-                            "loss": losses.tolist(),
-                            "grad_norm": norms.tolist(),
-                            "learning_rate": float(schedule(ready[0] - 1)),
-                            "tokens_per_second": rate,
-                        }
-                        self.log.write(entry)
-                        done = (now - began) / (step - self.start)
-                        self.progress.train(entry, done * (self.total - step))
+                    if ready is not None and (ready.step < step or evaluating or stopping):
+                        self._log_training(ready)
                         ready = None
                     self.seconds = before + time.monotonic() - began
                     if evaluating:
-                        self._fail_if_not_finite(self.state.failed)
-                        asked = time.monotonic()
-                        checked = check(self.state.params)
-                        self.checking += time.monotonic() - asked
-                        self.log.write({"step": step, "kind": "eval", **checked.entry})
-                        self.progress.say(f"step {step}: {checked.line}")
+                        score = self._evaluate(check)
                         self.seconds = before + time.monotonic() - began
-                        self._save(step, checked.score)
+                        self._save(score)
                         if not finished and self._out_of_patience():
                             self.progress.say(
                                 f"no better {self._metric} in {self._patience} evaluations: done"
                             )
                             finished = True
-                        mark = time.monotonic()
+                        self._mark = time.monotonic()
                     elif stopping:
-                        self._save(step)
+                        self._save()
                     if stopping and not finished:
                         self.store.wait()
                         self.progress.say(f"stopped after step {step}; saved {self.store.folder / str(step)}")
-                        self.progress.say(f"to go on: {command}")
+                        self.progress.say(f"to resume: {command}")
                         return stop.exit_code or 1
-                self.store.wait()
             finally:
-                # On every way out: what is being written gets written.
+                # On every way out, errors included, pending checkpoints are completed.
                 self.progress.close()
                 self.log.close()
                 self.store.wait()
         return None
 
+    def _log_training(self, record: _Record) -> None:
+        self._fail_if_not_finite(record.metrics[-1].failed)
+        losses, norms = (np.mean([np.asarray(m[i]) for m in record.metrics], axis=0) for i in (0, 1))
+        now = time.monotonic()
+        rate = record.tokens / (now - self._mark)
+        self._mark = now
+        entry = {
+            "step": record.step,
+            "kind": "train",
+            "loss": losses.tolist(),
+            "grad_norm": norms.tolist(),
+            "learning_rate": float(loop.learning_rate(self.config.optimizer)(record.step - 1)),
+            "tokens_per_second": rate,
+        }
+        self.log.write(entry)
+        per_step = (now - self._began) / (self.last - self.start)
+        self.progress.train(entry, per_step * (self.total - self.last))
+
+    def _evaluate(self, check: Callable[[Any], Checked]) -> float:
+        self._fail_if_not_finite(self.state.failed)
+        began = time.monotonic()
+        checked = check(self.state.params)
+        self.checking += time.monotonic() - began
+        self.log.write({"step": self.last, "kind": "eval", **checked.entry})
+        self.progress.say(f"step {self.last}: {checked.line}")
+        return checked.score
+
     def _out_of_patience(self) -> bool:
-        if self._patience is None:
-            return False
         scores = [mean(record[self._metric]) for record in self.log.history if record["kind"] == "eval"]
-        if not scores:
+        if self._patience is None or not scores:
             return False
         best = max(scores) if BEST[self._metric] == "max" else min(scores)
         return len(scores) - 1 - scores.index(best) >= self._patience
@@ -269,7 +276,7 @@ class Run:
 
         return state._replace(params=state.params | {name: place(name, x) for name, x in start.items()})
 
-    def _save(self, step: int, score: float | None = None) -> None:
+    def _save(self, score: float | None = None) -> None:
         self._fail_if_not_finite(self.state.failed)
         record = {
             "config": dataclasses.asdict(self.config),
@@ -281,7 +288,7 @@ class Run:
             "seconds": self.seconds,
             "checking": self.checking,
         }
-        self.store.save(step, self.state, record, score)
+        self.store.save(self.last, self.state, record, score)
 
     def _fail_if_not_finite(self, failed: jax.Array) -> None:
         steps = np.asarray(failed)

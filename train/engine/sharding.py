@@ -1,10 +1,11 @@
-"""Devices as a mesh of two axes: `data` splits the batch, `fsdp` splits the batch and the parameters."""
+"""A device mesh of two axes: `data` splits the batch, `fsdp` splits the batch and the parameters."""
 
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -17,10 +18,10 @@ BATCH_AXES = ("data", "fsdp")
 
 
 def initialize_distributed(wanted: bool) -> None:
-    """Joins the other processes of a run on several hosts; a single process does nothing.
+    """Joins the other processes of a multi-host run; does nothing for a single process.
 
     Args:
-        wanted: join even where no coordinator address is in the environment (clusters that JAX knows).
+        wanted: join without a coordinator address in the environment (on clusters that JAX detects).
 
     Raises:
         UserError: the other processes cannot be found.
@@ -98,10 +99,10 @@ def param_specs(axes: Mapping[str, tuple[str | None, ...]], shapes: Mapping[str,
 
 
 def gather_before_use(model: Functional, mesh: Mesh) -> Functional:
-    """The same model, whose parameters are made whole on every device where they are used.
+    """The same model with its parameters all-gathered where they are used.
 
-    That is what splitting over `fsdp` means: devices store a part and compute with all of it, each on its own rows.
-    Left alone, the compiler would split the activations as the parameters are, and move those around instead.
+    This is fully sharded data parallelism: devices store a part of the parameters and compute with all of them, each
+    on its own rows. Without the constraint, the compiler would shard the activations like the parameters.
     """
     if mesh.shape["fsdp"] == 1:
         return model
@@ -117,10 +118,9 @@ def gather_before_use(model: Functional, mesh: Mesh) -> Functional:
 
 
 def tree_shardings(tree: Any, specs: Mapping[str, PartitionSpec], mesh: Mesh) -> Any:
-    """Shardings for a whole training state: a leaf whose last key is a parameter's name is split as that parameter.
+    """Shardings of a whole training state: a leaf whose last key is a parameter's name is split like that parameter.
 
-    The optimiser keeps its moments under the parameters' names, so they are split with them; the rest is on
-    every device.
+    The optimiser keeps its moments under the parameters' names, so they are split with them; the rest is replicated.
     """
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
@@ -163,11 +163,17 @@ def put_replicated(mesh: Mesh, array: np.ndarray) -> jax.Array:
     return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec()), array, array.shape)
 
 
-def settle(result: Any) -> None:
-    """Waits for `result` where several host devices share this process's threads; elsewhere nothing waits.
+def first_seed(mesh: Mesh, params: Params) -> Params:
+    """The parameters of the first seed, whole, on this process's first device."""
+    whole = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(params)
+    return {name: jnp.asarray(np.asarray(value)[0]) for name, value in whole.items()}
 
-    With many computations in flight on such devices, a collective can be left without a thread, and the runtime
-    then aborts the process.
+
+def settle(result: Any) -> None:
+    """Blocks on `result` where several CPU devices share the threads of this process; no-op elsewhere.
+
+    With many computations in flight on such devices, a collective may find no free thread, and the runtime then
+    aborts the process.
     """
     if jax.default_backend() == "cpu" and jax.local_device_count() > 1:
         jax.block_until_ready(result)

@@ -1,17 +1,15 @@
-"""`python -m train classify-study`: text classifiers side by side over seeds, in one JSON and one table.
+"""`python -m train classify-study`: text classifiers side by side over seeds."""
 
-A variant is an attention, with further flags of its own where it needs them: "softmax", "tree",
-"tree --max-branching 8". A study that is stopped goes on where it was when the same command is given again.
-"""
-
-import argparse
+import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from train.studies import variants
-from train.tasks.classify.config import PRESETS, parse
+from train.cli.parsing import parse, split_rest
+from train.studies.runner import Study, StudyOptions, Summary, listed, without
+from train.studies.tables import markdown, percent
+from train.tasks.classify.config import Preset
+from train.tasks.classify.config import parse as parse_classify
 
 KEPT = (
     *("parameters", "accuracy", "loss", "val_accuracy", "last_val_accuracy", "best_step"),
@@ -19,102 +17,80 @@ KEPT = (
 )
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the variants that are not finished yet, then writes the JSON and the table."""
-    parser = argparse.ArgumentParser(prog="python -m train classify-study", description=__doc__)
-    parser.add_argument("--preset", choices=PRESETS, default="sst2-study", help="data and size of every run")
-    parser.add_argument(
-        "--variants", nargs="+", default=["softmax", "tree"], metavar="VARIANT", help="default: softmax tree"
-    )
-    variants.add_flags(
-        parser,
-        runs="runs/classify-study-PRESET",
-        out="benchmarks/results/classify_PRESET.json",
-        command="classify",
-    )
-    args = parser.parse_args(argv)
-    runs = args.runs or Path("runs") / f"classify-study-{args.preset}"
-    out = args.out or Path("benchmarks/results") / f"classify_{args.preset.replace('-', '_')}.json"
-    folders = variants.folders_of(runs, args.variants)
-    commands = {
-        variant: [
-            *("--preset", args.preset, "--attention", *shlex.split(variant)),
-            *("--seeds", str(args.seeds), "--out", str(folder), *args.rest),
-        ]
-        for variant, folder in folders.items()
-    }
-    for flags in commands.values():
-        parse(flags)  # a mistake in the last variant should not show after hours
-    code = 0 if args.collect else variants.train_missing("classify", commands, folders)
-    if code:
-        return code
-    record = collect(folders)
-    variants.publish(
-        record,
-        table(record),
-        out=out,
-        tables=args.tables,
-        name=f"classify-{args.preset}",
-        variants=len(folders),
-    )
-    return 0
+@dataclasses.dataclass(frozen=True)
+class ClassifyStudyOptions(StudyOptions):
+    """Compares text classifiers over seeds, in one JSON and one table.
 
-
-def collect(folders: Mapping[str, Path]) -> dict[str, Any]:
-    """Puts the summaries of the finished runs into one record.
-
-    Args:
-        folders: variant -> run folder.
-
-    Returns:
-        What is common to the runs, and one row a variant; each row but the first has the difference of its accuracy
-        to that of the first, seed by seed.
-
-    Raises:
-        UserError: no run is finished, or runs differ in more than their attention.
+    The same command again continues a study that was stopped. Flags of classify after -- hold for all variants.
     """
-    return variants.collect(folders, common=_common, row=_row, compared="accuracy", besides="attention")
+
+    preset: Preset = "sst2-study"
+    """Data and size of every run."""
+    variants: tuple[str, ...] = ("softmax", "tree")
+    """Attentions, with further flags where they need them: softmax tree "tree --max-branching 8"."""
 
 
-def _common(summary: dict[str, Any]) -> dict[str, Any]:
+def main(argv: Sequence[str]) -> int:
+    """Runs the study; returns the exit code."""
+    own, rest = split_rest(argv)
+    options = parse(ClassifyStudyOptions, own, command="classify-study")
+    variants = {
+        variant: ["--preset", options.preset, "--attention", *shlex.split(variant), *rest]
+        for variant in options.variants
+    }
+    return make_study(options.preset).run(variants, options)
+
+
+def make_study(preset: str) -> Study:
+    """The study of a preset."""
+    return Study(
+        "classify",
+        parse_classify,
+        runs=f"classify-study-{preset}",
+        out=f"classify_{preset.replace('-', '_')}.json",
+        marker=f"classify-{preset}",
+        common=_common,
+        row=_row,
+        table=table,
+        compared="accuracy",
+        differ_in="attention",
+    )
+
+
+def _common(summary: Summary) -> dict[str, Any]:
     config = summary["config"]
     return {
-        "seeds": summary["seeds"],
-        "steps": summary["steps"],
-        "model": {k: v for k, v in config["model"].items() if k != "attention"},
+        "model": without(config["model"], ["attention"]),
         "optimizer": config["optimizer"],
-        # Notes say what was cut or joined, also for the trees that some variants have: they are the row's.
-        "data": {k: v for k, v in summary["data"].items() if k not in ("trees", "notes")},
-        "texts": {k: v for k, v in config["data"].items() if k not in ("max_branching", "data_path")},
-        "measured_on": summary["measured_on"],
-        "device": summary["device"],
-        "versions": summary["versions"],
+        # Notes also describe the trees, which only some variants read: they belong to the row.
+        "data": without(summary["data"], ("trees", "notes")),
+        "texts": without(config["data"], ("max_branching", "data_path")),
+        **{name: summary[name] for name in ("seeds", "steps", "measured_on", "device", "versions")},
     }
 
 
-def _row(summary: dict[str, Any]) -> dict[str, Any]:
-    row = {"attention": summary["config"]["model"]["attention"]} | {k: summary[k] for k in KEPT}
+def _row(summary: Summary) -> dict[str, Any]:
+    row = {"attention": summary["config"]["model"]["attention"]} | {name: summary[name] for name in KEPT}
     return row | {"notes": summary["data"]["notes"]}
 
 
 def table(record: Mapping[str, Any]) -> str:
     """The Markdown table of a record: mean ± standard deviation over seeds."""
-    model, data, device = record["model"], record["data"], record["device"]
-    lines = [
-        f"| attention | {record['measured_on']} accuracy | difference | validation accuracy | seconds a step |",
-        "|---|---|---|---|---|",
-        *(
-            f"| `{row['variant']}` | {variants.percent(row['accuracy'])} | "
-            f"{variants.percent(row.get('difference'))} | "
-            f"{variants.percent(row['val_accuracy'])} | {row['seconds_per_step']:.3f} |"
+    model, data, device, measured = (record[name] for name in ("model", "data", "device", "measured_on"))
+    return markdown(
+        ["attention", f"{measured} accuracy", "difference", "validation accuracy", "seconds a step"],
+        [
+            [
+                f"`{row['variant']}`",
+                *(percent(row.get(name)) for name in ("accuracy", "difference", "val_accuracy")),
+                f"{row['seconds_per_step']:.3f}",
+            ]
             for row in record["rows"]
-        ),
-        "",
-        f"Percent on {data['name']} ({data['examples'][record['measured_on']]:,} texts, at most "
-        f"{record['texts']['max_length']} words), mean ± standard deviation of seeds "
-        f"{', '.join(map(str, record['seeds']))}, each at the best checkpoint by validation accuracy; the difference "
-        f"is to the first row, seed by seed. {model['num_layers']} layers, {model['num_heads']} heads, d "
+        ],
+        f"Percent on {data['name']} ({data['examples'][measured]:,} texts, at most "
+        f"{record['texts']['max_length']} words), mean ± standard deviation of seeds {listed(record['seeds'])}, each "
+        "at the best checkpoint by validation accuracy; the difference is to the first row, seed by seed. "
+        f"{model['num_layers']} layers, {model['num_heads']} heads, d "
         f"{model['features']}, batch {record['optimizer']['batch_size']}, {record['steps']} steps; a step trains all "
         f"seeds. {device['kind']}, jax {record['versions']['jax']}, {record['date']}.",
-    ]
-    return "\n".join(lines)
+    )

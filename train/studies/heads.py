@@ -1,19 +1,16 @@
-"""`python -m train finetune-study`: heads of a fine-tuned encoder side by side over seeds, in one JSON and one table.
+"""`python -m train finetune-study`: heads of a fine-tuned encoder side by side over seeds."""
 
-A variant is a name of the table in this file, such as cls or inceptive, or flags of `finetune` of your own, such as
-"--kernels 2 3 --normalization batch". A study that is stopped goes on where it was when the same command is given
-again.
-"""
-
-import argparse
+import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from train.cli.parsing import parse, split_rest
 from train.errors import UserError
-from train.studies import variants
-from train.tasks.finetune.config import INCEPTIVE_ONLY, MINILM, PRESETS, parse
+from train.studies.runner import Study, StudyOptions, Summary, listed, without
+from train.studies.tables import markdown, percent
+from train.tasks.finetune.config import INCEPTIVE_ONLY, MINILM, Preset
+from train.tasks.finetune.config import parse as parse_finetune
 
 VARIANTS = {
     "cls": "--head cls",
@@ -23,104 +20,86 @@ VARIANTS = {
     **{f"kernel-{width}": f"--kernels {width}" for width in (2, 3, 5, 7)},
     "inceptive": "",
 }
-DEFAULT = ("cls", "mean", "no-convolution", "no-attention", "kernel-3", "inceptive")
 # What a head is made of: variants differ in these and in nothing else.
 HEAD = ("head", "dropout", *INCEPTIVE_ONLY)
+PATHS = ("data_path", "train_file", "validation_file", "test_file")
 KEPT = (
-    *("parameters", "parameters_total", "f1", "weighted_f1", "accuracy", "auc", "loss"),
     *(
+        "parameters",
+        "parameters_total",
+        "f1",
+        "weighted_f1",
+        "accuracy",
+        "auc",
+        "loss",
         "val_f1",
         "val_accuracy",
-        "val_loss",
-        "best_step",
-        "steps",
-        "compiled_shapes",
-        "seconds",
-        "seconds_per_step",
     ),
+    *("val_loss", "best_step", "steps", "compiled_shapes", "seconds", "seconds_per_step"),
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class HeadsOptions(StudyOptions):
+    """Compares heads of a fine-tuned encoder over seeds, in one JSON and one table.
+
+    The same command again continues a study that was stopped. Flags of finetune after -- hold for all variants.
+    """
+
+    dataset: Preset = "irony"
+    """Preset of every run."""
+    variants: tuple[str, ...] = ("cls", "mean", "no-convolution", "no-attention", "kernel-3", "inceptive")
+    """Of cls, mean, no-convolution, no-attention, kernel-2, kernel-3, kernel-5, kernel-7, inceptive, or flags of
+    finetune in quotes, such as "--kernels 2 3 --normalization batch"; all are compared to the first."""
+    encoder: str = MINILM
+    """Folder or name of the encoder."""
+    encoder_name: str | None = None
+    """Its name in the record; by default as --encoder."""
+
+
 def main(argv: Sequence[str]) -> int:
-    """Runs the variants that are not finished yet, then writes the JSON and the table."""
-    parser = argparse.ArgumentParser(prog="python -m train finetune-study", description=__doc__)
-    parser.add_argument("--dataset", choices=PRESETS, default="irony", help="preset of every run")
-    parser.add_argument(
-        "--variants",
-        nargs="+",
-        default=list(DEFAULT),
-        metavar="VARIANT",
-        help=f"of {', '.join(VARIANTS)}, or flags; others are compared to the first (default: {' '.join(DEFAULT)})",
-    )
-    parser.add_argument("--encoder", default=MINILM, help=f"folder or name (default: {MINILM})")
-    parser.add_argument("--encoder-name", help="what to call it in the record (default: as --encoder)")
-    variants.add_flags(
-        parser,
-        runs="runs/finetune-study-DATASET",
-        out="benchmarks/results/finetune_DATASET.json",
-        command="finetune",
-    )
-    args = parser.parse_args(argv)
-    runs = args.runs or Path("runs") / f"finetune-study-{args.dataset}"
-    out = args.out or Path("benchmarks/results") / f"finetune_{args.dataset}.json"
-    folders = variants.folders_of(runs, args.variants)
-    commands = {}
-    for variant, folder in folders.items():
+    """Runs the study; returns the exit code."""
+    own, rest = split_rest(argv)
+    options = parse(HeadsOptions, own, command="finetune-study")
+    variants = {}
+    for variant in map(str.strip, options.variants):
         if variant not in VARIANTS and not variant.startswith("--"):
             raise UserError(
                 f"--variants must be of {', '.join(VARIANTS)}, or flags of finetune in quotes; got {variant!r}."
             )
-        commands[variant] = [
-            *("--preset", args.dataset, "--encoder", args.encoder),
-            *shlex.split(VARIANTS.get(variant, variant)),
-            *("--seeds", str(args.seeds), "--out", str(folder), *args.rest),
-        ]
-        parse(commands[variant])  # a mistake in the last variant should not show after hours
-    code = 0 if args.collect else variants.train_missing("finetune", commands, folders)
-    if code:
-        return code
-    record = collect(folders, encoder_name=args.encoder_name)
-    name = f"finetune-{args.dataset}"
-    variants.publish(record, table(record), out=out, tables=args.tables, name=name, variants=len(folders))
-    return 0
+        flags = shlex.split(VARIANTS.get(variant, variant))
+        variants[variant] = ["--preset", options.dataset, "--encoder", options.encoder, *flags, *rest]
+    study = Study(
+        "finetune",
+        parse_finetune,
+        runs=f"finetune-study-{options.dataset}",
+        out=f"finetune_{options.dataset}.json",
+        marker=f"finetune-{options.dataset}",
+        common=lambda summary: _common(summary, options.encoder_name),
+        row=_row,
+        table=table,
+        compared="f1",
+        differ_in="head",
+    )
+    return study.run(variants, options)
 
 
-def collect(folders: Mapping[str, Path], *, encoder_name: str | None = None) -> dict[str, Any]:
-    """Puts the summaries of the finished runs into one record.
+def _common(summary: Summary, encoder_name: str | None) -> dict[str, Any]:
+    config = summary["config"]
+    model = without(config["model"], HEAD)
+    return {
+        "model": model | {"encoder": encoder_name or model["encoder"]},
+        "optimizer": config["optimizer"],
+        "patience": config["evaluation"]["patience"],
+        "data": without(summary["data"], ["trees"]),
+        "texts": without(config["data"], PATHS),
+        **{name: summary[name] for name in ("seeds", "measured_on", "device", "versions")},
+    }
 
-    Args:
-        folders: variant -> run folder.
-        encoder_name: what to call the encoder; None for what --encoder said.
 
-    Returns:
-        What is common to the runs, and one row a variant; each row but the first has the difference of its macro-F1
-        to that of the first, seed by seed.
-
-    Raises:
-        UserError: no run is finished, or runs differ in more than their head.
-    """
-
-    def common(summary: dict[str, Any]) -> dict[str, Any]:
-        config = summary["config"]
-        model = {k: v for k, v in config["model"].items() if k not in HEAD}
-        paths = ("data_path", "train_file", "validation_file", "test_file")
-        return {
-            "seeds": summary["seeds"],
-            "model": model | {"encoder": encoder_name or model["encoder"]},
-            "optimizer": config["optimizer"],
-            "patience": config["evaluation"]["patience"],
-            "data": {k: v for k, v in summary["data"].items() if k != "trees"},
-            "texts": {k: v for k, v in config["data"].items() if k not in paths},
-            "measured_on": summary["measured_on"],
-            "device": summary["device"],
-            "versions": summary["versions"],
-        }
-
-    def row(summary: dict[str, Any]) -> dict[str, Any]:
-        head = {k: v for k, v in summary["config"]["model"].items() if k in HEAD}
-        return {"model": head} | {k: summary.get(k) for k in KEPT}
-
-    return variants.collect(folders, common=common, row=row, compared="f1", besides="head")
+def _row(summary: Summary) -> dict[str, Any]:
+    head = {name: value for name, value in summary["config"]["model"].items() if name in HEAD}
+    return {"model": head} | {name: summary.get(name) for name in KEPT}
 
 
 def table(record: Mapping[str, Any]) -> str:
@@ -130,21 +109,24 @@ def table(record: Mapping[str, Any]) -> str:
     steps = sorted({row["steps"] for row in record["rows"]})
     frozen = ", frozen" if record["model"]["freeze_encoder"] else ""
     head_lr = "" if optimizer["head_lr"] is None else f" (head {optimizer['head_lr']:g})"
-    lines = [
-        f"| head | {measured} macro-F1 | difference | weighted F1 | accuracy | parameters trained | seconds a step |",
-        "|---|---|---|---|---|---|---|",
-        *(
-            f"| `{row['variant']}` | {variants.percent(row['f1'])} | {variants.percent(row.get('difference'))} | "
-            f"{variants.percent(row['weighted_f1'])} | {variants.percent(row['accuracy'])} | {row['parameters']:,} | "
-            f"{row['seconds_per_step']:.2f} |"
+    return markdown(
+        [
+            *("head", f"{measured} macro-F1", "difference", "weighted F1", "accuracy", "parameters trained"),
+            "seconds a step",
+        ],
+        [
+            [
+                f"`{row['variant']}`",
+                *(percent(row.get(name)) for name in ("f1", "difference", "weighted_f1", "accuracy")),
+                f"{row['parameters']:,}",
+                f"{row['seconds_per_step']:.2f}",
+            ]
             for row in record["rows"]
-        ),
-        "",
+        ],
         f"Percent on {data['name']} ({data['examples'][measured]:,} texts, at most {record['texts']['max_length']} "
-        f"tokens), mean ± standard deviation of seeds {', '.join(map(str, record['seeds']))}, at the best checkpoint "
+        f"tokens), mean ± standard deviation of seeds {listed(record['seeds'])}, at the best checkpoint "
         f"by validation macro-F1 (mean over the seeds); the difference is to the first row, seed by seed. {encoder}"
         f"{frozen}, lr {optimizer['lr']:g}{head_lr}, batch {optimizer['batch_size']}, "
         f"{' or '.join(map(str, steps))} steps; a step trains all seeds. {device['kind']}, jax "
         f"{record['versions']['jax']}, {record['date']}.",
-    ]
-    return "\n".join(lines)
+    )

@@ -30,7 +30,7 @@ def test_paper_preset_is_the_published_setting():
     config = PRESETS["paper"]
     m, o = config.model, config.optimizer
     assert (m.num_layers, m.num_heads, m.features, m.context_length, m.dropout) == (6, 8, 256, 256, 0.1)
-    assert (o.steps, o.batch_size, o.lr, o.warmup, o.clip) == (5000, 64, 3e-4, 300, 1.0)
+    assert (o.steps, o.batch_size, o.lr, o.warmup_steps, o.clip) == (5000, 64, 3e-4, 300, 1.0)
     assert (o.beta1, o.beta2, o.weight_decay) == (0.9, 0.95, 0.1)
     assert config.data.corpus == "tinyshakespeare"
 

@@ -101,7 +101,7 @@ def test_sigterm_saves_and_says_how_to_go_on(runs):
     assert outputs["code"] == 143, outputs["stopped"]
     assert "stopped after step" in outputs["stopped"]
     assert f"saved {broken}" in outputs["stopped"]
-    assert "to go on: python -m train charlm" in outputs["stopped"]
+    assert "to resume: python -m train charlm" in outputs["stopped"]
     step = outputs["stopped"].split("stopped after step ")[1].split(";")[0]
     assert f"resuming after step {step}" in outputs["resumed"]
 

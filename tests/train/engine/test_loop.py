@@ -5,15 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from train.cli.options import OptimizerOptions
 from train.engine import loop
-from train.engine.functional import language_model
-from train.tasks.charlm.config import ModelConfig, OptimizerConfig
+from train.tasks.charlm.config import ModelConfig
+from train.tasks.charlm.evaluation import next_token_loss, prefix_losses
+from train.tasks.charlm.model import language_model
 
 # One process makes what the tests of this file share.
 pytestmark = pytest.mark.xdist_group("loop")
 
 MODEL = ModelConfig(attention="softmax", num_layers=1, num_heads=2, features=16, context_length=8)
-OPTIMIZER = OptimizerConfig(steps=20, warmup=2, lr=1e-2)
+OPTIMIZER = OptimizerOptions(steps=20, warmup=2, lr=1e-2)
 TOKENS = np.random.default_rng(0).integers(0, 11, (3, 8, 9)).astype(np.int32)
 
 
@@ -21,7 +23,7 @@ def _run(seeds, tokens, *, dropout=0.0, steps=3, **kwargs):
     model = language_model(dataclasses.replace(MODEL, dropout=dropout), 11)
     update = loop.make_optimizer(OPTIMIZER, model.decayed)
     state = jax.jit(loop.make_init(model, update, seeds))()
-    step = jax.jit(loop.make_train_step(model, update, seeds=seeds, **kwargs))
+    step = jax.jit(loop.make_train_step(model, update, next_token_loss, seeds=seeds, **kwargs))
     losses = []
     for _ in range(steps):
         state, metrics = step(state, tokens)
@@ -114,7 +116,7 @@ def test_a_step_that_is_not_finite_changes_nothing():
     update = loop.make_optimizer(OPTIMIZER, functional.decayed)
     state = jax.jit(loop.make_init(functional, update, (0, 1)))()
     poison = {name: value.at[1].set(jnp.nan) for name, value in state.params.items() if name == "embedding"}
-    step = jax.jit(loop.make_train_step(functional, update, seeds=(0, 1)))
+    step = jax.jit(loop.make_train_step(functional, update, next_token_loss, seeds=(0, 1)))
     state = state._replace(params=state.params | poison)
     after, metrics = step(state, TOKENS[:2])
     again, _ = step(after, TOKENS[:2])
@@ -130,7 +132,7 @@ def _prefix_and_whole(**changes):
     params = jax.jit(model.init)(jax.random.key(0))
     windows = jnp.asarray(TOKENS[0, :3])
     whole = jax.jit(lambda p, w: loop.cross_entropy(model.apply(p, w[:, :-1]), w[:, 1:]))(params, windows)
-    return jax.jit(lambda p, w: loop.prefix_losses(model.apply, p, w))(params, windows), whole
+    return jax.jit(lambda p, w: prefix_losses(model.apply, p, w))(params, windows), whole
 
 
 @pytest.mark.parametrize("attention", ["softmax", "softmax+gate=running", "softmax+gate=prefix"])

@@ -3,11 +3,12 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
+from train.cli.options import OptimizerOptions
 from train.engine import loop, sharding
-from train.engine.evaluate import evaluate_prefixes, make_evaluate
-from train.engine.functional import language_model
 from train.errors import UserError
-from train.tasks.charlm.config import ModelConfig, OptimizerConfig
+from train.tasks.charlm.config import ModelConfig
+from train.tasks.charlm.evaluation import evaluate_prefixes, make_evaluate, next_token_loss
+from train.tasks.charlm.model import language_model
 
 MODEL = ModelConfig(
     attention="softmax+gate=running", num_layers=1, num_heads=2, features=16, context_length=8
@@ -23,12 +24,14 @@ def _mesh(data, fsdp):
 
 def _train(mesh):
     model = sharding.gather_before_use(language_model(MODEL, 11), mesh)
-    update = loop.make_optimizer(OptimizerConfig(steps=20, warmup=2, lr=1e-2), model.decayed)
+    update = loop.make_optimizer(OptimizerOptions(steps=20, warmup=2, lr=1e-2), model.decayed)
     init = loop.make_init(model, update, SEEDS)
     specs = sharding.param_specs(model.axes, model.shapes, mesh.shape["fsdp"])
     shardings = sharding.tree_shardings(jax.eval_shape(init), specs, mesh)
     state = jax.jit(init, out_shardings=shardings)()
-    step = jax.jit(loop.make_train_step(model, update, seeds=SEEDS), out_shardings=(shardings, None))
+    step = jax.jit(
+        loop.make_train_step(model, update, next_token_loss, seeds=SEEDS), out_shardings=(shardings, None)
+    )
     losses = []
     for tokens in TOKENS:
         state, metrics = step(state, sharding.put_batch(mesh, tokens, 16))

@@ -54,7 +54,7 @@ def test_numbers_over_seeds():
 
 
 def test_pictures_of_what_the_model_has(tmp_path):
-    plots.loss_curve(HISTORY, (0, 1), tmp_path / "loss.png")
+    plots.training_curves(HISTORY, (0, 1), tmp_path / "loss.png", unit="nats per character")
     rng = np.random.default_rng(0)
     assert plots.learned_parameters({"embedding": rng.normal(size=(3, 4))}, tmp_path) == []
     gates = {

@@ -89,7 +89,7 @@ def test_runs_that_differ_in_more_than_attention_are_not_compared(tmp_path):
         summary = _summary(attention, [0.5], steps=steps)
         (folders[attention] / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(UserError, match="differ in more than their attention: steps"):
-        classify_study.collect(folders)
+        classify_study.make_study("sst2-study").collect(folders)
 
 
 def test_what_trees_join_does_not_keep_runs_apart(tmp_path):
@@ -101,7 +101,7 @@ def test_what_trees_join_does_not_keep_runs_apart(tmp_path):
         summary = _summary(attention, [0.5])
         summary["data"]["notes"] = notes
         (folders[attention] / "summary.json").write_text(json.dumps(summary))
-    rows = classify_study.collect(folders)["rows"]
+    rows = classify_study.make_study("sst2-study").collect(folders)["rows"]
     assert [row["notes"] for row in rows] == [["cut: 3"], ["cut: 3", "joined: 2"]]
 
 

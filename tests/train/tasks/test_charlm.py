@@ -4,7 +4,7 @@ import shlex
 import numpy as np
 import pytest
 
-from train.__main__ import main
+from train.cli.commands import main
 
 # One process makes what the tests of this file share.
 pytestmark = pytest.mark.xdist_group("charlm")

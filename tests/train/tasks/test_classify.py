@@ -4,10 +4,9 @@ import shlex
 import numpy as np
 import pytest
 
-from train.__main__ import main
+from train.cli.commands import main
 from train.errors import UserError
 from train.tasks.classify.config import PRESETS, parse
-from train.tasks.classify.report import accuracies, confusion_counts, losses
 
 # One process makes what the tests of this file share.
 pytestmark = pytest.mark.xdist_group("classify")
@@ -62,10 +61,9 @@ def test_it_learns_and_leaves_a_complete_report(finished):
     assert np.mean(best["val_accuracy"]) == summary["val_accuracy"]["mean"]
     for name in ("curves.png", "confusion.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
-    rows = [line.split("\t") for line in (out / "predictions.tsv").read_text().splitlines()]
-    assert rows[0] == [
-        "id", "label", "predicted_seed0", "probability_seed0", "predicted_seed1", "probability_seed1"
-    ]  # fmt: skip
+    rows = [line.split(",") for line in (out / "predictions.csv").read_text().splitlines()]
+    columns = [f"{x}_seed{seed}" for seed in (0, 1) for x in ("prediction", "p_bad", "p_fair", "p_good")]
+    assert rows[0] == ["id", "label", *columns]
     assert [row[0] for row in rows[1:]] == [str(i) for i in range(37)]
     right = np.mean([row[1] == row[2] for row in rows[1:]])
     assert right == pytest.approx(summary["accuracy"]["per_seed"][0])
@@ -77,7 +75,7 @@ def test_interrupted_and_resumed_is_bit_for_bit_the_same(finished, tmp_path, sto
     stop_before(11)
     assert main([*words, "--out", str(out)]) == 143
     assert "stopped after step 11" in (text := capsys.readouterr().out)
-    assert "to go on: python -m train classify" in text
+    assert "to resume: python -m train classify" in text
     assert main([*words, "--out", str(out)]) == 0
     assert "resuming after step 11" in capsys.readouterr().out
     for kind in ("train", "eval"):
@@ -87,7 +85,7 @@ def test_interrupted_and_resumed_is_bit_for_bit_the_same(finished, tmp_path, sto
     summaries = [json.loads((o / "summary.json").read_text()) for o in (straight, out)]
     for name in ("accuracy", "loss", "val_loss", "confusion", "best_step"):
         assert summaries[0][name] == summaries[1][name], name
-    assert (straight / "predictions.tsv").read_text() == (out / "predictions.tsv").read_text()
+    assert (straight / "predictions.csv").read_text() == (out / "predictions.csv").read_text()
 
 
 def test_the_same_command_again_finds_it_done(finished, capsys):
@@ -164,11 +162,3 @@ def test_help_and_presets(cli):
     for name, config in PRESETS.items():
         assert parse(["--preset", name]) == config
         assert config.out() == f"runs/classify-{name}"
-
-
-def test_numbers_of_a_report():
-    logits = np.log(np.array([[[0.2, 0.8], [0.9, 0.1], [0.6, 0.4]]]))
-    labels = np.array([1, 1, 0])
-    assert accuracies(logits, labels) == pytest.approx([2 / 3])
-    np.testing.assert_allclose(losses(logits, labels), -np.log([[0.8, 0.1, 0.6]]))
-    assert confusion_counts(logits, labels).tolist() == [[[1, 0], [1, 1]]]

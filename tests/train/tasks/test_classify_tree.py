@@ -10,7 +10,8 @@ from train.data.buckets import Buckets, Chosen, Kind
 from train.data.trees import common_shapes
 from train.tasks.classify.command import load_data
 from train.tasks.classify.config import parse
-from train.tasks.classify.training import make_trees, sequence_classifier
+from train.tasks.shared.model import sequence_classifier
+from train.tasks.shared.training import make_trees
 
 FLAGS = shlex.split(
     "--dataset files --attention tree --max-branching 4 --num-layers 1 --num-heads 2 --features 16 --batch-size 16 "

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.train.tiny_encoder import save_tiny_encoder
-from train.__main__ import main
+from train.cli.commands import main
 from train.engine.checkpoints import Checkpoints
 
 # One process makes what the tests of this file share.

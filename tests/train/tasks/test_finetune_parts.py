@@ -17,7 +17,9 @@ from train.data.text_classification import LabelledTexts
 from train.data.token_examples import token_examples
 from train.errors import UserError
 from train.studies import heads as finetune_study
-from train.tasks.classify.losses import (
+from train.tasks.finetune.config import FinetuneOptimizer
+from train.tasks.finetune.model import make_optimizer, rate_share
+from train.tasks.shared.losses import (
     balanced_weights,
     binary_loss,
     example_losses,
@@ -25,10 +27,7 @@ from train.tasks.classify.losses import (
     probabilities,
     softmax_loss,
 )
-from train.tasks.classify.scores import predictions, scores
-from train.tasks.finetune.config import FinetuneOptimizer
-from train.tasks.finetune.model import make_optimizer, rate_share
-from train.tasks.finetune.report import confusion
+from train.tasks.shared.scores import confusion, predictions, scores
 
 RNG = np.random.default_rng(0)
 

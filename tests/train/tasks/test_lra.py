@@ -6,18 +6,17 @@ import jax
 import numpy as np
 import pytest
 
-from train.__main__ import main
+from train.cli.commands import main
 from train.data.batches import BatchStream
 from train.data.buckets import Buckets
 from train.data.sequences import Sequences, Splits
 from train.engine.loop import learning_rate
 from train.errors import UserError
-from train.tasks.classify import training as classification
-from train.tasks.classify.training import train_classifier
-from train.tasks.lra.command import lra_classifier
+from train.tasks.lra.command import lra_classifier, train
 from train.tasks.lra.config import PRESETS, parse
 from train.tasks.lra.data import as_classification
 from train.tasks.lra.registry import LRA_TASKS
+from train.tasks.shared import training as classification
 
 SMALL = shlex.split(
     "--num-layers 1 --features 16 --head-features 8 --batch-size 16 --warmup 2 --lr 2e-2 --log-every 8 "
@@ -80,7 +79,7 @@ def test_two_towers_learn_whether_texts_are_of_one_kind(pairs, tmp_path):
     config = parse(
         ["--task", "retrieval", *SMALL, *shlex.split("--steps 60 --eval-every 30"), "--out", str(tmp_path)]
     )
-    assert train_classifier(config, pairs, make_model=lra_classifier) == 0
+    assert train(config, pairs) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["accuracy"]["mean"] > 0.9
     assert summary["compiled_shapes"] == 2
@@ -107,7 +106,7 @@ def test_the_paper_preset_is_the_published_set_up(task):
     config = parse(["--task", task, "--preset", "paper"])
     assert config == PRESETS[task]["paper"]
     published, o, m = LRA_TASKS[task].training, config.optimizer, config.model
-    assert (o.batch_size, o.lr, o.warmup, o.steps) == published
+    assert (o.batch_size, o.lr, o.warmup_steps, o.steps) == published
     assert (m.num_layers, m.features, m.num_heads, m.mlp_ratio * m.features, m.head_features) == (
         2,
         64,
@@ -117,9 +116,9 @@ def test_the_paper_preset_is_the_published_set_up(task):
     )
     assert (m.pooling, m.dropout, m.positions, o.weight_decay, o.beta2) == ("mean", 0.1, "learned", 0, 0.999)
     rate = learning_rate(o)
-    half = o.warmup + (o.steps - o.warmup) // 2
+    half = o.warmup_steps + (o.steps - o.warmup_steps) // 2
     np.testing.assert_allclose(
-        [rate(0), rate(o.warmup), rate(half), rate(o.steps)], [0, o.lr, o.lr / 2, 0], atol=1e-8
+        [rate(0), rate(o.warmup_steps), rate(half), rate(o.steps)], [0, o.lr, o.lr / 2, 0], atol=1e-8
     )
     data = config.data_config()
     assert data.sizes is None

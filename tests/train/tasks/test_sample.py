@@ -2,8 +2,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from train.engine.functional import language_model
 from train.tasks.charlm.config import ModelConfig
+from train.tasks.charlm.model import language_model
 from train.tasks.charlm.sample import write
 
 VOCABULARY = "abcdefgh"

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from train.__main__ import main
+from train.cli.commands import main
 
 PR_SET_PDEATHSIG = 1
 

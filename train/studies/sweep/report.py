@@ -16,8 +16,8 @@ from typing import Any
 from train.engine import plots
 from train.engine.metrics import clock, mean, spread
 from train.errors import UserError
-from train.studies.gates import renew
 from train.studies.sweep.ledger import key, read
+from train.studies.tables import renew
 from train.tasks.lra.published import published
 
 Record = dict[str, Any]

@@ -18,7 +18,7 @@ from jaxattn.nn import RandomFeatures, parse_mechanism
 from jaxattn.tree.mechanism import Hierarchical
 from train.data.token_examples import TextData, token_examples
 from train.errors import UserError
-from train.studies import variants
+from train.studies.tables import publish
 from train.studies.zero_shot.layers import LayeredClassifier
 from train.studies.zero_shot.measure import Variant
 from train.studies.zero_shot.study import study
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     record["model"]["encoder"] = args.encoder_name or summary["config"]["model"]["encoder"]
     record["model"] |= {"head": summary["config"]["model"]["head"], "steps": summary["steps"]}
     dataset = summary["config"]["data"]["dataset"]
-    variants.publish(
+    publish(
         record,
         table(record),
         out=args.out or Path("benchmarks/results") / f"zero_shot_{dataset}.json",

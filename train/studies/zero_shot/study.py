@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from jaxattn.nn import Softmax
 from train.data.token_examples import TextData
+from train.engine.provenance import over_seeds, provenance
 from train.studies.zero_shot.layers import LayeredClassifier
 from train.studies.zero_shot.measure import (
     Predicted,
@@ -22,10 +23,9 @@ from train.studies.zero_shot.measure import (
     prepare,
 )
 from train.studies.zero_shot.timing import SOFTMAX, relative, time_long, time_variants
-from train.tasks.charlm.report import over_seeds, provenance
-from train.tasks.classify.losses import probabilities
-from train.tasks.classify.scores import predictions
 from train.tasks.finetune.predict import Trained
+from train.tasks.shared.losses import probabilities
+from train.tasks.shared.scores import predictions
 
 DIVERGENCE_TEXTS = 256
 """Enough: rows and heads are averaged too."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from train.studies.variants import percent
+from train.studies.tables import percent
 
 
 def table(record: Mapping[str, Any]) -> str:

@@ -2,45 +2,44 @@
 
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
+from train.cli.parsing import resume_command
 from train.engine import resume, sharding
-from train.engine.evaluate import make_evaluate
-from train.engine.functional import Functional, Params, compute_dtype, language_model
+from train.engine.description import describe_run
+from train.engine.functional import Functional, Params
 from train.engine.metrics import LN2, clock, mean, mean_and_spread
 from train.engine.run import Checked, Run
 from train.tasks.charlm.config import CharLMConfig, parse
 from train.tasks.charlm.corpora import Corpus, encode, load_corpus
+from train.tasks.charlm.evaluation import make_evaluate, next_token_loss
+from train.tasks.charlm.model import language_model
 from train.tasks.charlm.report import finish
 from train.tasks.charlm.windows import SeedStreams, consecutive_windows
 
 
 def main(argv: Sequence[str]) -> int:
     """Parses the flags and trains; returns the exit code."""
-    config = parse(argv)
-    words = [word for word in argv if word != "--overwrite"]
-    return train(config, command=shlex.join(["python", "-m", "train", "charlm", *words]))
+    return train(parse(argv), command=resume_command("charlm", argv))
 
 
 def train(config: CharLMConfig, *, command: str = "the same command") -> int:
-    """Trains, or goes on training, until the last step, a signal, or a number that is not finite.
+    """Trains, or resumes, until the last step, a signal, or a non-finite number.
 
     Args:
-        config: everything about the run.
-        command: what to tell the user to type to resume.
+        config: of the run.
+        command: printed as the way to resume.
 
     Returns:
-        0 when finished, 130 or 143 when a signal stopped it (a checkpoint is then on disk).
+        0 when finished, 130 or 143 when a signal stopped it (after writing a checkpoint).
 
     Raises:
         UserError: something in the configuration or the files is not usable.
-        TrainingFailed: not finite, or no checkpoint can be read.
+        TrainingFailed: non-finite numbers, or no readable checkpoint.
     """
-    # 1. The pieces: text, model, devices, batches. All complaints come here, before anything is written.
+    # 1. Text, model, devices, batches. Every error of the user's shows here, before anything is written.
     sharding.initialize_distributed(config.run.distributed)
     seeds, batch_size, context = config.seeds(), config.optimizer.batch_size, config.model.context_length
     corpus = load_corpus(config.data, context_length=context)
@@ -53,16 +52,17 @@ def train(config: CharLMConfig, *, command: str = "the same command") -> int:
         rows=sharding.local_rows(mesh, batch_size),
     )  # fmt: skip
 
-    # 2. The folder: start, or go on from its newest checkpoint.
+    # 2. The folder: a new run, or resume from its newest checkpoint.
     run = Run(
         config,
         model,
         mesh,
         streams,
+        next_token_loss,
         identity=config.identity() | {"corpus": corpus.sha256},
         keeps={"vocabulary": corpus.vocabulary},
     )
-    run.begin(describe(config, corpus, model, mesh, run.out))
+    run.begin(describe_run(config, mesh, run.out, describe(config, corpus, model), "windows"))
 
     # 3. Compile before the clock starts.
     windows = jax.ShapeDtypeStruct((len(seeds), batch_size, context + 1), np.int32)
@@ -78,26 +78,14 @@ def train(config: CharLMConfig, *, command: str = "the same command") -> int:
         return Checked(entry, mean(val), f"validation loss {mean_and_spread(val)} nats per character")
 
     # 4. The loop.
-    stopped = run.train(
-        train_step, check, tokens=lambda _: len(seeds) * batch_size * context, command=command
-    )
+    tokens = len(seeds) * batch_size * context
+    stopped = run.train(train_step, check, tokens=lambda _: tokens, command=command)
     if stopped is not None:
         return stopped
 
     # 5. The report.
-    say, out = run.progress.say, run.out
-    summary = finish(
-        config,
-        corpus,
-        model,
-        mesh,
-        run.state.params,
-        run.log.history,
-        evaluate,
-        seconds=run.seconds,
-        out=out,
-        say=say,
-    )
+    say = run.progress.say
+    summary = finish(config, corpus, run, evaluate)
     run.store.close()
     final = summary["val_loss"]["per_seed"]
     say(
@@ -109,24 +97,17 @@ def train(config: CharLMConfig, *, command: str = "the same command") -> int:
             mean_and_spread(summary[name]["per_seed"]) for name in ("val_loss_whole", "val_loss_prefix")
         )
         say(f"on {summary['prefix_windows']} windows: {whole} whole, {prefix} prefix by prefix")
-    say(f"files: {resume.listing(out)} in {out}")
-    say(f"more text: python -m train sample --checkpoint {shlex.quote(str(out))}")
+    say(f"files: {resume.listing(run.out)} in {run.out}")
+    say(f"more text: python -m train sample --checkpoint {shlex.quote(str(run.out))}")
     return 0
 
 
-def describe(config: CharLMConfig, corpus: Corpus, model: Functional, mesh: Mesh, out: Path) -> list[str]:
-    """What is being trained, in a few lines."""
-    m, o = config.model, config.optimizer
-    device = jax.devices()[0]
-    dtype = np.dtype(compute_dtype(m.dtype)).name
+def describe(config: CharLMConfig, corpus: Corpus, model: Functional) -> list[str]:
+    """The lines about model and text."""
+    m = config.model
     return [
         f"model    {m.attention}, positions {m.positions}: {m.num_layers} layers, {m.num_heads} heads, features "
         f"{m.features}, context {m.context_length}; {model.num_params():,} parameters",
         f"corpus   {corpus.name}: {len(corpus.train):,} characters to train on, {len(corpus.validation):,} to "
         f"validate, {len(corpus.vocabulary)} distinct",
-        f"training {o.steps} steps of {o.batch_size} windows, seeds {', '.join(map(str, config.seeds()))}",
-        f"devices  {jax.device_count()} {device.platform} ({device.device_kind}), "
-        + " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-        + f", {dtype}",
-        f"folder   {out}",
     ]

@@ -1,4 +1,4 @@
-"""`python -m train diagnose`: whether random features could stand in for a trained model's attention."""
+"""`python -m train diagnose`: whether random features could replace a trained model's attention."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,6 +12,8 @@ import numpy as np
 import jaxattn
 from jaxattn.models import LanguageModel
 from jaxattn.nn import MechanismModule
+from train.cli.options import check_at_least
+from train.cli.parsing import parse
 from train.errors import UserError
 from train.tasks.charlm.config import DataConfig
 from train.tasks.charlm.corpora import load_corpus
@@ -33,9 +35,13 @@ class DiagnoseConfig:
     save: str | None = None
     """Also write the queries, keys and values of all layers, (layers * windows, T, N, H), into this .npz file."""
 
+    def check(self) -> None:
+        """Raises UserError unless the values make sense."""
+        check_at_least({"--windows": (self.windows, 1)})
+
 
 class Tensors(NamedTuple):
-    """Of one layer, (B, T, N, H) each, as they come to the attention."""
+    """The inputs of one layer's attention, (B, T, N, H) each."""
 
     query: jax.Array
     key: jax.Array
@@ -43,14 +49,8 @@ class Tensors(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parses the flags, reads text with the model, prints a diagnosis a layer."""
-    import tyro
-
-    config = tyro.cli(
-        tyro.conf.OmitArgPrefixes[DiagnoseConfig], args=list(argv), prog="python -m train diagnose"
-    )
-    if config.windows < 1:
-        raise UserError(f"--windows must be at least 1; got {config.windows}.")
+    """Parses the flags, reads text with the model, prints a diagnosis of each layer."""
+    config = parse(DiagnoseConfig, argv, command="diagnose")
     model, vocabulary = load(config.checkpoint)
     corpus = load_corpus(config.data, context_length=model.max_length)
     if corpus.vocabulary != vocabulary:
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 class _Recorder(MechanismModule):
-    """Passes calls on to a mechanism and keeps their queries, keys and values."""
+    """Forwards calls to a mechanism and keeps their queries, keys and values."""
 
     def __init__(self, mechanism: MechanismModule, kept: list[Tensors]):
         super().__init__(mechanism.sizes)
@@ -91,7 +91,7 @@ class _Recorder(MechanismModule):
 
 
 def attention_tensors(model: LanguageModel, tokens: jax.Array) -> list[Tensors]:
-    """Queries, keys and values of every layer while the model reads `tokens` (B, T); the model stays as it is."""
+    """Queries, keys and values of every layer while the model reads `tokens` (B, T); the model is left unchanged."""
     kept: list[Tensors] = []
     attentions = [block.attention for block in model.decoder.blocks]
     mechanisms = [attention.mechanism for attention in attentions]

@@ -7,27 +7,29 @@ import jax
 import numpy as np
 
 from jaxattn.models import LanguageModel, generate
-from train.engine.functional import language_model
+from train.cli.options import check_at_least
+from train.cli.parsing import parse
 from train.engine.trained import load_trained
 from train.errors import UserError
 from train.tasks.charlm.config import ModelConfig
 from train.tasks.charlm.corpora import decode, encode
+from train.tasks.charlm.model import language_model
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-    """Writes text with a trained model, character by character, with cached decoding."""
+    """Generates text with a trained model, character by character, with cached decoding."""
 
     checkpoint: str
     """Run folder, such as runs/charlm-demo."""
     prompt: str | None = None
     """Text to continue, in characters of the training text; by default a line break (or its first character)."""
     tokens: int = 300
-    """Characters to add. Beyond the model's context it goes on from the last half of the context."""
+    """Characters to add. Beyond the model's context it continues from the last half of the context."""
     temperature: float = 0.8
-    """0 takes the likeliest character, 1 samples from the model's distribution."""
+    """0 takes the most likely character, 1 samples from the model's distribution."""
     top_k: int | None = None
-    """Sample among the k likeliest characters only."""
+    """Sample among the k most likely characters only."""
     seed: int = 0
     """Of the sampling."""
     step: int | None = None
@@ -35,14 +37,14 @@ class SampleConfig:
     model_seed: int | None = None
     """Which of the trained seeds; by default the first."""
 
+    def check(self) -> None:
+        """Raises UserError unless the values make sense."""
+        check_at_least({"--tokens": (self.tokens, 1)})
+
 
 def main(argv: Sequence[str]) -> int:
     """Parses the flags, loads the model and prints the text."""
-    import tyro
-
-    config = tyro.cli(SampleConfig, args=list(argv), prog="python -m train sample")
-    if config.tokens < 1:
-        raise UserError(f"--tokens must be at least 1; got {config.tokens}.")
+    config = parse(SampleConfig, argv, command="sample")
     model, vocabulary = load(config.checkpoint, step=config.step, model_seed=config.model_seed)
     opening = "\n" if "\n" in vocabulary else vocabulary[0]
     prompt = opening if config.prompt is None else config.prompt
@@ -95,8 +97,8 @@ def write(
 ) -> str:
     """Continues `prompt` by any number of characters.
 
-    The model reads at most its context. When the cache is full it starts again from the last half of the context
-    and goes on: every character is then predicted from at least half a context of text.
+    The model reads at most its context. When the cache is full, generation restarts from the last half of the
+    context, so that every character is predicted from at least half a context of text.
 
     Args:
         model: the language model.
@@ -104,8 +106,8 @@ def write(
         prompt: at least one character, all of them in the vocabulary.
         num_tokens: characters to add.
         seed: of the sampling.
-        temperature: 0 takes the likeliest character.
-        top_k: sample among the k likeliest; None for all.
+        temperature: 0 takes the most likely character.
+        top_k: sample among the k most likely; None for all.
 
     Returns:
         The prompt and its continuation.
@@ -124,7 +126,7 @@ def write(
         while left:
             fresh = len(text) < context
             known = text if fresh else text[-half:]
-            # Later pieces all have one shape, so that they share one compiled loop; the last is cut.
+            # Later pieces have one shape, so that they share one compiled loop; the last is truncated.
             count = min(left, context - len(text)) if fresh else context - half
             key, now = jax.random.split(key)
             result = generate(

@@ -1,4 +1,4 @@
-"""The fine-tuned model: a pretrained encoder and a head as functions of their parameters, and its optimiser."""
+"""The fine-tuned model, a pretrained encoder and a head, as functions of its parameters; and its optimiser."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from jaxattn.models import TextClassifier
 from jaxattn.nn import InceptiveHead, PoolingHead, parse_mechanism, replace_attention
 from train.data.batches import Batch
 from train.engine import loop
-from train.engine.functional import Functional, Params, compute_dtype, take_apart
+from train.engine.functional import Functional, Params, compute_dtype, functionalize
 from train.errors import UserError
 from train.tasks.finetune.config import FinetuneConfig, FinetuneModel, FinetuneOptimizer
 
@@ -74,7 +74,7 @@ def text_classifier(
         model: what is built.
         encoder: from `load_encoder`; its values are not kept, see `pretrained_parameters`.
         outputs: number of logits.
-        example: a batch (seeds, B, ...) to try the model on; None for a short text.
+        example: a batch (seeds, B, ...) to trace the model with; None for a short text.
 
     Raises:
         UserError: what the model itself rejects, such as an unknown mechanism or layer.
@@ -84,7 +84,7 @@ def text_classifier(
 
     def build(key: PRNGKeyArray) -> nnx.Module:
         head_key, attention_key = jax.random.split(key)
-        # Zeros: weights of 100 MB must not become constants of the program that makes the initial state.
+        # Zeros: weights of 100 MB must not become constants of the compiled initialisation.
         bare = nnx.merge(graph, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
         if model.attention is not None:
             bare = replace_attention(
@@ -98,13 +98,13 @@ def text_classifier(
 
     tokens = jnp.zeros((1, 8), jnp.int32) if example is None else example["tokens"][0]
     mask = jnp.ones((1, 8), bool) if example is None else example["mask"][0]
-    # Batch normalisation and the encoder's dropout tell training from evaluation also without dropout in the head.
-    functional = _as_task(take_apart(build, tokens, dropout=True, attention_mask=mask))
+    # Batch normalisation and the encoder's dropout differ in training even without dropout in the head.
+    functional = _as_classifier(functionalize(build, tokens, dropout=True, attention_mask=mask))
     return freeze(functional, ENCODER) if model.freeze_encoder else functional
 
 
-def _as_task(functional: Functional) -> Functional:
-    """The same model with the names of inputs that all classifiers have."""
+def _as_classifier(functional: Functional) -> Functional:
+    """The same model with the input names of all classifiers."""
 
     def apply(params: Params, tokens: Array, *, token_mask: Array, tree: Any = None, **more: Any) -> Array:
         return functional.apply(params, tokens, attention_mask=token_mask, **more)
@@ -118,7 +118,7 @@ def _as_task(functional: Functional) -> Functional:
 
 
 def freeze(functional: Functional, prefix: str) -> Functional:
-    """The same model with all parameters under a prefix held as they are: no gradient, no optimiser state."""
+    """The same model with all parameters under a prefix frozen: no gradient, no optimiser state."""
     frozen = frozenset(name for name in functional.shapes if name.startswith(prefix)) - functional.held
 
     def train_apply(params: Params, *args: Any, **kwargs: Any) -> tuple[Array, Params]:
@@ -131,7 +131,7 @@ def freeze(functional: Functional, prefix: str) -> Functional:
 def make_optimizer(
     config: FinetuneOptimizer, layers: int, decayed: Collection[str]
 ) -> optax.GradientTransformation:
-    """Clipping and AdamW, whose updates are then scaled by each parameter's share of the learning rate.
+    """Clipping and AdamW, with updates scaled by each parameter's share of the learning rate.
 
     Args:
         config: of the optimiser.
@@ -146,7 +146,7 @@ def make_optimizer(
 
 
 def rate_share(name: str, config: FinetuneOptimizer, layers: int) -> float:
-    """The learning rate of a parameter over --lr: d^(layers − 1 − i) in layer i, d^layers in the embeddings.
+    """The ratio of a parameter's learning rate to --lr: d^(layers − 1 − i) in layer i, d^layers in the embeddings.
 
     Examples:
         >>> config = FinetuneOptimizer(layerwise_decay=0.5)
@@ -158,12 +158,12 @@ def rate_share(name: str, config: FinetuneOptimizer, layers: int) -> float:
     part, *rest = name.removeprefix(ENCODER).split(".")
     if part == "blocks":
         return config.layerwise_decay ** (layers - 1 - int(rest[0]))
-    # What stands beside the blocks: a last normalisation learns like the last layer, all else like the embeddings.
+    # Beside the blocks: a final normalisation learns like the last layer, everything else like the embeddings.
     return 1.0 if part == "norm" else config.layerwise_decay**layers
 
 
 def describe_model(config: FinetuneConfig, functional: Functional, layers: int, width: int) -> Sequence[str]:
-    """What is being trained, in a few lines."""
+    """The lines about the model."""
     m = config.model
     total = sum(shape.size for shape in functional.shapes.values())
     head = f"{m.head} head"

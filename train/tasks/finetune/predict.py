@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from train.cli.options import check_at_least
+from train.cli.parsing import parse
 from train.data.buckets import Buckets
 from train.data.sequences import Sequences
 from train.data.tables import read_table
@@ -18,11 +20,11 @@ from train.data.token_examples import token_ids
 from train.engine.functional import Functional, Params, compute_dtype
 from train.engine.trained import load_trained
 from train.errors import UserError
-from train.tasks.classify.losses import num_outputs, probabilities
-from train.tasks.classify.scores import predictions
 from train.tasks.finetune.command import ENCODER_FOLDER
 from train.tasks.finetune.config import FinetuneModel
 from train.tasks.finetune.model import text_classifier
+from train.tasks.shared.losses import num_outputs, probabilities
+from train.tasks.shared.scores import predictions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +46,14 @@ class PredictConfig:
     batch_size: int = 32
     """Texts at a time."""
 
+    def check(self) -> None:
+        """Raises UserError unless the values make sense."""
+        check_at_least({"--batch-size": (self.batch_size, 1)})
+
 
 def main(argv: Sequence[str]) -> int:
     """Parses the flags, labels the texts and prints or writes them."""
-    import tyro
-
-    config = tyro.cli(PredictConfig, args=list(argv), prog="python -m train predict")
-    if config.batch_size < 1:
-        raise UserError(f"--batch-size must be at least 1; got {config.batch_size}.")
+    config = parse(PredictConfig, argv, command="predict")
     texts, names = read_texts(config.file, config.text_column)
     trained = load(config.run, step=config.step, model_seed=config.model_seed)
     chances, cut = trained.predict(texts, names=names, batch_size=config.batch_size)

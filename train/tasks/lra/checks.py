@@ -1,33 +1,11 @@
-"""Checks of the flags of `lra`, which name the flag, what it was and what is accepted."""
+"""Checks of the data options of lra."""
 
 from typing import Any
 
-from train.cli.flags import check_at_least
+from train.cli.options import check_at_least
 from train.errors import UserError
 
 GENERATED, BYTES = ("listops", "pathfinder"), ("text", "retrieval")
-
-
-def check_head(model: Any) -> None:
-    """Raises unless the hidden widths of a model make sense."""
-    check_at_least({"--head-features": (model.head_features, 1)})
-    if int(model.mlp_ratio * model.features) < 1:
-        raise UserError(f"--mlp-ratio must give the MLPs a width of at least 1; got {model.mlp_ratio}.")
-
-
-def check_attention(attention: str) -> None:
-    """Raises unless a spelling is of a mechanism that needs nothing but the sequence."""
-    from jaxattn.nn import parse_mechanism  # JAX takes seconds, which --help should not
-
-    try:
-        mechanism = parse_mechanism(attention)
-    except ValueError as error:
-        raise UserError(f"--attention: {error}") from error
-    if mechanism.needs_tree:
-        raise UserError(
-            f"--attention must say the sizes of a tree, as in tree:64x16, as these tasks have no trees of their own; "
-            f"got {attention!r}."
-        )
 
 
 def check_data(config: Any) -> None:

@@ -1,31 +1,28 @@
 """`python -m train lra`: trains a classifier on a task of the Long Range Arena."""
 
-import shlex
 from collections.abc import Sequence
-from typing import Any
 
-import jax
-from flax import nnx
-from jaxtyping import PRNGKeyArray
-
-from jaxattn.models import BackboneConfig, PairClassifier, SequenceClassifier
+from jaxattn.models import PairClassifier, SequenceClassifier
+from train.cli.parsing import resume_command
 from train.data.batches import Batch
-from train.engine.functional import Functional, compute_dtype, take_apart
-from train.tasks.classify.training import Recipe, train_classifier
+from train.engine.functional import Functional
 from train.tasks.lra.config import LRARunConfig, parse
 from train.tasks.lra.data import LRAData, as_classification
 from train.tasks.lra.registry import LRA_TASKS
+from train.tasks.shared.model import sequence_classifier
+from train.tasks.shared.training import Recipe, train_classifier
 
 
 def main(argv: Sequence[str]) -> int:
     """Parses the flags and trains; returns the exit code."""
     config = parse(argv)
-    words = [word for word in argv if word != "--overwrite"]
-    command = shlex.join(["python", "-m", "train", "lra", *words])
-    recipe = Recipe(stratify=config.optimizer.stratify)
-    return train_classifier(
-        config, load_data(config), command=command, make_model=lra_classifier, recipe=recipe
-    )
+    return train(config, load_data(config), command=resume_command("lra", argv))
+
+
+def train(config: LRARunConfig, data: LRAData, *, command: str = "the same command") -> int:
+    """Trains the configured classifier; see `train_classifier`."""
+    recipe = Recipe(lra_classifier, stratify=config.optimizer.stratify)
+    return train_classifier(config, data, recipe, command=command)
 
 
 def load_data(config: LRARunConfig) -> LRAData:
@@ -39,40 +36,8 @@ def load_data(config: LRARunConfig) -> LRAData:
 
 
 def lra_classifier(config: LRARunConfig, data: LRAData, example: Batch) -> Functional:
-    """The configured classifier, of sequences or of pairs, as functions of its parameters.
-
-    Args:
-        config: sizes, mechanism, positions, dtype of the computation.
-        data: numbers of ids, classes and tokens.
-        example: a batch (seeds, B, ...) to try the model on.
-
-    Raises:
-        UserError: what the model itself rejects.
-    """
+    """The configured classifier, of sequences or of pairs; see `sequence_classifier`."""
+    kind = PairClassifier if data.two_tower else SequenceClassifier
     m = config.model
-    kind: Any = PairClassifier if data.two_tower else SequenceClassifier
-
-    def build(key: PRNGKeyArray) -> nnx.Module:
-        backbone = BackboneConfig(
-            num_layers=m.num_layers,
-            num_heads=m.num_heads,
-            hidden_size=m.features,
-            max_length=data.max_length,
-            mechanism=m.attention,
-            positions=m.positions,
-            mlp_ratio=m.mlp_ratio,
-            qk_norm=m.qk_norm,
-            dropout=m.dropout,
-            dtype=compute_dtype(m.dtype),
-        )
-        return kind(
-            data.vocab_size,
-            len(data.classes),
-            backbone,
-            pooling=m.pooling,
-            head_size=m.head_features,
-            rngs=nnx.Rngs(params=key),
-        )
-
-    first: dict[str, Any] = jax.tree.map(lambda x: x[0], example)
-    return take_apart(build, first["tokens"], dropout=m.dropout > 0, token_mask=first["mask"], tree=None)
+    fields = {"mlp_ratio": m.mlp_ratio}
+    return sequence_classifier(config, data, example, kind=kind, fields=fields, head_size=m.head_features)

@@ -1,33 +1,45 @@
-"""What `lra` can be told: frozen dataclasses whose field docstrings are the text of --help."""
+"""Command-line options of lra."""
 
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from train.cli.flags import check_model, check_training, named_in, parse_with_presets
+from train.cli.options import (
+    EvaluationOptions,
+    OptimizerOptions,
+    TaskConfig,
+    check_at_least,
+    check_attention,
+)
+from train.cli.parsing import named_in, parse_with_presets
 from train.data.generators.listops_trees import TreeSpec
-from train.tasks.charlm.config import OptimizerConfig
-from train.tasks.classify.config import CadenceConfig, ClassificationConfig, ClassifierConfig
-from train.tasks.lra.checks import check_attention, check_data, check_head
+from train.errors import UserError
+from train.tasks.lra.checks import check_data
 from train.tasks.lra.registry import LRA_TASKS, LRAConfig
+from train.tasks.shared.options import ClassifierOptions
 
 Task = Literal["listops", "text", "retrieval", "image", "pathfinder"]
 
 
 @dataclasses.dataclass(frozen=True)
-class LRAModelConfig(ClassifierConfig):
+class LRAModelConfig(ClassifierOptions):
     """The model; the defaults are those of the published set-up."""
 
-    attention: str = "softmax"
-    """Mechanism: softmax, tree:64x16 (a uniform tree: families of 64 tokens, then 16), lags:8, features:oprf-orf:128
-    (component-weights:number); each with +gate=running|prefix|none|sequence."""
     num_heads: int = 2
     """Attention heads; must divide --features."""
     mlp_ratio: float = 2.0
     """Hidden width of the MLPs over --features."""
     head_features: int = 128
     """Width of the hidden layer between the pooled vector (for retrieval: the two) and the classes."""
+
+    def check(self) -> None:
+        """Raises UserError unless the sizes and the mechanism make sense."""
+        super().check()
+        check_at_least({"--head-features": (self.head_features, 1)})
+        if int(self.mlp_ratio * self.features) < 1:
+            raise UserError(f"--mlp-ratio must give the MLPs a width of at least 1; got {self.mlp_ratio}.")
+        check_attention(self.attention)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,33 +72,35 @@ class LRADataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class LRAOptimizerConfig(OptimizerConfig):
-    """Adam with warm-up, decay to zero and clipping."""
+class LRAOptimizerConfig(OptimizerOptions):
+    """Adam with linear warm-up, decay to zero and gradient clipping."""
 
     decay: Literal["linear", "cosine"] = "linear"
-    """How the rate falls after the warm-up."""
+    """How the rate decays after the warm-up."""
     stratify: bool = False
-    """Batches hold the classes in the shares they have in all data. Otherwise what a gradient says of the difference
-    between the classes can drown in that of a batch's surplus of one."""
+    """Batches hold the classes in their shares of all data. Otherwise the gradient's signal about the difference
+    between the classes can be lost in the noise of their unequal numbers in a batch."""
 
-    def shape(self) -> str:
-        """What `decay` says."""
+    @property
+    def schedule(self) -> str:
+        """The value of `decay`."""
         return self.decay
 
 
 @dataclasses.dataclass(frozen=True)
-class LRARunConfig(ClassificationConfig):
+class LRARunConfig(TaskConfig):
     """Trains a classifier on a task of the Long Range Arena and reports its test accuracy at the best checkpoint.
 
     --preset paper is the published set-up: 2 layers, 64 wide, 2 heads of 32, hidden width 128, all data, 50,000
     steps (listops without closing brackets); hours on an accelerator. --preset quick keeps the model, without
-    dropout, for minutes on two CPU cores; less is: listops, 16,000 expressions of 20 to 127 tokens and depth at most
-    4, 1,500 steps of 32; text, the first 256 bytes of a review, 600 steps of 32; retrieval, 20,000 pairs of the
-    first 512 bytes, 800 steps of 16; image, 10,000 pictures, 600 steps of 16; pathfinder, 20,000 pictures of paths of
-    two dashes without distractors, rotary positions and a maximum, 304 steps of 32. Its numbers are not comparable
-    with published ones. Any flag overrides the preset; the same command again resumes.
+    dropout, and takes minutes on two CPU cores, with less data: listops, 16,000 expressions of 20 to 127 tokens and
+    depth at most 4, 1,500 steps of 32; text, the first 256 bytes of a review, 600 steps of 32; retrieval, 20,000
+    pairs of the first 512 bytes, 800 steps of 16; image, 10,000 pictures, 600 steps of 16; pathfinder, 20,000
+    pictures of paths of two dashes without distractors, rotary positions and max pooling, 304 steps of 32. Its
+    numbers are not comparable with published ones. Any flag overrides the preset; the same command again resumes.
     """
 
+    command: ClassVar[str] = "lra"
     task: Task = "listops"
     """Which task."""
     preset: Literal["quick", "paper"] = "quick"
@@ -98,6 +112,11 @@ class LRARunConfig(ClassificationConfig):
     def out(self) -> str:
         """The run folder."""
         return self.run.out or f"runs/lra-{self.task}-{self.preset}-{slug(self.model.attention)}"
+
+    def check(self) -> None:
+        """Raises UserError unless the values make sense together."""
+        super().check()
+        check_data(self)
 
     def data_config(self) -> LRAConfig:
         """Which data of the task."""
@@ -123,7 +142,7 @@ class LRARunConfig(ClassificationConfig):
 
 
 def slug(attention: str) -> str:
-    """A spelling of a mechanism as a name of a folder.
+    """The spelling of a mechanism as a folder name.
 
     Examples:
         >>> slug("features:oprf-orf:128+gate=running")
@@ -143,11 +162,11 @@ def _paper(task: Task) -> LRARunConfig:
             steps=published.steps,
             batch_size=published.batch_size,
             lr=published.learning_rate,
-            warmup=published.warmup,
+            warmup=published.warmup / published.steps,
             beta2=0.999,
             weight_decay=0.0,
         ),
-        evaluation=CadenceConfig(eval_every=1000 if task == "retrieval" else 500, log_every=100),
+        evaluation=EvaluationOptions(eval_every=1000 if task == "retrieval" else 500, log_every=100),
     )
 
 
@@ -170,12 +189,12 @@ def _quick(
             steps=steps,
             batch_size=batch_size,
             lr=lr,
-            warmup=50,
+            warmup=50 / steps,
             beta2=0.98,
             weight_decay=0.0,
             stratify=stratify,
         ),
-        evaluation=CadenceConfig(eval_every=steps // 8, log_every=20),
+        evaluation=EvaluationOptions(eval_every=steps // 8, log_every=20),
     )
 
 
@@ -209,29 +228,13 @@ def _of_files(config: LRARunConfig) -> LRARunConfig:
 
 
 def parse(argv: Sequence[str]) -> LRARunConfig:
-    """Reads the command line: task and preset give the defaults, the other flags override them.
-
-    Args:
-        argv: the words after `python -m train lra`.
-
-    Returns:
-        The checked configuration.
-
-    Raises:
-        UserError: for what makes no sense. Unknown flags and types exit with code 2 by themselves.
+    """The configuration of a command line: task and preset give the defaults.
 
     Examples:
         >>> parse(["--task", "text", "--preset", "paper"]).optimizer.lr
         0.0001
     """
-    task = named_in(argv, "--task", PRESETS)
-    presets = PRESETS[task]
+    presets = PRESETS[named_in(argv, "--task", PRESETS)]
     if any(word.split("=")[0] == "--data-path" for word in argv):
         presets = {name: _of_files(config) for name, config in presets.items()}
-    config = parse_with_presets(argv, presets, prog="python -m train lra")
-    check_model(config.model)
-    check_training(config.optimizer, config.evaluation, config.run)
-    check_head(config.model)
-    check_attention(config.model.attention)
-    check_data(config)
-    return config
+    return parse_with_presets(argv, presets, command="lra")

@@ -1,4 +1,4 @@
-"""Losses of classifiers as pure functions of logits and labels: one class, yes or no, or any number of labels."""
+"""Losses of classifiers as pure functions of logits and labels: softmax, binary, or several labels."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.special
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from train.engine.functional import Functional, Params
@@ -44,7 +45,7 @@ def binary_loss(
     Args:
         logits: one.
         labels: y, 0 or 1.
-        class_weights: w of no and yes; None for 1.
+        class_weights: w of y = 0 and 1; None for 1.
 
     Returns:
         The loss of every example, in float32.
@@ -56,12 +57,12 @@ def binary_loss(
 def multilabel_loss(
     logits: Float[Array, "B C"], labels: Int[Array, "B C"], class_weights: Float[Array, "2 C"] | None = None
 ) -> Float[Array, " B"]:
-    """The mean over the labels c of w_yc · −log p(y_c), with p(1) = sigmoid(logit): every label by itself.
+    """The mean over the labels c of w_yc · −log p(y_c), with p(1) = sigmoid(logit): the labels are independent.
 
     Args:
         logits: one a label.
         labels: y, 0 or 1 each.
-        class_weights: w of no and of yes for each label; None for 1.
+        class_weights: w of y = 0 and 1 for each label; None for 1.
 
     Returns:
         The loss of every example, in float32.
@@ -90,7 +91,7 @@ def num_outputs(kind: str, classes: int) -> int:
 
 
 def make_loss(kind: str, class_weights: np.ndarray | None = None) -> Loss:
-    """What `loop.make_train_step` makes small: the weighted mean of a loss over the rows of a batch.
+    """The weighted mean of a loss over the rows of a batch, for `loop.make_train_step`.
 
     Args:
         kind: a name of `LOSSES`.
@@ -110,7 +111,7 @@ def make_loss(kind: str, class_weights: np.ndarray | None = None) -> Loss:
 
 
 def balanced_weights(kind: str, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Weights by which all classes count alike: examples / (number of classes · examples of the class).
+    """Weights that make all classes count alike: examples / (number of classes · examples of the class).
 
     Args:
         kind: of the loss.
@@ -118,7 +119,7 @@ def balanced_weights(kind: str, labels: np.ndarray, classes: int) -> np.ndarray:
         classes: how many there are.
 
     Returns:
-        As the loss reads them: (C,), (2,), or (2, C) where every label is a question by itself.
+        As the loss reads them: (C,), (2,), or (2, C) for "multilabel".
 
     Examples:
         >>> balanced_weights("softmax", np.array([0, 0, 0, 1]), 2)
@@ -140,9 +141,8 @@ def probabilities(kind: str, logits: np.ndarray) -> np.ndarray:
     """
     wide = np.asarray(logits, np.float64)
     if kind == "softmax":
-        shifted = np.exp(wide - wide.max(axis=-1, keepdims=True))
-        return shifted / shifted.sum(axis=-1, keepdims=True)
-    yes = np.exp(-np.logaddexp(0, -wide))
+        return scipy.special.softmax(wide, axis=-1)
+    yes = scipy.special.expit(wide)
     return np.concatenate([1 - yes, yes], axis=-1) if kind == "binary" else yes
 
 

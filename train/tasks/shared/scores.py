@@ -1,8 +1,8 @@
-"""Accuracy, F1 and AUC of predicted probabilities, by scikit-learn."""
+"""Accuracy, F1, AUC and confusion of predicted probabilities, by scikit-learn."""
 
 import numpy as np
 
-from train.tasks.classify.losses import example_losses, probabilities
+from train.tasks.shared.losses import example_losses, probabilities
 
 
 def scores(kind: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, list[float]]:
@@ -28,8 +28,26 @@ def predictions(kind: str, chances: np.ndarray) -> np.ndarray:
     return (chances > 0.5).astype(np.int32) if kind == "multilabel" else chances.argmax(axis=-1)
 
 
+def confusion(kind: str, predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Numbers of examples (seeds, true class, predicted class); for "multilabel" (seeds, label, cell).
+
+    The cells of a label are true negatives, false positives, false negatives and true positives.
+
+    Examples:
+        >>> confusion("softmax", np.array([[1, 0]]), np.array([0, 0]), 2).tolist()
+        [[[1, 1], [0, 0]]]
+    """
+    from sklearn import metrics
+
+    if kind == "multilabel":
+        found = [metrics.multilabel_confusion_matrix(labels, one).reshape(classes, 4) for one in predicted]
+    else:
+        found = [metrics.confusion_matrix(labels, one, labels=range(classes)) for one in predicted]
+    return np.stack(found)
+
+
 def _one_seed(kind: str, chances: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    from sklearn import metrics  # half a second, which --help should not take
+    from sklearn import metrics  # takes half a second to import
 
     predicted = predictions(kind, chances)
     # Classes that neither occur nor are predicted say nothing; all others count, also where none is right.

@@ -1,0 +1,1 @@
+"""What the classification tasks share: options, losses, scores, the training loop and the report."""

@@ -1,0 +1,86 @@
+"""Options that classification tasks share: the classifier's backbone, and labelled texts in files."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from train.cli.options import BackboneOptions
+from train.data.text_classification import LabelledTexts, load_files
+from train.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierOptions(BackboneOptions):
+    """The model."""
+
+    pooling: Literal["mean", "max", "cls", "attention"] = "mean"
+    """Pooling of the final hidden states: mean, maximum, the first one, or a mean with learned weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TextOptions:
+    """Labelled texts: a named data set, or files."""
+
+    dataset: str = "files"
+    """A named data set, or files."""
+    data_path: str | None = None
+    """Folder or file of the named data set, instead of JAXATTN_DATA, the cache or a download."""
+    train_file: str | None = None
+    """With --dataset files: .tsv, .csv or .jsonl with a text and a label in each row, also .gz or .xz."""
+    validation_file: str | None = None
+    """The same, to choose the best checkpoint by; by default a share of the training texts."""
+    test_file: str | None = None
+    """The same, for the final numbers; without it they are of the validation texts."""
+    text_column: str | None = None
+    """Name of the column of texts in these files; by default text."""
+    label_column: str | None = None
+    """Name of the column of labels; by default label."""
+    validation_share: float | None = None
+    """Share of the training texts held out where there is no --validation-file; by default 0.1."""
+
+    def check(self) -> None:
+        """Raises UserError unless the flags of files belong to --dataset and make sense."""
+        own = (
+            "train_file",
+            "validation_file",
+            "test_file",
+            "text_column",
+            "label_column",
+            "validation_share",
+        )
+        if self.dataset != "files":
+            for name in own:
+                if getattr(self, name) is not None:
+                    flag = f"--{name.replace('_', '-')}"
+                    raise UserError(f"{flag} is for --dataset files; got it with --dataset {self.dataset}.")
+            return
+        if self.train_file is None:
+            raise UserError("--dataset files needs --train-file.")
+        if self.data_path is not None:
+            raise UserError("--data-path is for the named data sets; got it with --dataset files.")
+        if self.validation_share is not None:
+            if self.validation_file is not None:
+                raise UserError("--validation-share is for runs without --validation-file; got both.")
+            if not 0 < self.validation_share < 1:
+                raise UserError(f"--validation-share must be between 0 and 1; got {self.validation_share}.")
+
+    def load(self, named: Mapping[str, Callable[[str | None], LabelledTexts]]) -> LabelledTexts:
+        """The configured texts.
+
+        Args:
+            named: data set -> function of --data-path.
+
+        Raises:
+            UserError: a file or a column is not usable.
+        """
+        if self.dataset != "files":
+            return named[self.dataset](self.data_path)
+        assert self.train_file is not None, "check() requires it"
+        return load_files(
+            self.train_file,
+            self.validation_file,
+            self.test_file,
+            text_column=self.text_column or "text",
+            label_column=self.label_column or "label",
+            validation_share=self.validation_share or 0.1,
+        )
