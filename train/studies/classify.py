@@ -34,10 +34,10 @@ def main(argv: Sequence[str]) -> int:
     """Runs the study; returns the exit code."""
     own, rest = split_rest(argv)
     options = parse(ClassifyStudyOptions, own, command="classify-study")
-    variants = {
-        variant: ["--preset", options.preset, "--attention", *shlex.split(variant), *rest]
+    variants = [
+        (variant, ["--preset", options.preset, "--attention", *shlex.split(variant), *rest])
         for variant in options.variants
-    }
+    ]
     return make_study(options.preset).run(variants, options)
 
 

@@ -40,11 +40,11 @@ def main(argv: Sequence[str]) -> int:
     """Runs the study; returns the exit code."""
     own, rest = split_rest(argv)
     options = parse(GatesOptions, own, command="study")
-    variants = {}
+    variants = []
     for attention, positions in STUDIES[options.name]:
         flags = ["--preset", options.preset, "--attention", attention, "--positions", positions]
         flags += ["--allow-leak"] if attention.endswith("sequence") else []
-        variants[f"{attention}--{positions}"] = [*flags, "--sample-tokens", "0", *rest]
+        variants.append((f"{attention}--{positions}", [*flags, "--sample-tokens", "0", *rest]))
     study = Study(
         "charlm",
         parse_charlm,

@@ -61,14 +61,14 @@ def main(argv: Sequence[str]) -> int:
     """Runs the study; returns the exit code."""
     own, rest = split_rest(argv)
     options = parse(HeadsOptions, own, command="finetune-study")
-    variants = {}
+    variants = []
     for variant in map(str.strip, options.variants):
         if variant not in VARIANTS and not variant.startswith("--"):
             raise UserError(
                 f"--variants must be of {', '.join(VARIANTS)}, or flags of finetune in quotes; got {variant!r}."
             )
-        flags = shlex.split(VARIANTS.get(variant, variant))
-        variants[variant] = ["--preset", options.dataset, "--encoder", options.encoder, *flags, *rest]
+        flags = ["--preset", options.dataset, "--encoder", options.encoder]
+        variants.append((variant, [*flags, *shlex.split(VARIANTS.get(variant, variant)), *rest]))
     study = Study(
         "finetune",
         parse_finetune,

@@ -67,20 +67,20 @@ class Study:
     differ_in: str
     """What variants may differ in, for the error message."""
 
-    def run(self, variants: Mapping[str, Sequence[str]], options: StudyOptions) -> int:
+    def run(self, variants: Sequence[tuple[str, Sequence[str]]], options: StudyOptions) -> int:
         """Trains what is not finished, then writes the record and the table; returns the exit code.
 
         Args:
-            variants: name -> flags of the command.
+            variants: names, and flags of the command.
             options: of the study.
 
         Raises:
             UserError: flags that make no sense, no finished run, or runs that differ in more than they may.
         """
-        folders = self.folders(options.runs or Path("runs") / self.runs, list(variants))
+        folders = self.folders(options.runs or Path("runs") / self.runs, [name for name, _ in variants])
         commands = {
             name: [*flags, "--seeds", str(options.seeds), "--out", str(folders[name])]
-            for name, flags in variants.items()
+            for name, flags in variants
         }
         for flags in commands.values():
             self.parse(flags)
@@ -99,7 +99,7 @@ class Study:
         return 0
 
     @staticmethod
-    def folders(runs: Path, variants: Collection[str]) -> dict[str, Path]:
+    def folders(runs: Path, variants: Sequence[str]) -> dict[str, Path]:
         """A folder for every variant.
 
         Raises:
