@@ -233,7 +233,7 @@ def test_mistakes_show_before_anything_runs(runs, tmp_path, flags, message):
 def test_a_folder_belongs_to_one_sweep_at_a_time(monkeypatch, tmp_path):
     settings = {"task": "listops", "preset": "quick", "flags": []}
     ledger = Ledger(tmp_path, settings)
-    monkeypatch.setattr("train.sweep_ledger.PATIENCE", 0.0)
+    monkeypatch.setattr("train.studies.sweep.ledger.PATIENCE", 0.0)
     with pytest.raises(UserError, match="another sweep is at work"):
         Ledger(tmp_path, settings)
     ledger.add({"attention": "softmax", "seed": 0, "status": "failed"})
