@@ -213,7 +213,7 @@ def test_the_report_has_every_attention_beside_the_published_figures(runs, tmp_p
         ("--components oprf", "--components and --weights belong together"),
         ("--components foo --weights orf", "--components must be of trigrf, posrf"),
         ("--components oprf --weights bar", "--weights must be of gaussian"),
-        ("--attentions softmax sofmax", "attention 'sofmax' is not known"),
+        ("--attentions softmax sofmax", "'sofmax' is not known"),
         ("--attentions tree", "--attention must say the sizes of a tree"),
         ("--attentions softmax --seeds 0", "--seeds must be at least 1"),
         ("--components oprf --weights orf --num-features 0", "--num-features must be at least 1; got 0"),

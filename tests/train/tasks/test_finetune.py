@@ -248,7 +248,7 @@ def _leaves(tree):
         ("--label-separator ;", "--label-separator is for --loss multilabel"),
         ("--patience 0", "--patience must be at least 1"),
         ("--attention tree", "--attention must say the sizes of a tree"),
-        ("--head-attention nonsense", "attention 'nonsense' is not known"),
+        ("--head-attention nonsense", "'nonsense' is not known"),
         ("--train-file a.csv", "--train-file is for --dataset files"),
         ("--dataset files", "--dataset files needs --train-file"),
         ("--preset other", "--preset must be one of irony, emotion, sst2"),

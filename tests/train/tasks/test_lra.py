@@ -164,7 +164,7 @@ def test_the_rate_may_fall_as_a_cosine_too():
     [
         ("--task poetry", "--task must be one of listops, text, retrieval, image, pathfinder; got 'poetry'"),
         ("--preset huge", "--preset must be one of quick, paper; got 'huge'"),
-        ("--attention sofmax", "attention 'sofmax' is not known"),
+        ("--attention sofmax", "'sofmax' is not known"),
         ("--attention features:foo-orf:8", "component must be one of"),
         ("--attention features:oprf-bar:8", "weights must be one of"),
         ("--attention tree", "--attention must say the sizes of a tree, as in tree:64x16"),
