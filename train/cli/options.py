@@ -22,9 +22,7 @@ class BackboneOptions:
     """The model."""
 
     attention: str = "softmax"
-    """Mechanism: softmax, lags:8, features:oprf-orf:128 (random features: component-weights:number, optionally
-    :redraw=1000 steps), tree:64x16 (a uniform tree: 64 tokens a leaf node, then 16 nodes a parent); each with
-    +gate=running|prefix|none|sequence."""
+    """Mechanism, such as softmax+gate, features:oprf-orf:128 or tree:64x16; all are listed below."""
     positions: str = "learned"
     """none, learned, sinusoidal, rotary, morlet or morlet:learned."""
     qk_norm: float | None = None

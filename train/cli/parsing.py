@@ -57,7 +57,14 @@ def parse_with_presets(argv: Sequence[str], presets: Mapping[str, Config], *, co
         UserError: an unknown preset, or a value that makes no sense.
     """
     preset = presets[named_in(argv, "--preset", presets)]
-    return parse(type(preset), argv, command=command, default=preset)
+    try:
+        return parse(type(preset), argv, command=command, default=preset)
+    except SystemExit as stop:
+        if stop.code == 0:  # --help
+            from jaxattn.nn import mechanism_help  # JAX takes seconds to import
+
+            print(f"Attention mechanisms, followed by any gates:\n{mechanism_help()}")
+        raise
 
 
 def named_in(argv: Sequence[str], flag: str, choices: Iterable[str]) -> str:

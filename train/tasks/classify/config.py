@@ -18,9 +18,8 @@ class ClassifyModel(ClassifierOptions):
     """The model."""
 
     attention: str = "softmax"
-    """Mechanism: softmax, tree (over each text's own paragraphs, sentences and words; also tree:given:noself and
-    tree:given:bias=learned), tree:64x16 (uniform), lags:8, features:oprf-orf:128; each with
-    +gate=running|prefix|none|sequence."""
+    """Mechanism, such as features:oprf-orf:128, or tree, which is over each text's own paragraphs, sentences and
+    words; all are listed below."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,7 +39,7 @@ class FinetuneModel:
     convolution: bool = True
     """Without convolutions the head reads the hidden states alone, as a control."""
     head_attention: str = "softmax"
-    """Attention of the inceptive head: none, softmax, tree:16x4, features:oprf-orf:64, lags:8; each with +gate."""
+    """Attention of the inceptive head: none, or a mechanism, such as tree:16x4; listed below."""
     head_heads: int = 8
     """Heads of that attention; must divide its width, hidden size + filters x kernels."""
     pooling: Literal["mean", "max", "cls", "attention"] = "mean"
@@ -51,7 +51,7 @@ class FinetuneModel:
     freeze_encoder: bool = False
     """Train the head only."""
     attention: str | None = None
-    """Replace the attention of the encoder's layers by tree:64x16, features:oprf-orf:128, softmax+gate, lags:8."""
+    """Replace the attention of the encoder's layers by a mechanism, such as features:oprf-orf:128; listed below."""
     attention_layers: tuple[int, ...] | None = None
     """With --attention: indices of these layers; negative ones count from the end. By default all."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
