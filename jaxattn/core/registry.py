@@ -92,14 +92,19 @@ def _register(table: dict[str, Any], row: Any) -> None:
 
 def accepted_spellings() -> str:
     """All spellings on one line, for error messages."""
-    gates = ", ".join(row.syntax for row in GATES.values())
-    return f"{', '.join(row.syntax for row in MECHANISMS.values())}; each with any of {gates}"
+    mechanisms, gates = (", ".join(row.syntax for row in _rows(table)) for table in (MECHANISMS, GATES))
+    return f"{mechanisms}; each with any of {gates}"
 
 
 def mechanism_help() -> str:
     """Every spelling and what it is, for --help."""
-    rows: list[Any] = [*MECHANISMS.values(), *GATES.values()]
+    rows = [*_rows(MECHANISMS), *_rows(GATES)]
     return "\n".join(f"  {row.syntax}\n      {row.help}" for row in rows)
+
+
+def _rows(table: Mapping[str, Any]) -> list[Any]:
+    """By name, whatever was imported first."""
+    return [table[name] for name in sorted(table)]
 
 
 def parse_mechanism(text: str, *, allow_leak: bool = False) -> Mechanism:

@@ -121,6 +121,7 @@ def layer(row: Module, *, flax: bool, kv_heads: int = 1, dtype: str = "float32")
             x,
             dict(zip(names, parameters, strict=True)),
             core,
+            row.own,
             reads_keys=flax,
             mask=mask,
             segment_ids=segment_ids,

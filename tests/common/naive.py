@@ -211,21 +211,22 @@ def gated_hierarchical(query, key, value, key_bias, energy, alpha, tau, *, mask=
     return hierarchical(query, key, value, key_bias + jnp.moveaxis(gate, 1, 2), mask=mask, **keywords)
 
 
-def layer(x, parameters, core, *, reads_keys, **keywords):
-    """A multi-head layer around `core(query, key, value, key_bias, *own)`; parameters by path in the module."""
+def layer(x, parameters, core, own, *, reads_keys, **keywords):
+    """A multi-head layer around `core(query, key, value, key_bias, *own)`; parameters by path in the module.
+
+    `own` names the mechanism's parameters; "energy" stands for the energies of a gate's projection.
+    """
 
     def project(name):
         kernel, bias = parameters[f"{name}.kernel"], parameters[f"{name}.bias"]
         return jnp.einsum("btd,dnh->btnh", x, kernel) + bias
 
     query, key, value = project("query"), project("key"), project("value")
-    own = {path.rpartition(".")[2]: p for path, p in parameters.items() if "mechanism" in path}
-    extras = []
-    if "lag_logits" in own:
-        extras.append(own["lag_logits"])
-    if "alpha" in own:
+    found = {path.rpartition(".")[2]: p for path, p in parameters.items() if "mechanism" in path}
+    if "energy" in own:
         # Built without a layer input, the module reads the keys instead.
-        energy = jnp.einsum("btnh,hn->btn", key, own["kernel"]) if reads_keys else x @ own["kernel"]
-        extras += [energy, own["alpha"], own["tau"]]
-    out = core(query, key, value, jnp.zeros(query.shape[:3], x.dtype), *extras, **keywords)
+        kernel = found["kernel"]
+        found["energy"] = jnp.einsum("btnh,hn->btn", key, kernel) if reads_keys else x @ kernel
+    zero = jnp.zeros(query.shape[:3], x.dtype)
+    out = core(query, key, value, zero, *(found[name] for name in own), **keywords)
     return jnp.einsum("btnh,nhd->btd", out, parameters["out.kernel"]) + parameters["out.bias"]

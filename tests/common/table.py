@@ -342,34 +342,55 @@ LEAKING = Kernel(
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """One mechanism as a module: `mechanism` and the naive reference of what it does to queries, keys and values.
+    """One mechanism as a module.
 
-    With `draws` the reference also gets the module's feature map, whose random numbers are no parameters; `segments`
-    says whether there are segment ids.
+    Attributes:
+        name: of the row.
+        mechanism: the description.
+        core: the naive reference of what it does to queries, keys and values.
+        own: the parameters that the reference takes, by their names in the module; "energy" stands for the energies
+            that a gate projects.
+        draws: whether the reference also takes the module's feature map, whose random numbers are no parameters.
+        segments: whether there are segment ids.
     """
 
     name: str
     mechanism: Mechanism
     core: Callable[..., Any]
+    own: tuple[str, ...] = ()
     draws: bool = False
     segments: bool = True
 
 
+GATE = ("energy", "alpha", "tau")
+
+
+def _gated_module(normalization: str | None, **options: Any) -> Module:
+    return Module(
+        f"energy-{normalization}".lower(),
+        EnergyGated(normalization=normalization, **options),
+        functools.partial(naive.energy_gated, normalization=normalization),
+        GATE,
+    )
+
+
 MODULES = (
     Module("softmax", Softmax(), naive.softmax),
-    Module("energy-running", EnergyGated(), functools.partial(naive.energy_gated, normalization="running")),
+    _gated_module("running"),
+    _gated_module("prefix"),
+    Module("lags", CrossCorrelation(lags=2), naive.cross_correlation, ("lag_logits",)),
     Module(
-        "energy-prefix",
-        EnergyGated(normalization="prefix"),
-        functools.partial(naive.energy_gated, normalization="prefix"),
+        "lags-energy-running",
+        EnergyGated(inner=CrossCorrelation(lags=2)),
+        naive.gated_cross_correlation,
+        ("lag_logits", *GATE),
     ),
-    Module("lags", CrossCorrelation(lags=2), naive.cross_correlation),
-    Module("lags-energy-running", EnergyGated(inner=CrossCorrelation(lags=2)), naive.gated_cross_correlation),
     Module("features", RandomFeatures(num_features=14), naive.random_features, draws=True),
     Module(
         "features-energy-running",
         EnergyGated(inner=RandomFeatures(num_features=14)),
         naive.gated_random_features,
+        GATE,
         draws=True,
     ),
     Module("tree", Hierarchical((3, 2)), naive.hierarchical, segments=False),
@@ -377,12 +398,9 @@ MODULES = (
         "tree-energy-running",
         EnergyGated(inner=Hierarchical((3, 2))),
         naive.gated_hierarchical,
+        GATE,
         segments=False,
     ),
 )
 
-LEAKING_MODULE = Module(
-    "energy-sequence",
-    EnergyGated(normalization="sequence", allow_leak=True),
-    functools.partial(naive.energy_gated, normalization="sequence"),
-)
+LEAKING_MODULE = _gated_module("sequence", allow_leak=True)

@@ -44,8 +44,8 @@ def test_leak_is_passed_on():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "'' is not known; accepted: softmax, lags[:LAGS], "),
-        ("sofmax", "'sofmax' is not known; accepted: softmax, lags[:LAGS], "),
+        ("", "'' is not known; accepted: features["),
+        ("sofmax", "'sofmax' is not known; accepted: features["),
         ("softmax:3", "softmax does not take the options '3'; accepted: softmax."),
         ("softmax:", "softmax does not take the options ''; accepted: softmax."),
         ("lags:x", "lags must be a whole number; got 'x'; accepted: lags[:LAGS]."),
@@ -64,8 +64,8 @@ def test_leak_is_passed_on():
         ("tree:", "branching must be a whole number; got ''; accepted: tree["),
         ("tree:4x", "branching must be a whole number; got ''; accepted: tree["),
         ("tree:4:bias=", "options of tree are noself and bias="),
-        ("softmax+", "'+' is not known; accepted: softmax, "),
-        ("softmax+gat", "'+gat' is not known; accepted: softmax, "),
+        ("softmax+", "'+' is not known; accepted: features["),
+        ("softmax+gat", "'+gat' is not known; accepted: features["),
         ("softmax+gate=", "the option of +gate must be one of running, prefix, none, sequence; got ''"),
         (
             "softmax+gate=mean",

@@ -95,6 +95,23 @@ def test_only_matrices_decay():
     assert {"alpha", "tau", "log_omega", "log_sigma", "bias", "scale"} <= rest
 
 
+@pytest.mark.parametrize("kind", ["learned", "sinusoidal", "fourier"])
+def test_sibling_bias_trains_and_does_not_decay(kind):
+    """Its frequencies are held as they are; a bias is no matrix to shrink."""
+    model = language_model(dataclasses.replace(MODEL, attention=f"tree:4x2:bias={kind}"), 11)
+    assert not {name for name in model.decayed if ".mechanism." in name}
+    assert {name.rpartition(".")[2] for name in model.held} == ({"frequencies"} if kind != "learned" else set())
+    update = loop.make_optimizer(OPTIMIZER, model.decayed)
+    state = jax.jit(loop.make_init(model, update, (0,)))()
+    step = jax.jit(loop.make_train_step(model, update, seeds=(0,)))
+    after, metrics = step(step(state, TOKENS[:1])[0], TOKENS[:1])
+    assert np.isfinite(metrics.loss).all() and after.failed == loop.NEVER
+    bias = "decoder.blocks.0.attention.mechanism.bias"
+    assert abs(after.params[f"{bias}.weights"]).max() > 0
+    for name in model.held:
+        np.testing.assert_array_equal(after.params[name], state.params[name])
+
+
 def test_decay_shrinks_matrices_and_nothing_else():
     update = loop.make_optimizer(dataclasses.replace(OPTIMIZER, weight_decay=0.5, warmup=0), {"a.kernel"})
     params = {"a.kernel": jnp.ones((2, 2)), "a.bias": jnp.ones(2), "gate.alpha": jnp.ones((1, 2))}

@@ -64,10 +64,13 @@ class ClassifyConfig(TaskConfig):
 
     def max_branching(self) -> int | None:
         """Most children of a node in the texts' trees; None where the model reads no trees."""
-        name, *options = self.model.attention.partition("+")[0].strip().split(":")
-        if name != "tree" or (options and options[0] not in ("", "given")):
-            return None
-        return self.data.max_branching or DEFAULT_BRANCHING
+        from jaxattn.nn import parse_mechanism  # JAX takes seconds to import
+
+        try:
+            mechanism = parse_mechanism(self.model.attention, allow_leak=True)
+        except ValueError as error:
+            raise UserError(f"--attention: {error}") from error
+        return (self.data.max_branching or DEFAULT_BRANCHING) if mechanism.needs_tree else None
 
     def check(self) -> None:
         """Raises UserError unless the values make sense together."""
