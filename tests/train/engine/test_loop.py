@@ -100,7 +100,9 @@ def test_sibling_bias_trains_and_does_not_decay(kind):
     """Its frequencies are held as they are; a bias is no matrix to shrink."""
     model = language_model(dataclasses.replace(MODEL, attention=f"tree:4x2:bias={kind}"), 11)
     assert not {name for name in model.decayed if ".mechanism." in name}
-    assert {name.rpartition(".")[2] for name in model.held} == ({"frequencies"} if kind != "learned" else set())
+    assert {name.rpartition(".")[2] for name in model.held} == (
+        {"frequencies"} if kind != "learned" else set()
+    )
     update = loop.make_optimizer(OPTIMIZER, model.decayed)
     state = jax.jit(loop.make_init(model, update, (0,)))()
     step = jax.jit(loop.make_train_step(model, update, seeds=(0,)))
