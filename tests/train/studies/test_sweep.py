@@ -10,7 +10,7 @@ import pytest
 from train.errors import UserError
 from train.studies.sweep import report as lra_report
 from train.studies.sweep import runs as sweep_runs
-from train.studies.sweep.command import main, spellings
+from train.studies.sweep.command import SweepOptions, main
 from train.studies.sweep.ledger import Ledger, read
 from train.studies.sweep.runs import SweepRun
 
@@ -166,7 +166,7 @@ def test_an_interrupt_lets_the_run_save_and_starts_no_other(runs, tmp_path, caps
     runs.codes["tree:64x16"] = "until asked"
     assert main([*PAIRS, *runs.flags]) == 130
     assert len(runs.started) == 2
-    assert "stopped; the same command goes on" in capsys.readouterr().out
+    assert "stopped; the same command continues" in capsys.readouterr().out
     assert [line["attention"] for line in read(tmp_path / "sweep")] == ["softmax"]
     runs.codes.clear()
     assert main([*PAIRS, *runs.flags]) == 0
@@ -247,8 +247,8 @@ def test_a_folder_belongs_to_one_sweep_at_a_time(monkeypatch, tmp_path):
 
 
 def test_all_pairs():
-    assert len(spellings(["all"], ["all"], 8, [])) == 180
-    assert spellings([], [], 8, ["softmax", "softmax"]) == ["softmax"]
+    assert len(SweepOptions(components=("all",), weights=("all",)).spellings()) == 180
+    assert SweepOptions(attentions=("softmax", "softmax")).spellings() == ["softmax"]
 
 
 def test_the_documented_tables_are_those_of_the_committed_results(tmp_path):

@@ -12,9 +12,9 @@ PR_SET_PDEATHSIG = 1
 
 
 def follow(parent: int) -> None:
-    """Has the system send SIGTERM (save and leave) when `parent` dies, however it dies; Linux alone can do that.
+    """Requests SIGTERM (graceful shutdown) for this process when `parent` dies, however it dies; on Linux only.
 
-    Elsewhere a run left over finishes, and the lock of the sweep keeps others out of the folder meanwhile.
+    Elsewhere a run that outlives its sweep finishes, and holds the lock of the folder until then.
     """
     if sys.platform != "linux":
         return
@@ -24,7 +24,7 @@ def follow(parent: int) -> None:
 
 
 def run(words: Sequence[str]) -> int:
-    """Follows the process in the first word and trains with the others as flags of `lra`."""
+    """Follows the process whose id is the first word, and trains with the other words as flags of lra."""
     follow(int(words[0]))
     return main(["lra", *words[1:]])
 

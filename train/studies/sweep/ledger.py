@@ -1,4 +1,4 @@
-"""What a sweep has done: one JSON line a run, added when the run has ended, never changed."""
+"""The ledger of a sweep: one JSON line for each run that has ended, appended and never changed."""
 
 import fcntl
 import json
@@ -18,57 +18,50 @@ Key = tuple[str, int]
 
 
 class Ledger:
-    """The lines of a sweep's folder. Only one sweep at a time may have it open.
+    """The lines of a sweep's folder, which is locked while the ledger is open.
 
     Args:
         folder: of the sweep; made when it is missing.
         settings: what all of its runs share, JSON-able.
 
     Raises:
-        UserError: the folder holds a sweep with other settings, or another one is at work in it.
+        UserError: the folder holds a sweep with other settings, or another process has it open.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]):
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / RESULTS
         self.lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
-        """Runs inherit it, so that the folder stays closed while one is left over from a sweep that was killed."""
+        """Inherited by the runs, so that the folder stays locked while one outlives a killed sweep."""
         _wait_for(self.lock, folder)
         _check_settings(folder / "sweep.json", settings)
         _cut_torn_line(self.path)
         self._records = {key(record): record for record in read(self.path)}
 
     def get(self, attention: str, seed: int) -> dict[str, Any] | None:
-        """The last line of a run; None if it never ended."""
+        """The last line of a run; None if there is none."""
         return self._records.get((attention, seed))
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Adds a line; when this returns, it is on the disk."""
-        line = (json.dumps(record) + "\n").encode()
-        new = not self.path.exists()
-        file = os.open(self.path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644)
-        try:
-            while line:
-                line = line[os.write(file, line) :]
-            os.fsync(file)
-        finally:
-            os.close(file)
-        if new:
-            _sync_folder(self.path.parent)
+        with self.path.open("ab") as file:
+            file.write((json.dumps(record) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
         self._records[key(record)] = dict(record)
 
     def close(self) -> None:
-        """Lets others have the folder."""
+        """Unlocks the folder."""
         os.close(self.lock)
 
 
 def key(record: Mapping[str, Any]) -> Key:
-    """By what a run is known in its sweep."""
+    """What identifies a run in its sweep."""
     return record["attention"], record["seed"]
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a sweep, oldest first; a last one without its end, as a crash leaves it, does not count.
+    """The lines of a sweep, oldest first; an incomplete last line, as a crash leaves it, is skipped.
 
     Args:
         path: the file, or the folder that holds it.
@@ -135,11 +128,3 @@ def _wait_for(lock: int, folder: Path) -> None:
                 print(f"waiting for another process in {folder}", flush=True)
                 told = True
             time.sleep(0.1)
-
-
-def _sync_folder(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

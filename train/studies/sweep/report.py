@@ -1,23 +1,17 @@
-"""`python -m train report`: what sweeps found, as a table beside published figures and as heatmaps.
+"""`python -m train report`: tables and plots of sweeps, beside published figures."""
 
-The table has a row for each attention: test accuracy as mean ± standard deviation over seeds, seconds a step, the
-time of a run and the peak of memory, beside the accuracy that is published for the same mechanism with 128 features.
-Drawn are the learning curves, and where pairs of component functions and weight matrices were swept, a heatmap of
-their mean accuracies.
-"""
-
-import argparse
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from train.cli.parsing import parse
 from train.engine import plots
 from train.engine.metrics import clock, mean, spread
 from train.errors import UserError
 from train.studies.sweep.ledger import key, read
-from train.studies.tables import renew
+from train.studies.tables import markdown, renew
 from train.tasks.lra.published import published
 
 Record = dict[str, Any]
@@ -38,27 +32,35 @@ class Group:
         return f"{self.shared['task']}-{self.shared['preset']}"
 
 
+@dataclasses.dataclass(frozen=True)
+class ReportOptions:
+    """Writes a table and plots of sweeps, beside published figures.
+
+    The table has a row for each attention: test accuracy as mean ± standard deviation over seeds, seconds a step,
+    training time and peak memory, beside the published accuracy of the same mechanism with 128 features. The plots
+    are learning curves, and a heatmap of mean accuracies where pairs of component functions and weight matrices were
+    swept.
+    """
+
+    sweep: tuple[Path, ...]
+    """results.jsonl of sweeps, or their folders."""
+    out: Path | None = None
+    """Folder for report.md and plots; by default that of the first sweep."""
+    tables: tuple[Path, ...] = ()
+    """Markdown files in which to replace the table results:lra."""
+
+    def check(self) -> None:
+        """Raises UserError unless the values make sense."""
+        if not self.sweep:
+            raise UserError("--sweep must be results of sweeps; got none.")
+
+
 def main(argv: Sequence[str]) -> int:
-    """Writes the table and the heatmaps."""
-    parser = argparse.ArgumentParser(
-        prog="python -m train report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add(
-        "--sweep",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="FILE",
-        help="results.jsonl of sweeps, or folders",
-    )
-    add("--out", type=Path, help="folder for report.md and pictures (default: that of the first FILE)")
-    add("--tables", type=Path, nargs="*", default=[], help="Markdown files whose table results:lra to renew")
-    args = parser.parse_args(argv)
-    groups, failed = collect(args.sweep)
-    out = args.out or (args.sweep[0] if args.sweep[0].is_dir() else args.sweep[0].parent)
+    """Writes the table and the plots."""
+    options = parse(ReportOptions, argv, command="report")
+    groups, failed = collect(options.sweep)
+    first = options.sweep[0]
+    out = options.out or (first if first.is_dir() else first.parent)
     text = "\n\n".join(table(group) for group in groups)
     if failed:
         text += "\n\nFailed: " + "; ".join(
@@ -74,19 +76,19 @@ def main(argv: Sequence[str]) -> int:
     (out / "report.md").write_text(f"{text}{links}\n", encoding="utf-8")
     print(text)
     print(f"\nwritten: {', '.join(map(str, [out / 'report.md', *pictures]))}")
-    for path in args.tables:
+    for path in options.tables:
         renew(path, text, name="lra")
     return 0
 
 
 def collect(paths: Sequence[Path]) -> tuple[list[Group], list[Record]]:
-    """Sorts the runs of sweeps into groups that can be compared; of a run tried twice the last line counts.
+    """Sorts the runs of sweeps into comparable groups; of a repeated run the last line counts.
 
     Args:
         paths: files of results, or their folders.
 
     Returns:
-        The groups in the order in which they come, and the runs that failed.
+        The groups in order of appearance, and the failed runs.
 
     Raises:
         UserError: a file does not exist, no run is finished, or two files hold the same run.
@@ -115,7 +117,7 @@ def collect(paths: Sequence[Path]) -> tuple[list[Group], list[Record]]:
 
 def _shared(record: Record) -> dict[str, Any]:
     config = record["config"]
-    place = ("data_path", "data_cache", "workers")  # where the data came from; what they are stands beside
+    place = ("data_path", "data_cache", "workers")  # where the data came from, not what they are
     return {
         "task": config["task"],
         "preset": config["preset"],
@@ -138,35 +140,34 @@ def table(group: Group) -> str:
     stratified = ", stratified" if optimizer.get("stratify") else ""
     chosen = {name: value for name, value in shared["data"].items() if type(value) is int}
     data = "; ".join([*shared["notes"], *(f"{name.replace('_', ' ')} {n}" for name, n in chosen.items())])
-    lines = [
-        f"| {shared['task']} ({shared['preset']}) | seeds | accuracy | published | seconds a step | time | "
-        "peak memory |",
-        "|---|---|---|---|---|---|---|",
-        *(_row(shared["task"], attention, list(seeds.values())) for attention, seeds in group.rows.items()),
-        "",
+    comparable = (
+        "."
+        if shared["preset"] == "paper"
+        else "; the numbers here are of smaller or easier data and not comparable."
+    )
+    return markdown(
+        [
+            *(f"{shared['task']} ({shared['preset']})", "seeds", "accuracy", "published", "seconds a step"),
+            *("time", "peak memory"),
+        ],
+        [_row(shared["task"], attention, list(seeds.values())) for attention, seeds in group.rows.items()],
         f"Per cent of {sizes[shared['measured_on']]:,} {shared['measured_on']} examples at the best checkpoint by "
         f"validation accuracy, mean ± standard deviation over seeds. {model['num_layers']} layers, "
         f"{model['features']} wide, {model['num_heads']} heads, {model['positions']} positions, "
         f"{model['pooling']} pooling; {optimizer['steps']:,} steps of {optimizer['batch_size']}{stratified}, rate "
         f"{optimizer['lr']:g}. {data}. {device['kind']}, jax {shared['versions']['jax']}. Published: arXiv "
-        "2405.15310, the set-up of `--preset paper`"
-        + (
-            "."
-            if shared["preset"] == "paper"
-            else "; the numbers here are of smaller or easier data and not comparable."
-        ),
-    ]
-    return "\n".join(lines)
+        f"2405.15310, the set-up of `--preset paper`{comparable}",
+    )
 
 
-def _row(task: str, attention: str, records: Sequence[Record]) -> str:
+def _row(task: str, attention: str, records: Sequence[Record]) -> list[str]:
     accuracy = [100 * record["accuracy"]["mean"] for record in records]
     times = [record["seconds"] for record in records]
     step = mean([record["seconds_per_step"] for record in records])
     peaks = {record["peak_memory"]["of"] for record in records}
     peak = max(record["peak_memory"]["bytes"] for record in records) / 2**20
     known = published(task).get(attention.removesuffix(":128"))
-    cells = (
+    return [
         f"`{attention}`",
         str(len(records)),
         _pair(mean(accuracy), spread(accuracy)),
@@ -174,8 +175,7 @@ def _row(task: str, attention: str, records: Sequence[Record]) -> str:
         f"{step:.3f}",
         clock(mean(times)),
         f"{peak:,.0f} MiB ({', '.join(sorted(peaks))})",
-    )
-    return f"| {' | '.join(cells)} |"
+    ]
 
 
 def _pair(value: float, spread: float | None) -> str:
@@ -183,7 +183,7 @@ def _pair(value: float, spread: float | None) -> str:
 
 
 def curves(group: Group, out: Path, number: int) -> Path:
-    """Draws the validation accuracy of every attention against steps: the mean, and the range of its seeds.
+    """Plots the validation accuracy of every attention against steps: mean and range over its seeds.
 
     Args:
         group: its runs.
@@ -205,7 +205,7 @@ def curves(group: Group, out: Path, number: int) -> Path:
 
 
 def heatmaps(group: Group, out: Path, number: int) -> list[Path]:
-    """Draws the mean accuracy of the pairs, a picture for each number of features and each gate.
+    """Plots the mean accuracy of the pairs, one heatmap for each number of features and each gate.
 
     Args:
         group: its runs.

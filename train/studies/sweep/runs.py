@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +18,9 @@ from train.studies.sweep.ledger import Ledger
 from train.tasks.lra.config import slug
 
 KEPT = (
-    *(
-        "steps",
-        "parameters",
-        "accuracy",
-        "loss",
-        "val_accuracy",
-        "best_step",
-        "evaluations",
-        "measured_on",
-        "compiled_shapes",
-    ),
-    *(
-        "seconds",
-        "seconds_per_step",
-        "tokens_per_second",
-        "peak_memory",
-        "device",
-        "versions",
-        "config",
-        "data",
-    ),
+    *("steps", "parameters", "accuracy", "loss", "val_accuracy", "best_step", "evaluations", "measured_on"),
+    *("compiled_shapes", "seconds", "seconds_per_step", "tokens_per_second", "peak_memory", "device"),
+    *("versions", "config", "data"),
 )
 POLL = 0.05
 
@@ -54,11 +36,11 @@ class SweepRun:
         return f"{self.attention}, seed {self.seed}"
 
     def folder(self, sweep: Path) -> Path:
-        """Where it keeps its checkpoints."""
+        """The run folder."""
         return sweep / "runs" / f"{slug(self.attention)}-seed{self.seed}"
 
     def flags(self, sweep: Path, common: Sequence[str]) -> list[str]:
-        """What to tell `lra`."""
+        """Of lra."""
         own = ("--attention", self.attention, "--seed", str(self.seed), "--out", str(self.folder(sweep)))
         return [*common, *own]
 
@@ -72,11 +54,11 @@ class _Running:
 
 
 def devices(named: Sequence[int] | None, environment: Mapping[str, str] = os.environ) -> list[str | None]:
-    """What the processes that run at the same time see of the GPUs: one each; [None] for one process with all.
+    """The GPU of each process that runs at the same time; [None] for one process with all of them.
 
     Args:
-        named: what --devices says; None takes those that CUDA_VISIBLE_DEVICES or the system names.
-        environment: to look into.
+        named: --devices; None for those of CUDA_VISIBLE_DEVICES or the system.
+        environment: of this process.
 
     Examples:
         >>> devices(None, {"CUDA_VISIBLE_DEVICES": "2,3"}), devices(None, {"JAX_PLATFORMS": "cpu"})
@@ -102,35 +84,33 @@ def run_all(
     sweep: Path,
     common: Sequence[str],
     places: Sequence[str | None],
-    say: Callable[[str], None],
 ) -> int:
     """Runs them all; each gets its line in the ledger when it has ended by itself.
 
     Args:
-        runs: those to do.
+        runs: what to run.
         ledger: gets the lines.
         sweep: the folder.
-        common: flags of `lra` for all of them.
-        places: see `devices`; as many run at a time.
-        say: prints a line.
+        common: flags of lra for all of them.
+        places: from `devices`; as many run at a time.
 
     Returns:
-        0, 1 if some failed, or 130 or 143 when a signal stopped the sweep (the runs under way have saved).
+        0, 1 if some failed, or 130 or 143 when a signal stopped the sweep (after its runs wrote checkpoints).
     """
     waiting, running, free = list(runs), list[_Running](), list(places)
     began, ended, failed = time.monotonic(), 0, 0
-    told = False
+    stopping = False
     with StopRequest() as stop:
         try:
             while running or (waiting and stop.exit_code is None):
-                if stop.exit_code is not None and not told:
-                    told = True
-                    say(f"stopping; waiting for {len(running)} to save")
+                if stop.exit_code is not None and not stopping:
+                    stopping = True
+                    print(f"stopping; waiting for {len(running)} to save", flush=True)
                     for item in running:
                         item.process.send_signal(signal.SIGTERM)
                 while waiting and free and stop.exit_code is None:
                     running.append(_start(waiting.pop(0), free.pop(0), ledger, sweep, common))
-                    say(f"started {running[-1].run}; see {running[-1].log}")
+                    print(f"started {running[-1].run}; see {running[-1].log}", flush=True)
                 for item in [item for item in running if item.process.poll() is not None]:
                     running.remove(item)
                     free.append(item.device)
@@ -143,10 +123,11 @@ def run_all(
                     ended += 1
                     failed += record["status"] == "failed"
                     left = (time.monotonic() - began) / ended * (len(runs) - ended)
-                    say(f"{ended} of {len(runs)}: {item.run}: {_told(record)}; about {clock(left)} left")
+                    result = f"{item.run}: {_result(record)}; about {clock(left)} left"
+                    print(f"{ended} of {len(runs)}: {result}", flush=True)
                 time.sleep(POLL)
         finally:
-            for item in running:  # only after a second Ctrl-C, or an error here
+            for item in running:  # only after a second Ctrl-C, or an error above
                 item.process.kill()
                 item.process.wait()
     return stop.exit_code or int(failed > 0)
@@ -157,9 +138,9 @@ def outcome(run: SweepRun, code: int, folder: Path, log: Path) -> dict[str, Any]
 
     Args:
         run: which.
-        code: how its process ended.
-        folder: of the run.
-        log: what it printed.
+        code: exit code of its process.
+        folder: run folder.
+        log: its output.
     """
     record: dict[str, Any] = {"attention": run.attention, "seed": run.seed}
     if code == 0:
@@ -170,7 +151,7 @@ def outcome(run: SweepRun, code: int, folder: Path, log: Path) -> dict[str, Any]
     return record | {
         "status": "failed",
         "code": code,
-        "message": (errors or lines or ["it said nothing"])[-1],
+        "message": (errors or lines or ["no output"])[-1],
     }
 
 
@@ -191,7 +172,7 @@ def _start(run: SweepRun, device: str | None, ledger: Ledger, sweep: Path, commo
     return _Running(run, process, device, log)
 
 
-def _told(record: Mapping[str, Any]) -> str:
+def _result(record: Mapping[str, Any]) -> str:
     if record["status"] == "failed":
         return f"failed with code {record['code']}: {record['message']}"
     return f"{record['measured_on']} accuracy {record['accuracy']['mean']:.4f}, {clock(record['seconds'])}"
