@@ -1,7 +1,7 @@
 """Other attention in a trained classifier without training: measures against counts and loops, and the command."""
 
-import argparse
 import json
+import shlex
 import shutil
 
 import jax
@@ -23,10 +23,12 @@ from jaxattn.nn import (
 from jaxattn.tree.mechanism import Hierarchical
 from tests.train.tiny_encoder import save_tiny_encoder
 from train.__main__ import main
+from train.data.sequences import Sequences
 from train.errors import UserError
-from train.studies.zero_shot.command import layer_numbers, make_variants
+from train.studies.zero_shot.command import ZeroShotConfig, layer_numbers, make_variants
 from train.studies.zero_shot.divergence import attention_weights, divergence, has_distribution
 from train.studies.zero_shot.layers import LayeredClassifier
+from train.studies.zero_shot.measure import batches_of, calibration_batch
 from train.tasks.finetune.predict import load
 
 LENGTH, HEADS, WIDTH = 12, 2, 4
@@ -53,7 +55,7 @@ def weights_of(tensors):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A tiny classifier of two layers, trained for a few steps."""
+    """A tiny classifier of two layers, trained for two steps on texts of at most 8 tokens."""
     folder = tmp_path_factory.mktemp("zero_shot")
     (folder / "tiny").mkdir()
     save_tiny_encoder(folder / "tiny", layers=2)
@@ -61,24 +63,12 @@ def run(tmp_path_factory):
     for name, count in (("train", 60), ("test", 21)):
         lines = ["text,label"]
         for i in range(count):
-            words = [f"w{n}" for n in rng.integers(0, 20, rng.integers(2, 11))] + [KINDS[i % 3]] * 3
+            words = [f"w{n}" for n in rng.integers(0, 20, rng.integers(1, 4))] + [KINDS[i % 3]] * 3
             lines.append(f"{' '.join(rng.permutation(words))},{KINDS[i % 3]}")
         (folder / f"{name}.csv").write_text("\n".join(lines))
     words = ["finetune", "--dataset", "files", "--encoder", folder / "tiny", "--head", "mean"]
-    words += ["--train-file", folder / "train.csv", "--test-file", folder / "test.csv", "--max-length", 16]
-    words += [
-        "--freeze-encoder",
-        "--steps",
-        4,
-        "--warmup",
-        1,
-        "--eval-every",
-        4,
-        "--relevance-texts",
-        0,
-        "--lr",
-        "3e-3",
-    ]
+    words += ["--train-file", folder / "train.csv", "--test-file", folder / "test.csv", "--max-length", 8]
+    words += shlex.split("--freeze-encoder --steps 2 --warmup 1 --eval-every 2 --relevance-texts 0 --lr 3e-3")
     assert main([str(word) for word in [*words, "--out", folder / "run"]]) == 0
     return folder / "run"
 
@@ -187,46 +177,48 @@ def test_features_are_fitted_as_calibrate_does(trained, sharp, texts):
     found = classifier.fitted(replaced, [0, 1], states, mask)
     encoder = replace_attention(model.encoder, features, rngs=nnx.Rngs(3))
     expected = calibrate(encoder, tokens, mask, passes=2)
-    apart = classifier.fitted(replaced, [0, 1], states, mask, apart=True)
+    alone = classifier.fitted(replaced, [0, 1], states, mask, independent=True)
     for number, layer in enumerate(found):
-        here, there, alone = (
+        here, there, apart = (
             nnx.state(mechanism)
             for mechanism in (
                 nnx.merge(*layer).attention.mechanism,
                 expected.blocks[number].attention.mechanism,
-                nnx.merge(*apart[number]).attention.mechanism,
+                nnx.merge(*alone[number]).attention.mechanism,
             )
         )
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), here, there)
-        same = here["moments_query_mean"][...] == alone["moments_query_mean"][...]
+        same = here["moments_query_mean"][...] == apart["moments_query_mean"][...]
         assert bool(same.all()) == (number == 0), "above the first layer its input is another"
+
+
+def test_texts_are_padded_to_one_of_two_lengths():
+    lengths = np.array([3, 9, 4, 30, 8, 5, 7, 10])
+    part = Sequences.of([np.full(n, n) for n in lengths], np.zeros(8))
+    batches = batches_of(part, batch_size=3)
+    assert [batch.tokens.shape for batch in batches] == [(3, 8), (3, 8), (3, 32)]
+    assert sorted(np.concatenate([batch.rows for batch in batches])) == list(range(8))
+    for batch in batches:
+        assert batch.mask.sum(axis=1).tolist() == np.resize(lengths[batch.rows], len(batch.mask)).tolist()
+    assert [len(batch.rows) for batch in batches_of(part, 8, texts=4)] == [4]
+    assert calibration_batch(part, 8, 3).rows.tolist() == [0, 4, 6]
 
 
 def test_the_command_writes_record_and_table(run, tmp_path, cli):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- results:zero-shot-files -->\nold\n<!-- /results -->\nafter\n")
-    words = ["zero-shot", "--run", run, "--branching", "2", "--features", "posrf-orf:8", "trigrf-orf:8"]
-    words += [
-        "--layers",
-        "last:1",
-        "all",
-        "--tree-layers",
-        "0",
-        "--seeds",
-        2,
-        "--batch-size",
-        8,
-        "--repeats",
-        2,
-    ]
-    words += ["--long", 24, "--encoder-name", "tiny", "--out", tmp_path / "study.json", "--tables", page]
+    words = ["zero-shot", "--run", run, "--out", tmp_path / "study.json", "--tables", page]
+    words += shlex.split(
+        "--branching 2 --features posrf-orf:8 trigrf-orf:8 --layers last:1 all --tree-layers 0 --seeds 2 "
+        "--batch-size 8 --repeats 2 --long 24 --encoder-name tiny"
+    )
     code, _, err = cli(*words)
     assert code == 0, err
     record = json.loads((tmp_path / "study.json").read_text())
     summary = json.loads((run / "summary.json").read_text())
     assert record["softmax"]["accuracy"] == pytest.approx(summary["accuracy"]["mean"])
     assert record["model"]["encoder"] == "tiny"
-    assert record["lengths"] == [8, 16]
+    assert record["lengths"] == [8]
     rows = {(row["variant"], row["layers"]): row for row in record["rows"]}
     trees, features = ("tree:2", "tree:2:noself"), ("features:posrf-orf:8", "features:trigrf-orf:8")
     assert set(rows) == {(t, s) for t in trees for s in ("last:1", "all", "0")} | {
@@ -278,19 +270,26 @@ def test_mistakes_are_named(run, tmp_path, cli):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "summary.json").write_text('{"config": {"model": {}}}')
     assert "is of another command" in error("--run", tmp_path / "other")
-    for bad in ("1", "4x0", "x", "2.5"):
-        assert (
-            f"--branching must be whole numbers of at least 2, such as 16 or 2x4x8x16; got '{bad}'"
-            in error("--run", run, "--branching", bad)
-        )
-    assert "K from 1 to 2" in error("--run", run, "--layers", "last:3")
-    assert "numbers from -2 to 1" in error("--run", run, "--tree-layers", "5")
-    assert "--features must be such as sderf-orf:64" in error("--run", run, "--features", "best-orf:64")
     assert "limit of 64 tokens; got 65" in error("--run", run, "--long", 65)
     assert "--seeds must be at least 1" in error("--run", run, "--seeds", 0)
-    args = argparse.Namespace(layers=["all"], tree_layers=[], branching=["2", "2"], features=[], seeds=1)
-    with pytest.raises(UserError, match="none twice"):
-        make_variants(args, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"branching": (bad,)}, f"--branching must be .* such as 16 or 2x4x8x16; got '{bad}'")
+        for bad in ("1", "4x0", "x", "2.5")
+    ]
+    + [
+        ({"layers": ("last:3",)}, "K from 1 to 2"),
+        ({"tree_layers": ("5",)}, "numbers from -2 to 1"),
+        ({"features": ("best-orf:64",)}, "--features must be such as sderf-orf:64"),
+        ({"branching": ("2", "2"), "features": ()}, "none twice"),
+    ],
+)
+def test_unusable_variants_are_named(options, message):
+    with pytest.raises(UserError, match=message):
+        make_variants(ZeroShotConfig("run", **options), 2)
 
 
 def test_other_classes_are_not_measured(run, tmp_path, cli):

@@ -1,12 +1,5 @@
-"""`python -m train zero-shot`: a fine-tuned classifier with other attention and no further training.
+"""`python -m train zero-shot`: a fine-tuned classifier with other attention and no further training."""
 
-Trees, with a token's attention to itself and without (as published), and random features take the place of softmax in
-some of the layers. Measured are the accuracy, the share of predictions that stay as they are, the divergence of the
-attention from softmax, the arithmetic and the time; all into one JSON and one table. A set of layers is last:2 (the
-last two), first:1, all, or numbers such as 1,3,5, from 0; negative ones count from the end (--layers=-3,-1).
-"""
-
-import argparse
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -16,6 +9,8 @@ from typing import Any
 from jaxattn import Tree
 from jaxattn.nn import RandomFeatures, parse_mechanism
 from jaxattn.tree.mechanism import Hierarchical
+from train.cli.options import check_at_least
+from train.cli.parsing import parse
 from train.data.token_examples import TextData, token_examples
 from train.errors import UserError
 from train.studies.tables import publish
@@ -27,99 +22,89 @@ from train.tasks.finetune.command import load_texts
 from train.tasks.finetune.config import FinetuneData
 from train.tasks.finetune.predict import Trained, load
 
-FEATURES = [f"{pair}:{m}" for pair in ("oprf-orf", "sderf-orf", "aderf-orf") for m in (64, 256)]
+FEATURES = tuple(f"{pair}:{m}" for pair in ("oprf-orf", "sderf-orf", "aderf-orf") for m in (64, 256))
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroShotConfig:
+    """Measures a fine-tuned classifier with other attention in some of its layers, without any training.
+
+    Trees, with a token's attention to itself and without (as published), and random features replace softmax. A JSON
+    and a table hold the accuracy, the share of predictions that do not change, the divergence of the attention from
+    softmax, the arithmetic and the time. A set of layers is last:2 (the last two), first:1, all, or numbers such as
+    1,3,5, from 0; negative ones count from the end (--layers=-3,-1).
+    """
+
+    run: str
+    """Finished run of finetune, such as runs/finetune-sst2."""
+    branching: tuple[str, ...] = ("2", "4", "8", "16")
+    """Trees: children of a node, or several numbers from the leaves up as in 2x4x8x16."""
+    layers: tuple[str, ...] | None = None
+    """Sets of layers for all variants; by default last:1 last:2 last:3 all, as far as the layers go."""
+    tree_layers: tuple[str, ...] = ("first:1",)
+    """More sets, for trees alone."""
+    features: tuple[str, ...] = FEATURES
+    """Random features, fitted to training texts."""
+    seeds: int = 3
+    """Draws of all random features."""
+    batch_size: int = 64
+    """Texts at a time at most, also to fit to."""
+    repeats: int = 3
+    """Rounds of the timing."""
+    long: tuple[int, ...] | None = None
+    """Lengths of texts of random tokens to time too; by default 512, or the encoder's limit."""
+    data_path: str | None = None
+    """Location of the run's data set, if not where it was or in JAXATTN_DATA."""
+    encoder_name: str | None = None
+    """Name of the encoder in the record; by default that of the run."""
+    out: Path | None = None
+    """The JSON; by default benchmarks/results/zero_shot_DATASET.json."""
+    tables: tuple[Path, ...] = ()
+    """Markdown files whose table to renew."""
+
+    def check(self) -> None:
+        """Raises unless the numbers make sense."""
+        limits = {"--seeds": self.seeds, "--batch-size": self.batch_size, "--repeats": self.repeats}
+        check_at_least({flag: (value, 1) for flag, value in limits.items()})
 
 
 def main(argv: Sequence[str]) -> int:
     """Measures all variants, then writes the JSON and the table."""
-    args = make_parser().parse_args(argv)
-    for name, least in (("seeds", 1), ("batch_size", 1), ("repeats", 1)):
-        if getattr(args, name) < least:
+    config = parse(ZeroShotConfig, argv, command="zero-shot")
+    summary = read_summary(config.run)
+    trained = load(config.run)
+    limit = trained.encoder.config.max_length
+    long = [min(512, limit)] if config.long is None else config.long
+    for length in long:
+        if not 2 <= length <= limit:
             raise UserError(
-                f"--{name.replace('_', '-')} must be at least {least}; got {getattr(args, name)}."
+                f"--long must be between 2 and the encoder's limit of {limit} tokens; got {length}."
             )
-    summary = read_summary(args.run)
-    trained = load(args.run)
-    count, limit = trained.encoder.config.num_layers, trained.encoder.config.max_length
-    long = [min(512, limit)] if args.long is None else args.long
-    outside = [length for length in long if not 2 <= length <= limit]
-    if outside:
-        raise UserError(
-            f"--long must be between 2 and the encoder's limit of {limit} tokens; got {outside[0]}."
-        )
-    tried = make_variants(args, count)
-    classifier = LayeredClassifier(trained.functional.module(trained.params))
-    data = read_data(summary, trained, args.data_path)
+    tried = make_variants(config, trained.encoder.config.num_layers)
     record = study(
-        trained, classifier, data, tried, batch_size=args.batch_size, repeats=args.repeats, long=long
+        LayeredClassifier(trained.functional.module(trained.params)),
+        read_data(summary, trained, config.data_path),
+        tried,
+        loss=trained.loss,
+        batch_size=config.batch_size,
+        repeats=config.repeats,
+        long=long,
     )
-    record["model"]["encoder"] = args.encoder_name or summary["config"]["model"]["encoder"]
-    record["model"] |= {"head": summary["config"]["model"]["head"], "steps": summary["steps"]}
-    dataset = summary["config"]["data"]["dataset"]
+    model, dataset = summary["config"]["model"], summary["config"]["data"]["dataset"]
+    record["model"] |= {
+        "encoder": config.encoder_name or model["encoder"],
+        "head": model["head"],
+        "steps": summary["steps"],
+    }
     publish(
         record,
         table(record),
-        out=args.out or Path("benchmarks/results") / f"zero_shot_{dataset}.json",
-        tables=args.tables,
+        out=config.out or Path("benchmarks/results") / f"zero_shot_{dataset}.json",
+        tables=config.tables,
         name=f"zero-shot-{dataset}",
         variants=len(record["rows"]),
     )
     return 0
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """The flags."""
-    parser = argparse.ArgumentParser(prog="python -m train zero-shot", description=__doc__)
-    for flag, options in {
-        "--run": {"required": True, "help": "finished run of finetune, such as runs/finetune-sst2"},
-        "--branching": {
-            "nargs": "*",
-            "default": ["2", "4", "8", "16"],
-            "metavar": "B",
-            "help": "trees: sizes of families, several from the leaves up as in 2x4x8x16 (default: 2 4 8 16)",
-        },
-        "--layers": {
-            "nargs": "+",
-            "metavar": "SET",
-            "help": "sets of layers for all variants (default: last:1 last:2 last:3 all, where there are as many)",
-        },
-        "--tree-layers": {
-            "nargs": "*",
-            "default": ["first:1"],
-            "metavar": "SET",
-            "help": "more sets, for trees alone (default: first:1)",
-        },
-        "--features": {
-            "nargs": "*",
-            "default": FEATURES,
-            "metavar": "PAIR:M",
-            "help": f"random features, fitted to training texts (default: {' '.join(FEATURES)})",
-        },
-        "--seeds": {"type": int, "default": 3, "help": "draws of all random features (default: 3)"},
-        "--batch-size": {
-            "type": int,
-            "default": 64,
-            "help": "texts at a time at most, also to fit to (default: 64)",
-        },
-        "--repeats": {"type": int, "default": 3, "help": "rounds of the timing (default: 3)"},
-        "--long": {
-            "type": int,
-            "nargs": "*",
-            "metavar": "LENGTH",
-            "help": "time texts of so many random tokens too (default: 512, or the encoder's limit)",
-        },
-        "--data-path": {"help": "where the run's data set lies, if not where it lay or in JAXATTN_DATA"},
-        "--encoder-name": {"help": "what to call the encoder in the record (default: as the run does)"},
-        "--out": {"type": Path, "help": "the JSON (default: benchmarks/results/zero_shot_DATASET.json)"},
-        "--tables": {
-            "type": Path,
-            "nargs": "*",
-            "default": [],
-            "help": "Markdown files whose table to renew",
-        },
-    }.items():
-        parser.add_argument(flag, **options)  # type: ignore[arg-type]
-    return parser
 
 
 def read_summary(run: str) -> dict[str, Any]:
@@ -129,10 +114,9 @@ def read_summary(run: str) -> dict[str, Any]:
         UserError: there is no summary, or it is none of `finetune`.
     """
     path = Path(run) / "summary.json"
-    if not Path(run).is_dir():
-        raise UserError(f"--run must be the folder of a finished run of finetune; there is no folder {run}.")
     if not path.exists():
-        raise UserError(f"--run must be the folder of a finished run of finetune; {run} has no summary.json.")
+        missing = f"{run} has no summary.json" if Path(run).is_dir() else f"there is no folder {run}"
+        raise UserError(f"--run must be the folder of a finished run of finetune; {missing}.")
     summary = json.loads(path.read_text(encoding="utf-8"))
     config = summary.get("config", {})
     if "encoder" not in config.get("model", {}) or "loss" not in config.get("data", {}):
@@ -179,19 +163,15 @@ def layer_numbers(text: str, count: int) -> tuple[int, ...]:
         >>> layer_numbers("last:2", 6), layer_numbers("1,-1", 6)
         ((4, 5), (1, 5))
     """
-    word, colon, number = text.partition(":")
+    every = range(count)
+    word, _, number = text.partition(":")
     try:
         if text == "all":
-            return tuple(range(count))
-        if colon and word in ("first", "last") and 1 <= int(number) <= count:
-            return (
-                tuple(range(count))[: int(number)] if word == "first" else tuple(range(count))[-int(number) :]
-            )
-        if not colon:
-            numbers = [int(part) for part in text.split(",")]
-            if all(-count <= n < count for n in numbers):
-                return tuple(sorted({n % count for n in numbers}))
-    except ValueError:
+            return tuple(every)
+        if word in ("first", "last") and 1 <= int(number) <= count:
+            return tuple(every[: int(number)] if word == "first" else every[-int(number) :])
+        return tuple(sorted({every[int(part)] for part in text.split(",")}))
+    except (ValueError, IndexError):
         pass
     raise UserError(
         f"--layers must be last:K or first:K with K from 1 to {count}, all, or numbers from {-count} to {count - 1} "
@@ -199,17 +179,17 @@ def layer_numbers(text: str, count: int) -> tuple[int, ...]:
     )
 
 
-def make_variants(args: argparse.Namespace, count: int) -> list[Variant]:
+def make_variants(config: ZeroShotConfig, count: int) -> list[Variant]:
     """All that is to be tried, checked.
 
     Raises:
         UserError: a branching, a set of layers or a pair of features is not usable.
     """
-    names = args.layers or [*(f"last:{k}" for k in (1, 2, 3) if k < count), "all"]
+    names = config.layers or [*(f"last:{k}" for k in (1, 2, 3) if k < count), "all"]
     common = {name: layer_numbers(name, count) for name in names}
-    for_trees = common | {name: layer_numbers(name, count) for name in args.tree_layers}
+    for_trees = common | {name: layer_numbers(name, count) for name in config.tree_layers}
     found = []
-    for text in args.branching:
+    for text in config.branching:
         try:
             sizes = tuple(int(size) for size in text.split("x"))
             Tree.uniform(2, sizes)
@@ -220,14 +200,14 @@ def make_variants(args: argparse.Namespace, count: int) -> list[Variant]:
         for word, include_self in (("", True), (":noself", False)):
             mechanism = Hierarchical(sizes, include_self=include_self)
             found.append(Variant(f"tree:{text}{word}", mechanism, (0,), for_trees))
-    for text in args.features:
+    for text in config.features:
         try:
             features = parse_mechanism(f"features:{text}")
         except ValueError as error:
             raise UserError(f"--features must be such as sderf-orf:64; got {text!r} ({error}).") from error
         if not isinstance(features, RandomFeatures):
             raise UserError(f"--features must be such as sderf-orf:64; got {text!r}.")
-        found.append(Variant(f"features:{text}", features, tuple(range(args.seeds)), common))
+        found.append(Variant(f"features:{text}", features, tuple(range(config.seeds)), common))
     if len({variant.name for variant in found}) < len(found) or not found:
         raise UserError("--branching and --features must name at least one variant, and none twice.")
     return found

@@ -1,11 +1,7 @@
-"""How far the attention matrices of another mechanism are from those of softmax, at the same queries and keys."""
-
-from functools import partial
-from typing import Any
+"""KL divergence of a mechanism's attention matrices from those of softmax, at the same queries and keys."""
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from jaxattn import hierarchical_weights, padding_key_bias
@@ -13,10 +9,11 @@ from jaxattn.nn import MechanismModule
 from jaxattn.random_features.mechanism import RandomFeaturesModule
 from jaxattn.softmax.mechanism import SoftmaxModule
 from jaxattn.tree.mechanism import HierarchicalModule
+from train.studies.zero_shot.layers import compiled
 
 
 def has_distribution(mechanism: MechanismModule) -> bool:
-    """Whether its weights are never negative, as those of features of either sign may be."""
+    """Whether its weights are never negative; those of random features of either sign may be."""
     if not isinstance(mechanism, RandomFeaturesModule):
         return True
     feature_map = mechanism.feature_map
@@ -29,11 +26,11 @@ def attention_weights(
     key: Float[Array, "B T N H"],
     mask: Bool[Array, "B T"],
 ) -> Float[Array, "B N T T"]:
-    """The matrices that the mechanism multiplies the values with.
+    """The attention matrices of a mechanism.
 
     Args:
         mechanism: softmax, a uniform tree or random features.
-        query: as they come to the attention.
+        query: as it enters the attention.
         key: likewise.
         mask: True at real tokens.
 
@@ -82,8 +79,8 @@ def divergence(
 ) -> Float[Array, ""]:
     """Σ over real rows and heads of KL(weights ‖ softmax) = Σ_j w_ij (log w_ij − log p_ij), in nats.
 
-    This is the direction in which attention over a tree is the best that its blocks allow. The other one is infinite
-    as soon as a weight is 0, such as that of a token on itself in the published form.
+    In this direction, attention over a tree is optimal among matrices with its blocks. The other direction is
+    infinite as soon as a weight is 0, such as that of a token on itself in the published form.
     """
     target = log_softmax_weights(query, key, mask)
     positive = weights > 0
@@ -91,7 +88,7 @@ def divergence(
     return jnp.where(mask[:, None, :], terms.sum(axis=-1), 0).sum()
 
 
-@partial(jax.jit, static_argnums=0)
-def layer_divergence(graph: Any, state: Any, query: Array, key: Array, mask: Array) -> Array:
-    """`divergence` of the mechanism that nnx.split took apart."""
-    return divergence(attention_weights(nnx.merge(graph, state), query, key, mask), query, key, mask)
+@compiled
+def layer_divergence(mechanism: MechanismModule, query: Array, key: Array, mask: Array) -> Array:
+    """`divergence` of a mechanism's attention."""
+    return divergence(attention_weights(mechanism, query, key, mask), query, key, mask)

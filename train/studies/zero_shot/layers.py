@@ -1,6 +1,6 @@
-"""A fine-tuned classifier run layer by layer: layers of one kind share a program, variants what lies below."""
+"""A fine-tuned classifier run layer by layer, so that variants share what lies below the layers they replace."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,17 @@ from jaxattn.softmax.mechanism import SoftmaxModule
 from train.errors import UserError
 
 Layer = tuple[Any, Any]
-"""A block as nnx.split gives it: its structure, equal for layers of one kind, and its arrays."""
+"""A module as nnx.split gives it: its structure, equal for layers of one kind, and its arrays."""
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles a function of a module and arrays: of a split module, with one program for each structure."""
+
+    @partial(jax.jit, static_argnums=0)
+    def run(graph: Any, state: Any, *arrays: Array) -> Any:
+        return function(nnx.merge(graph, state), *arrays)
+
+    return run
 
 
 class LayeredClassifier:
@@ -47,30 +57,26 @@ class LayeredClassifier:
         self._embeddings = nnx.split(self.encoder.embeddings)
         self._head = nnx.split(model.head)
 
-    def begin(self, tokens: Array) -> Array:
-        """Token ids (B, L) to the input of the first layer, (B, L, D)."""
-        return _embed(*self._embeddings, tokens)
-
-    def end(self, x: Array, mask: Array) -> Array:
-        """What the last layer gives to logits (B, outputs)."""
-        return _classify(*self._head, x, mask)
-
     def states(self, tokens: Array, mask: Array) -> list[Array]:
-        """The inputs of all layers and the output of the last one, with softmax throughout."""
-        found = [self.begin(tokens)]
+        """The inputs (B, L, D) of all layers and the output of the last one, with softmax throughout."""
+        found = [_embed(*self._embeddings, tokens)]
         for layer in self.layers:
             found.append(run_layer(*layer, found[-1], mask))
         return found
 
-    def run(self, layers: Sequence[Layer], tokens: Array, mask: Array) -> Array:
-        """The whole forward pass with the given layers: logits (B, outputs)."""
-        return self.run_from(0, layers, self.begin(tokens), mask)
+    def end(self, x: Array, mask: Array) -> Array:
+        """Logits (B, outputs) from the output of the last layer."""
+        return _classify(*self._head, x, mask)
 
     def run_from(self, number: int, layers: Sequence[Layer], x: Array, mask: Array) -> Array:
         """Logits from the input of layer `number`."""
         for layer in layers[number:]:
             x = run_layer(*layer, x, mask)
         return self.end(x, mask)
+
+    def run(self, layers: Sequence[Layer], tokens: Array, mask: Array) -> Array:
+        """The whole forward pass with the given layers: logits (B, outputs)."""
+        return self.run_from(0, layers, _embed(*self._embeddings, tokens), mask)
 
     def replaced(self, mechanism: Mechanism, seed: int = 0) -> list[Layer]:
         """All layers with the mechanism in place of softmax; `fitted` chooses among them."""
@@ -84,53 +90,38 @@ class LayeredClassifier:
         states: Sequence[Array],
         mask: Array,
         *,
-        apart: bool = False,
+        independent: bool = False,
     ) -> list[Layer]:
-        """The layers of a variant, random features with the statistics of a batch's queries and keys.
+        """The layers of a variant; random features take the statistics of a batch's queries and keys.
 
         Args:
             replaced: from `replaced`.
             numbers: the layers that are taken from there; the others keep softmax.
             states: of the batch, from `states`.
             mask: of the batch.
-            apart: a layer's statistics are of what it sees in the softmax model; otherwise of what the layers below
-                give it here, which `jaxattn.models.calibrate` finds in as many passes as there are layers.
+            independent: a layer's statistics are of what it sees in the softmax model; otherwise of what the layers
+                below give it here, which `jaxattn.models.calibrate` finds in as many passes as there are layers.
         """
-        layers = list(self.layers)
-        for number in numbers:
-            layers[number] = replaced[number]
-        if not any(_has_statistics(layers[number]) for number in numbers):
+        layers = [replaced[n] if n in numbers else layer for n, layer in enumerate(self.layers)]
+        if not any(_has_statistics(layers[n]) for n in numbers):
             return layers
         x = states[min(numbers)]
-        for number in range(min(numbers), max(numbers) + 1):
-            x = states[number] if apart else x
-            if number in numbers:
-                block = nnx.merge(*replaced[number], copy=True)  # other sets of layers start from it too
+        for n in range(min(numbers), max(numbers) + 1):
+            x = states[n] if independent else x
+            if n in numbers:
+                block = nnx.merge(*replaced[n], copy=True)  # other sets of layers start from it too
                 mechanism = nnx.split(block.attention.mechanism)
-                seen = query_key(*self.layers[number], x, mask)
-                nnx.update(block.attention.mechanism, _calibrated(*mechanism, *seen, mask))
-                layers[number] = nnx.split(block)
-            x = x if apart else run_layer(*layers[number], x, mask)
+                nnx.update(
+                    block.attention.mechanism,
+                    _calibrated(*mechanism, *query_key(*self.layers[n], x, mask), mask),
+                )
+                layers[n] = nnx.split(block)
+            x = x if independent else run_layer(*layers[n], x, mask)
         return layers
 
 
-@partial(jax.jit, static_argnums=0)
-def run_layer(graph: Any, state: Any, x: Array, mask: Array) -> Array:
-    """One layer."""
-    return nnx.merge(graph, state)(x, token_mask=mask)
-
-
-@partial(jax.jit, static_argnums=0)
-def query_key(graph: Any, state: Any, x: Array, mask: Array) -> tuple[Array, Array]:
-    """Queries and keys (B, L, N, H) of one layer as they come to its attention."""
-    block = nnx.merge(graph, state)
-    recorder = block.attention.mechanism = _Recorder(block.attention.mechanism.sizes)
-    block(x, token_mask=mask)
-    return recorder.seen
-
-
 class _Recorder(MechanismModule):
-    """Keeps queries and keys, and gives values back as they are."""
+    """Keeps queries and keys, and returns the values unchanged."""
 
     def attend(self, query: Any, key: Any, value: Any, given: Any) -> Any:
         self.seen = nnx.data((query, key))
@@ -143,20 +134,33 @@ class _Recorder(MechanismModule):
         raise NotImplementedError("a recorder does not decode.")
 
 
-@partial(jax.jit, static_argnums=0)
-def _embed(graph: Any, state: Any, tokens: Array) -> Array:
-    return nnx.merge(graph, state)(tokens, None, deterministic=True, rngs=None)
+@compiled
+def run_layer(block: Any, x: Array, mask: Array) -> Array:
+    """One layer."""
+    return block(x, token_mask=mask)
 
 
-@partial(jax.jit, static_argnums=0)
-def _classify(graph: Any, state: Any, x: Array, mask: Array) -> Array:
-    return nnx.merge(graph, state)(x, mask, deterministic=True).astype(jnp.float32)
+@compiled
+def query_key(block: Any, x: Array, mask: Array) -> tuple[Array, Array]:
+    """Queries and keys (B, L, N, H) of one layer as they enter its attention."""
+    recorder = block.attention.mechanism = _Recorder(block.attention.mechanism.sizes)
+    block(x, token_mask=mask)
+    return recorder.seen
 
 
-@partial(jax.jit, static_argnums=0)
-def _calibrated(graph: Any, state: Any, query: Array, key: Array, mask: Array) -> Any:
+@compiled
+def _embed(embeddings: Any, tokens: Array) -> Array:
+    return embeddings(tokens, None, deterministic=True, rngs=None)
+
+
+@compiled
+def _classify(head: Any, x: Array, mask: Array) -> Array:
+    return head(x, mask, deterministic=True).astype(jnp.float32)
+
+
+@compiled
+def _calibrated(mechanism: Any, query: Array, key: Array, mask: Array) -> Any:
     """The arrays of a mechanism with the statistics of these queries and keys."""
-    mechanism = nnx.merge(graph, state)
     mechanism.calibrate(query, key, mask)
     return nnx.state(mechanism)
 

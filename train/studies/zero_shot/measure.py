@@ -1,6 +1,9 @@
-"""What a trained classifier does when other attention takes the place of softmax, without any training."""
+"""Predictions, divergences and times of a classifier with other attention, without any training."""
 
-from collections.abc import Callable, Mapping, Sequence
+import random
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +17,7 @@ from train.studies.zero_shot.divergence import has_distribution, layer_divergenc
 from train.studies.zero_shot.layers import Layer, LayeredClassifier, query_key
 
 MULTIPLE = 8
+SOFTMAX = "softmax"
 
 
 class Variant(NamedTuple):
@@ -27,6 +31,17 @@ class Variant(NamedTuple):
     """Numbers of layers, by name of the set."""
 
 
+class Draw(NamedTuple):
+    """A variant with one draw of its random numbers, fitted to texts."""
+
+    variant: Variant
+    seed: int
+    sets: dict[str, list[Layer]]
+    """The model's layers by name of the set."""
+    mechanisms: list[Layer] | None
+    """In every layer, each with the statistics of the softmax model; None where the weights may be negative."""
+
+
 class Batch(NamedTuple):
     """Texts padded to one length; `tokens` and `mask` may have more rows, which repeat the first ones."""
 
@@ -35,15 +50,8 @@ class Batch(NamedTuple):
     mask: jax.Array
 
 
-class Predicted(NamedTuple):
-    """Logits of the measured texts: (texts, outputs), and (seeds, texts, outputs) by (variant, set of layers)."""
-
-    softmax: np.ndarray
-    variants: dict[tuple[str, str], np.ndarray]
-
-
 def two_lengths(lengths: np.ndarray) -> tuple[int, int]:
-    """The two lengths, multiples of 8, that texts are padded to with the fewest tokens in all.
+    """The two padded lengths, multiples of 8, with the fewest tokens in all.
 
     Examples:
         >>> two_lengths(np.array([5, 9, 10, 12, 40]))
@@ -66,8 +74,7 @@ def batches_of(part: Sequences, batch_size: int, texts: int | None = None) -> li
     """All texts, or about so many evenly spaced ones, padded to one of two lengths, the shorter ones first."""
     lengths = part.lengths
     short, longest = two_lengths(lengths)
-    step = 1 if texts is None else -(-len(lengths) // texts)
-    chosen = np.arange(len(lengths)) % step == 0
+    chosen = np.arange(len(lengths)) % (1 if texts is None else -(-len(lengths) // texts)) == 0
     found = []
     for length, members in (
         (short, np.flatnonzero(chosen & (lengths <= short))),
@@ -82,126 +89,107 @@ def batches_of(part: Sequences, batch_size: int, texts: int | None = None) -> li
 
 
 def calibration_batch(part: Sequences, length: int, size: int) -> Batch:
-    """Texts of the training part, evenly spaced over those with at most `length` tokens."""
+    """Training texts, evenly spaced over those with at most `length` tokens."""
     fitting = np.flatnonzero(part.lengths <= length)
     chosen = np.unique(np.linspace(0, len(fitting) - 1, size).astype(int))
     return make_batch(part, fitting[chosen], length, size)
 
 
-class Prepared(NamedTuple):
-    """A variant with one draw of its random numbers."""
-
-    sets: dict[str, list[Layer]]
-    mechanisms: list[Layer] | None
-    """Of every layer, each with the statistics of the softmax model; None where there is no divergence to measure."""
-
-
-def prepare(
-    classifier: LayeredClassifier,
-    variant: Variant,
-    seed: int,
-    calibration: Batch,
-    states: Sequence[jax.Array],
-) -> Prepared:
-    """The layers of a variant in all its sets, fitted to the calibration batch.
-
-    Args:
-        classifier: with softmax.
-        variant: what to try.
-        seed: of its random numbers.
-        calibration: training texts.
-        states: what `classifier.states` gives for them.
-    """
-    replaced = classifier.replaced(variant.mechanism, seed)
-    sets = {
-        name: classifier.fitted(replaced, numbers, states, calibration.mask)
-        for name, numbers in variant.layers.items()
-    }
-    if not has_distribution(nnx.merge(*replaced[0]).attention.mechanism):
-        return Prepared(sets, None)
-    every = classifier.fitted(replaced, range(len(replaced)), states, calibration.mask, apart=True)
-    return Prepared(sets, [nnx.split(nnx.merge(*layer).attention.mechanism) for layer in every])
+def draws_of(classifier: LayeredClassifier, variants: Sequence[Variant], texts: Batch) -> list[Draw]:
+    """Every variant with each of its seeds, fitted to the texts."""
+    states = classifier.states(texts.tokens, texts.mask)
+    draws = []
+    for variant in variants:
+        for seed in variant.seeds:
+            replaced = classifier.replaced(variant.mechanism, seed)
+            sets = {
+                name: classifier.fitted(replaced, numbers, states, texts.mask)
+                for name, numbers in variant.layers.items()
+            }
+            mechanisms = None
+            if has_distribution(nnx.merge(*replaced[0]).attention.mechanism):
+                everywhere = range(len(replaced))
+                layers = classifier.fitted(replaced, everywhere, states, texts.mask, independent=True)
+                mechanisms = [nnx.split(nnx.merge(*layer).attention.mechanism) for layer in layers]
+            draws.append(Draw(variant, seed, sets, mechanisms))
+        print(f"ready: {variant.name}", flush=True)
+    return draws
 
 
 def predict(
-    classifier: LayeredClassifier,
-    batches: Sequence[Batch],
-    variants: Sequence[Variant],
-    prepared: Mapping[tuple[str, int], Prepared],
-    *,
-    say: Callable[[str], None] = print,
-) -> Predicted:
-    """Logits of all variants, batch by batch, so that what lies below the replaced layers is run once.
+    classifier: LayeredClassifier, batches: Sequence[Batch], draws: Sequence[Draw]
+) -> dict[tuple[str, str], list[np.ndarray]]:
+    """Logits (texts, outputs), texts in the order of the batches, a list over seeds by (variant, set of layers).
 
-    Args:
-        classifier: with softmax.
-        batches: all texts.
-        variants: what to try.
-        prepared: by (name of the variant, seed).
-        say: reports progress.
+    Those of softmax are at ("softmax", ""). Batch by batch, what lies below the replaced layers is run once.
     """
-    texts = sum(len(batch.rows) for batch in batches)
-    found: dict[tuple[str, str, int], np.ndarray] = {}
-
-    def keep(key: tuple[str, str, int], batch: Batch, logits: jax.Array) -> None:
-        every = found.setdefault(key, np.zeros((texts, logits.shape[1]), np.float32))
-        every[batch.rows] = np.asarray(logits)[: len(batch.rows)]
-
-    done = 0
+    found: dict[tuple[str, str, int], list[np.ndarray]] = defaultdict(list)
+    done, texts = 0, sum(len(batch.rows) for batch in batches)
     for batch in batches:
+        count = len(batch.rows)
         states = classifier.states(batch.tokens, batch.mask)
-        keep(("softmax", "", 0), batch, classifier.end(states[-1], batch.mask))
-        for variant in variants:
-            for seed in variant.seeds:
-                for name, numbers in variant.layers.items():
-                    layers, first = prepared[variant.name, seed].sets[name], min(numbers)
-                    logits = classifier.run_from(first, layers, states[first], batch.mask)
-                    keep((variant.name, name, seed), batch, logits)
-        done += len(batch.rows)
-        say(f"{done:,} of {texts:,} texts")
-    return Predicted(
-        found["softmax", "", 0],
-        {
-            (v.name, name): np.stack([found[v.name, name, seed] for seed in v.seeds])
-            for v in variants
-            for name in v.layers
-        },
-    )
+        found[SOFTMAX, "", 0].append(np.asarray(classifier.end(states[-1], batch.mask))[:count])
+        for draw in draws:
+            for name, numbers in draw.variant.layers.items():
+                first = min(numbers)
+                logits = classifier.run_from(first, draw.sets[name], states[first], batch.mask)
+                found[draw.variant.name, name, draw.seed].append(np.asarray(logits)[:count])
+        done += count
+        print(f"{done:,} of {texts:,} texts", flush=True)
+    seeds: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
+    for (variant, name, _), parts in found.items():
+        seeds[variant, name].append(np.concatenate(parts))
+    return seeds
 
 
 def mean_divergences(
-    classifier: LayeredClassifier,
-    batches: Sequence[Batch],
-    variants: Sequence[Variant],
-    prepared: Mapping[tuple[str, int], Prepared],
-) -> dict[str, np.ndarray | None]:
+    classifier: LayeredClassifier, batches: Sequence[Batch], draws: Sequence[Draw]
+) -> dict[str, np.ndarray]:
     """KL(attention ‖ softmax) of a row, (seeds, layers) by variant, at the softmax model's own queries and keys.
 
-    Args:
-        classifier: with softmax.
-        batches: texts; rows of real tokens and heads are averaged.
-        variants: what to measure.
-        prepared: by (name of the variant, seed).
-
-    Returns:
-        None for a variant whose weights may be negative.
+    Averaged over the rows of real tokens and over heads; variants whose weights may be negative are left out.
     """
-    totals: dict[str, Any] = {v.name: np.zeros((len(v.seeds), len(classifier.layers))) for v in variants}
+    draws = [draw for draw in draws if draw.mechanisms is not None]
+    totals = np.zeros((len(draws), len(classifier.layers)))
     rows = 0
     for batch in batches:
         states = classifier.states(batch.tokens, batch.mask)
-        # Rows that only fill the batch up count for nothing.
+        # Rows that only fill up the batch do not count.
         counted = batch.mask & (np.arange(len(batch.mask)) < len(batch.rows))[:, None]
+        rows += int(counted.sum()) * classifier.encoder.config.num_heads
         for number, layer in enumerate(classifier.layers):
             query, key = query_key(*layer, states[number], batch.mask)
-            rows += int(counted.sum()) * query.shape[2]
-            for variant in variants:
-                for place, seed in enumerate(variant.seeds):
-                    mechanisms = prepared[variant.name, seed].mechanisms
-                    if mechanisms is None:
-                        totals[variant.name] = None
-                    else:
-                        total = layer_divergence(*mechanisms[number], query, key, counted)
-                        totals[variant.name][place, number] += float(total)
-    one_layer = rows / len(classifier.layers)
-    return {name: None if total is None else total / one_layer for name, total in totals.items()}
+            for total, draw in zip(totals, draws, strict=True):
+                assert draw.mechanisms is not None
+                total[number] += float(layer_divergence(*draw.mechanisms[number], query, key, counted))
+    found: dict[str, list[np.ndarray]] = defaultdict(list)
+    for total, draw in zip(totals, draws, strict=True):
+        found[draw.variant.name].append(total / rows)
+    return {name: np.array(seeds) for name, seeds in found.items()}
+
+
+def seconds_interleaved(
+    classifier: LayeredClassifier, cases: Mapping[str, Sequence[Layer]], tokens: Any, mask: Any, repeats: int
+) -> dict[str, dict[str, float]]:
+    """Median seconds of the forward pass with each case's layers, and the median ratio to those of "softmax".
+
+    A round runs every case once, in a new order; ratios are taken within a round.
+    """
+    print(f"timing {len(cases)} cases on {tokens.shape[1]} tokens", flush=True)
+    for layers in cases.values():
+        jax.block_until_ready(classifier.run(layers, tokens, mask))
+    found: dict[str, list[float]] = {name: [] for name in cases}
+    order, shuffle = list(cases), random.Random(0)
+    for _ in range(repeats):
+        shuffle.shuffle(order)
+        for name in order:
+            start = time.perf_counter()
+            jax.block_until_ready(classifier.run(cases[name], tokens, mask))
+            found[name].append(time.perf_counter() - start)
+    return {
+        name: {
+            "seconds": float(np.median(samples)),
+            "relative_seconds": float(np.median(np.divide(samples, found[SOFTMAX]))),
+        }
+        for name, samples in found.items()
+    }

@@ -10,10 +10,10 @@ def table(record: Mapping[str, Any]) -> str:
     """Accuracy, agreement and divergence by variant and set of layers, then what it costs.
 
     Args:
-        record: what `train.zero_shot.collect` makes.
+        record: from `study`.
 
     Returns:
-        Four tables with a heading each, and a paragraph on how they came about.
+        Four tables with a heading each, and a paragraph on how they were measured.
     """
     data, device, versions = record["data"], record["device"], record["versions"]
     short = record["lengths"][0]
