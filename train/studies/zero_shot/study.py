@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from jaxattn.nn import Mechanism, Softmax
 from train.data.token_examples import TextData
+from train.engine.provenance import over_seeds, provenance
 from train.studies.zero_shot.layers import LayeredClassifier
 from train.studies.zero_shot.measure import (
     SOFTMAX,
@@ -24,7 +25,6 @@ from train.studies.zero_shot.measure import (
     predict,
     seconds_interleaved,
 )
-from train.engine.provenance import over_seeds, provenance
 from train.tasks.shared.losses import probabilities
 from train.tasks.shared.scores import predictions
 
