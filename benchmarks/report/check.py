@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.measure.results import Row, load
-from benchmarks.suites.ours import CAUSAL, RAGGED, UNIFORM
+from benchmarks.suites.ours import CAUSAL, RAGGED, UNIFORM_TREE
 
 VERDICTS = {True: "PASS", False: "FAIL", None: "OPEN"}
 # What was promised and found, and whether it holds; None if that was not measured.
@@ -34,7 +34,8 @@ class TimeBound(NamedTuple):
     strict: bool = False  # faster, not as fast
 
 
-FEATURES, TREE = "features:oprf-orf:128/linear", "tree:64x16"
+FEATURES = "features:oprf-orf:128/linear"
+TREE = f"tree:64x16/{UNIFORM_TREE}"
 EVER = float("inf")
 # Forward + backward in float32 on a CPU, B 1, H 64.
 FEATURE_TIMES = (
@@ -45,12 +46,12 @@ FEATURE_TIMES = (
     TimeBound(FEATURES, "features:posrf-orf:128/performer", 2048, 16384, 1 / 1.3),
 )
 TREE_TIMES = (
-    TimeBound(f"{TREE}/{UNIFORM}", "softmax/blockwise", 1024, EVER, 1.0),
-    TimeBound(f"{TREE}/{UNIFORM}", "softmax/jax", 1024, EVER, 1.0),
-    TimeBound(f"{TREE}/{UNIFORM}", "softmax/blockwise", 16384, EVER, 1 / 30),
-    TimeBound(f"{TREE}/{UNIFORM}", "tree:64x2/h-transformer", 1024, EVER, 1 / 1.5),
-    TimeBound(f"{TREE}/{RAGGED}", f"{TREE}/{UNIFORM}", 1024, EVER, 2.0),
-    TimeBound(f"{TREE}/{CAUSAL}", f"{TREE}/{UNIFORM}", 1024, EVER, 2.0),
+    TimeBound(TREE, "softmax/blockwise", 1024, EVER, 1.0),
+    TimeBound(TREE, "softmax/jax", 1024, EVER, 1.0),
+    TimeBound(TREE, "softmax/blockwise", 16384, EVER, 1 / 30),
+    TimeBound(TREE, "tree:64x2/h-transformer", 1024, EVER, 1 / 1.5),
+    TimeBound(TREE + RAGGED, TREE, 1024, EVER, 2.0),
+    TimeBound(TREE + CAUSAL, TREE, 1024, EVER, 2.0),
 )
 
 
@@ -86,9 +87,8 @@ def judge(document: Mapping[str, Any]) -> Iterator[Verdict]:
         )
         yield from _growth(features)
         yield from _feature_memory(features)
-        trees = [row for row in sized if row["mechanism"] == TREE]
-        yield from _times(trees, TREE_TIMES)
-        yield from _growth([row for row in trees if row["implementation"] == UNIFORM])
+        yield from _times(sized, TREE_TIMES)
+        yield from _growth([row for row in sized if _name(row) == TREE])
     yield from _gates(
         [row for row in rows if row.get("status") == "ok"], *GATE_BOUNDS["cpu" if on_cpu else "gpu"]
     )

@@ -41,9 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser, results: pathlib.Path) -> Non
         "--implementations",
         nargs="+",
         default=["xla", "blockwise", "jax"],
-        help="backends of jaxattn.dot_product_attention (xla, blockwise, cudnn, ...), "
-        f"{', '.join(ours.FEATURES)} for features, {', '.join(ours.TREES)} for trees, and the peers "
-        + ", ".join(PEERS),
+        help=f"{', '.join((*ours.IMPLEMENTATIONS, *ours.VARIANTS))}, and the peers {', '.join(PEERS)}; each is "
+        "measured with the mechanisms that it has",
     )
     add(
         "--passes",
@@ -94,6 +93,9 @@ def run(arguments: argparse.Namespace) -> None:
         "causal": arguments.causal,
     }
     mechanisms = list(dict.fromkeys(full_spelling(m) for m in arguments.mechanisms))
+    known = (*ours.IMPLEMENTATIONS, *ours.VARIANTS, *PEERS)
+    if unknown := [name for name in arguments.implementations if name not in known]:
+        raise ValueError(f"implementations must be of {', '.join(known)}; got {', '.join(unknown)}.")
     cases = [
         Case(mechanism, implementation, direction, length, head_dim=head_dim, **sizes)
         for head_dim in arguments.head_dim
@@ -169,7 +171,7 @@ def measure_group(
     }
     if any(flops.values()):
         makers[MATMUL] = matmul
-    yardsticks = (*PEERS, ours.UNIFORM)
+    yardsticks = (*PEERS, ours.UNIFORM_TREE)
     peers = [case.name for case in group if case.mechanism == "softmax" or case.implementation in yardsticks]
     found = measure_interleaved(makers, peers=peers, repeats=repeats, max_seconds=max_seconds)
     yardstick = found.pop(MATMUL, {})

@@ -1,11 +1,12 @@
 """One case of the attention suite: one call of one mechanism by one implementation at one size."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxattn.nn import EnergyGated, Mechanism, RandomFeatures, parse_mechanism
+from jaxattn.nn import Mechanism, parse_mechanism, spell_mechanism
 
 TITLES = {"forward": "Forward", "backward": "Backward", "both": "Forward + backward"}
 PASSES = tuple(TITLES)
@@ -42,9 +43,9 @@ def parse(mechanism: str) -> Mechanism:
     return parse_mechanism(mechanism, allow_leak=True)
 
 
-def inner(mechanism: Mechanism) -> Mechanism:
+def inner(mechanism: Any) -> Mechanism:
     """The mechanism inside the gates."""
-    return inner(mechanism.inner) if isinstance(mechanism, EnergyGated) else mechanism
+    return inner(mechanism.inner) if hasattr(mechanism, "inner") else mechanism
 
 
 def full_spelling(text: str) -> str:
@@ -55,11 +56,7 @@ def full_spelling(text: str) -> str:
     """
     if text.startswith("ega-"):
         text = f"softmax+gate={text.removeprefix('ega-')}"
-    base, plus, gate = text.partition("+")
-    features = inner(parse(text))
-    if isinstance(features, RandomFeatures) and base.count(":") < 2:
-        base = f"features:{features.component}-{features.weights}:{features.num_features}"
-    return base + plus + ("gate=running" if gate == "gate" else gate)
+    return spell_mechanism(parse(text))
 
 
 def inputs(case: Case) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -1,4 +1,4 @@
-"""This project's mechanisms as cases: which implementations they have, and how they are called."""
+"""Registered mechanisms as cases: which implementations they have, and how they are called."""
 
 import dataclasses
 from typing import Any
@@ -9,24 +9,22 @@ from flax import nnx
 from benchmarks.measure.prepared import Prepared, compile_case
 from benchmarks.suites.cases import Case, inner, inputs, parse
 from jaxattn import Tree
-from jaxattn.nn import AttentionInputs, EnergyGated, Hierarchical, LayerSizes, Mechanism, RandomFeatures
+from jaxattn.nn import MECHANISMS, AttentionInputs, LayerSizes, Mechanism
 
-# Random features have one implementation. Trees are measured over a uniform tree, over one whose inner nodes have
-# random numbers of children, and causal whatever --causal says. All other mechanisms take a backend of
-# jaxattn.dot_product_attention.
-FEATURES = ("linear",)
-UNIFORM, RAGGED, CAUSAL = TREES = ("hierarchical", "hierarchical-ragged", "hierarchical-causal")
+# Variants of an implementation: over a tree whose inner nodes have random numbers of children, not a uniform one; and
+# causal, whatever --causal says.
+RAGGED, CAUSAL = "-ragged", "-causal"
+UNIFORM_TREE = "hierarchical"
+IMPLEMENTATIONS = tuple(dict.fromkeys(name for row in MECHANISMS.values() for name in row.implementations))
+VARIANTS = (UNIFORM_TREE + RAGGED, UNIFORM_TREE + CAUSAL)
 # Statistics of queries and keys are taken from so few tokens that they cost nothing.
 CALIBRATION_LENGTH = 256
 
 
 def has(implementation: str, mechanism: Mechanism) -> bool:
     """Whether `mechanism`, without its gates, is measured with `implementation`."""
-    if isinstance(mechanism, RandomFeatures):
-        return implementation in FEATURES
-    if isinstance(mechanism, Hierarchical):
-        return implementation in TREES
-    return implementation not in (*FEATURES, *TREES)
+    base = implementation.removesuffix(RAGGED).removesuffix(CAUSAL)
+    return any(base in row.implementations for row in MECHANISMS.values() if type(mechanism) is row.mechanism)
 
 
 def prepare(case: Case, limit_bytes: int | None) -> Prepared:
@@ -38,8 +36,8 @@ def prepare(case: Case, limit_bytes: int | None) -> Prepared:
         if hasattr(part, "calibrate"):
             part.calibrate(query[:, :CALIBRATION_LENGTH], key[:, :CALIBRATION_LENGTH])
     graph, learned, *rest = nnx.split(module, nnx.Param, ...)
-    tree = ragged_tree(case.length, branching(mechanism)) if case.implementation == RAGGED else None
-    given = AttentionInputs(tree=tree, is_causal=case.causal or case.implementation == CAUSAL)
+    tree = ragged_tree(case.length, branching(mechanism)) if case.implementation.endswith(RAGGED) else None
+    given = AttentionInputs(tree=tree, is_causal=case.causal or case.implementation.endswith(CAUSAL))
 
     def attend(query: Any, key: Any, value: Any, learned: Any) -> Any:
         return nnx.merge(graph, learned, *rest)(query, key, value, given)
@@ -48,11 +46,12 @@ def prepare(case: Case, limit_bytes: int | None) -> Prepared:
 
 
 def _with_backend(mechanism: Any, implementation: str) -> Mechanism:
-    if isinstance(mechanism, EnergyGated):
+    """The mechanism on a backend; one that has no backends to choose from as it is."""
+    if hasattr(mechanism, "inner"):
         return dataclasses.replace(mechanism, inner=_with_backend(mechanism.inner, implementation))
-    if implementation in (*FEATURES, *TREES):
-        return mechanism
-    return dataclasses.replace(mechanism, implementation=implementation)
+    if hasattr(mechanism, "implementation"):
+        return dataclasses.replace(mechanism, implementation=implementation)
+    return mechanism
 
 
 def branching(mechanism: Mechanism) -> tuple[int, ...]:
@@ -82,10 +81,18 @@ def ragged_tree(length: int, sizes: tuple[int, ...]) -> Tree:
 
 
 def matmul_flops(case: Case) -> int | None:
-    """FLOPs of the matrix products that attention by random features cannot do without; None for others."""
+    """FLOPs of the matrix products of a case; None where the mechanism does not say.
+
+    None also for causal calls whose FLOPs grow faster than linearly, because mechanisms count a causal call as a full
+    one.
+    """
     mechanism = inner(parse(case.mechanism))
-    if not isinstance(mechanism, RandomFeatures):
+    sizes = (case.heads, case.head_dim, case.kv_heads)
+    try:
+        one, double = (mechanism.flops(length, *sizes) for length in (case.length, 2 * case.length))
+    except NotImplementedError:
         return None
-    one = mechanism.flops(case.length, case.heads, case.head_dim, case.kv_heads)
+    if case.causal and double.forward > 3 * one.forward:
+        return None
     forward, backward = case.batch * one.forward, case.batch * one.backward
     return {"forward": forward, "backward": backward, "both": forward + backward}[case.direction]

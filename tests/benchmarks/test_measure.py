@@ -1,12 +1,13 @@
 """Timing, memory and result files. No test asserts a time."""
 
+import json
 import sys
 
 import pytest
 
 from benchmarks.measure import results, timing
 from benchmarks.measure.prepared import Prepared, TooLarge, failure
-from benchmarks.suites.attention import peak_memory
+from benchmarks.suites.attention import measure_peak_here, peak_memory
 from tests.benchmarks.cases import case
 
 
@@ -20,9 +21,14 @@ def test_memory_is_measured():
     assert 0.5 * scores < measured["peak_bytes"] < 6 * scores
 
 
-def test_memory_of_what_cannot_run():
-    assert peak_memory(case(implementation="nonesuch"))["status"] == "unsupported"
-    assert peak_memory(case(), limit_bytes=10)["status"] == "out_of_memory"
+def test_memory_of_what_cannot_run(capsys):
+    """As the fresh process reports it."""
+    for changes, limit, status in (
+        ({"implementation": "cudnn"}, None, "unsupported"),
+        ({}, 10, "out_of_memory"),
+    ):
+        measure_peak_here({"case": vars(case(**changes)), "limit_bytes": limit})
+        assert json.loads(capsys.readouterr().out.removeprefix("MEASURED "))["status"] == status
 
 
 def test_failures_have_a_status():

@@ -1,10 +1,13 @@
 """Tables, plots and verdicts from result files of made-up runs."""
 
 import json
+import re
+import shlex
+import shutil
 
 import pytest
 
-from benchmarks.__main__ import main
+from benchmarks.__main__ import RESULTS, ROOT, main, parser
 from benchmarks.report import check, documents
 from benchmarks.report.markdown import two_digits
 from tests.benchmarks.cases import feature_rows, gate_rows, write_result
@@ -136,3 +139,22 @@ def test_report_of_features_alone_leaves_other_tables(features, tmp_path):
 def test_two_digits():
     numbers = (None, 0.2, 1.234, 99.6, 123456.0)
     assert [two_digits(x) for x in numbers] == ["not finite", "0.20", "1.2", "100", "1.2e+05"]
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_committed_results_reproduce_the_documented_tables(tmp_path):
+    (tmp_path / "docs").mkdir()
+    for page in PAGES:
+        shutil.copy(page, tmp_path / page.relative_to(ROOT))
+    documents.write(RESULTS, tmp_path)
+    for page in PAGES:
+        assert (tmp_path / page.relative_to(ROOT)).read_text() == page.read_text(), page
+
+
+def test_documented_commands_parse():
+    commands = [c for page in PAGES for c in re.findall(r"python -m benchmarks ([^`|\n]+)", page.read_text())]
+    assert len(commands) > 10
+    for command in commands:
+        parser().parse_args(shlex.split(command))

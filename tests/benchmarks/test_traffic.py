@@ -67,7 +67,7 @@ LOOP = (
   %p0 = f32[2,1024,64]{1,2,0:T(8,128)} parameter(0)
   %p1 = s32[]{:T(128)S(6)} parameter(1)
   %zero = s32[] constant(0)
-  %slice = f32[1,1024,64]{1,2,0:T(8,128)} dynamic-slice(%p0, %p1, %zero, /*index=3*/%zero), dynamic_slice_sizes={1,1024}
+  %slice = f32[1,1024,64]{1,2,0:T(8,128)} dynamic-slice(%p0, %p1, %zero, /*index=3*/%zero)
   %sine = f32[1,1024,64]{1,2,0:T(8,128)} sine(%slice)
   %p2 = f32[2,1024,64]{1,2,0:T(8,128)} parameter(2)
   ROOT %update = f32[2,1024,64]{1,2,0:T(8,128)} dynamic-update-slice(%p2, %sine, %p1, %zero, %zero)
