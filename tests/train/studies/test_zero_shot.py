@@ -1,6 +1,7 @@
 """Other attention in a trained classifier without training: measures against counts and loops, and the command."""
 
 import json
+import pathlib
 import shlex
 import shutil
 
@@ -29,8 +30,10 @@ from train.studies.zero_shot.command import ZeroShotConfig, layer_numbers, make_
 from train.studies.zero_shot.divergence import attention_weights, divergence, has_distribution
 from train.studies.zero_shot.layers import LayeredClassifier
 from train.studies.zero_shot.measure import batches_of, calibration_batch
+from train.studies.zero_shot.table import table
 from train.tasks.finetune.predict import load
 
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 LENGTH, HEADS, WIDTH = 12, 2, 4
 KINDS = ("awful", "fine", "great")
 
@@ -303,3 +306,9 @@ def test_other_classes_are_not_measured(run, tmp_path, cli):
     code, _, err = cli("zero-shot", "--run", copy)
     assert code == 2
     assert "must have the classes that --run was trained on, awful, fine, great; they have happy, sad" in err
+
+
+def test_the_documented_table_is_that_of_the_committed_results():
+    record = json.loads((ROOT / "benchmarks/results/zero_shot_sst2.json").read_text())
+    page = (ROOT / "docs/encoders.md").read_text(encoding="utf-8")
+    assert f"<!-- results:zero-shot-sst2 -->\n{table(record)}\n<!-- /results -->" in page

@@ -24,8 +24,8 @@ def table(record: Mapping[str, Any]) -> str:
         f"average, padded to {' or '.join(map(str, record['lengths']))}; {record['model']['encoder']}, "
         f"{record['model']['layers']} layers, fine-tuned with softmax and then not trained any further. Random "
         f"features: mean ± standard deviation of seeds {', '.join(map(str, record['seeds']))}, statistics from "
-        f"{record['calibration_texts']} training texts. Divergences are of the softmax model's own queries and keys in "
-        f"{record['divergence_texts']} of the texts, averaged over rows, heads and the layers replaced. Times "
+        f"{record['calibration_texts']} training texts. Divergences are of the softmax model's own queries and keys "
+        f"in {record['divergence_texts']} of the texts, averaged over rows, heads and the layers replaced. Times "
         "are of the whole forward pass, over those of softmax, medians of "
         f"{record['repeats']} rounds in turns: of {record['timed_texts']} texts of {record['lengths'][0]} tokens, of "
         "one longer text. Operations are those of the attention's matrix products. "
@@ -45,7 +45,7 @@ def _grid(record: Mapping[str, Any], title: str, entry: Callable[[Row], str]) ->
     names = list(dict.fromkeys(row["variant"] for row in record["rows"]))
     entries = {(row["variant"], row["layers"]): entry(row) for row in record["rows"]}
     rows = [[f"`{name}`", *(entries.get((name, s), "") for s in sets)] for name in names]
-    return [f"{title}:", "", markdown(["attention", *sets], rows, "")]
+    return [f"{title}:", "", markdown(["attention", *sets], rows, "").rstrip(), ""]
 
 
 def _costs(record: Mapping[str, Any]) -> list[str]:
@@ -61,12 +61,12 @@ def _costs(record: Mapping[str, Any]) -> list[str]:
         for row in record["rows"]
         if len(row["numbers"]) == record["model"]["layers"]
     ]
+    if not rows:
+        return []
     header = [
         f"{what}, {n} tokens" for n in (record["lengths"][0], *lengths) for what in ("operations", "time")
     ]
-    return (
-        ["All layers replaced, over softmax:", "", markdown(["attention", *header], rows, "")] if rows else []
-    )
+    return ["All layers replaced, over softmax:", "", markdown(["attention", *header], rows, "").rstrip(), ""]
 
 
 def _ratios(row: Row | None) -> list[str]:
