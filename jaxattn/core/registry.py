@@ -11,7 +11,7 @@ from jaxattn.core.mechanism import Mechanism
 
 @dataclasses.dataclass(frozen=True)
 class MechanismRow:
-    """One mechanism: how it is spelled, and where its kernels run. What it computes is its `Mechanism`'s business.
+    """One mechanism: how it is spelled, what `--help` says of it, and its implementations for benchmarks.
 
     A spelling is `name:option:option`; `name` alone must be one too.
 
@@ -22,9 +22,8 @@ class MechanismRow:
         mechanism: the class of what `parse` returns.
         parse: the options, as strings, to the mechanism. Whatever is wrong with them raises ValueError.
         spell: the mechanism to its options, such that `parse(*spell(mechanism)) == mechanism`.
-        implementations: what `benchmarks` can compare: names of the backends, for mechanisms with a field
-            `implementation`, or one name for the only kernel there is. Operations are counted by
-            `Mechanism.flops`.
+        implementations: what `benchmarks` compares: names of the backends, for mechanisms with a field
+            `implementation`, or one name for the only kernel there is.
     """
 
     name: str
@@ -177,22 +176,20 @@ def spell_mechanism(mechanism: Mechanism) -> str:
         >>> spell_mechanism(parse_mechanism("lags"))
         'lags:8'
     """
-    text, leaks = _spell(mechanism)
+    base, gates, leaks = mechanism, "", False
+    rows = {gate.mechanism: gate for gate in GATES.values()}
+    while type(base) in rows:
+        gate = rows[type(base)]
+        gates = f"+{'='.join((gate.name, *gate.spell(base)))}{gates}"
+        leaks |= getattr(base, "allow_leak", False)
+        base = base.inner  # type: ignore[attr-defined]
+    row = next((row for row in MECHANISMS.values() if row.mechanism is type(base)), None)
+    if row is None:
+        raise ValueError(f"mechanism must be of a registered class; got {base!r}.")
+    text = ":".join((row.name, *row.spell(base))) + gates
     if parse_mechanism(text, allow_leak=leaks) != mechanism:
         raise ValueError(f"mechanism {mechanism!r} has options that no spelling says; nearest is {text!r}.")
     return text
-
-
-def _spell(mechanism: Mechanism) -> tuple[str, bool]:
-    for row in MECHANISMS.values():
-        if type(mechanism) is row.mechanism:
-            return ":".join((row.name, *row.spell(mechanism))), False
-    for gate in GATES.values():
-        if isinstance(mechanism, gate.mechanism):
-            inner, leaks = _spell(mechanism.inner)  # type: ignore[attr-defined]
-            words = "=".join((gate.name, *gate.spell(mechanism)))
-            return f"{inner}+{words}", leaks or getattr(mechanism, "allow_leak", False)
-    raise ValueError(f"mechanism must be of a registered class; got {mechanism!r}.")
 
 
 def whole_number(name: str, text: str) -> int:

@@ -14,7 +14,7 @@ from jaxattn.lags.attention import (
     cross_correlation_attention_init_state,
     cross_correlation_attention_step,
 )
-from jaxattn.softmax.attention import IMPLEMENTATIONS
+from jaxattn.softmax.mechanism import BACKENDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +125,6 @@ register_mechanism(
         mechanism=CrossCorrelation,
         parse=lambda lags="8": CrossCorrelation(whole_number("lags", lags)),
         spell=lambda mechanism: (str(mechanism.lags),),
-        implementations=tuple(name for name in IMPLEMENTATIONS if name),
+        implementations=BACKENDS,
     )
 )

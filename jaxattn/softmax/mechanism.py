@@ -11,6 +11,8 @@ from jaxattn.core.registry import MechanismRow, register_mechanism
 from jaxattn.softmax.attention import IMPLEMENTATIONS, dot_product_attention
 from jaxattn.softmax.cache import dot_product_attention_init_state, dot_product_attention_step
 
+BACKENDS = tuple(name for name in IMPLEMENTATIONS if name)
+
 
 @dataclasses.dataclass(frozen=True)
 class Softmax(Mechanism):
@@ -94,6 +96,6 @@ register_mechanism(
         mechanism=Softmax,
         parse=lambda: Softmax(),
         spell=lambda mechanism: (),
-        implementations=tuple(name for name in IMPLEMENTATIONS if name),
+        implementations=BACKENDS,
     )
 )

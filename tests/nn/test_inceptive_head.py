@@ -243,7 +243,7 @@ def test_relevance_is_gradient_times_input_over_the_real_tokens(attention, input
         ({"normalization": "group"}, "normalization must be one of 'none', 'batch', 'layer'"),
         ({"activation": "sine"}, "activation must be one of"),
         ({"pooling": "sum"}, "pooling must be one of"),
-        ({"attention": "nonsense"}, "attention 'nonsense' is not known"),
+        ({"attention": "nonsense"}, "attention 'nonsense': 'nonsense' is not known"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
         ({"hidden_features": 0}, "hidden_features must be at least 1"),
     ],

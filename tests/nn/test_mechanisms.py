@@ -12,7 +12,9 @@ from jaxattn.nn import (
     AttentionInputs,
     CrossCorrelation,
     EnergyGated,
+    Hierarchical,
     LayerSizes,
+    RandomFeatures,
     Softmax,
     parse_mechanism,
     register_mechanism,
@@ -97,6 +99,25 @@ def test_spelling_is_the_inverse_of_parsing(text):
 def test_options_without_a_spelling_are_not_lost():
     with pytest.raises(ValueError, match="options that no spelling says; nearest is 'softmax'"):
         spell_mechanism(Softmax(implementation="xla"))
+
+
+def test_flops_by_hand():
+    def forward(mechanism, *sizes):
+        return mechanism.flops(*sizes).forward
+
+    # 8 tokens in pairs: 4, 2 and 1 families of 2. Scores and values 4 b² a family, three means 6 b, not at the root.
+    by_hand = 4 * (16 + 12) + 2 * (16 + 12) + 16
+    assert forward(Hierarchical((2,)), 8, 1, 1) == by_hand
+    assert forward(Hierarchical((2,), include_self=False), 8, 3, 5) == 15 * by_hand
+    # 10 tokens in families of 4: the last has 2 places too many; then one of 3.
+    assert forward(Hierarchical((4,)), 10, 1, 1) == 3 * (4 * 16 + 6 * 4) + 4 * 9
+    assert forward(EnergyGated(Softmax()), 10, 3, 5) == 15 * 4 * 100
+    assert forward(RandomFeatures("oprf", "orf", 16), 10, 3, 5) == 15 * 4 * 10 * (16 + 16)
+    assert forward(RandomFeatures("trigrf", "orf", 16), 10, 3, 5) == 15 * 4 * 10 * (8 + 16)
+    # Grouped queries share keys: two products for 3 queries' heads, one for the single key head.
+    assert RandomFeatures("oprf", "orf", 16).flops(10, 3, 5, 1) == (20 * 4 * 5 * 32, 20 * 4 * 5 * 48)
+    with pytest.raises(NotImplementedError, match="does not say how many operations"):
+        Hierarchical().flops(10, 1, 1)
 
 
 def test_a_name_is_registered_once():

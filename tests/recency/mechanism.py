@@ -83,6 +83,5 @@ register_mechanism(
         mechanism=Recency,
         parse=_parse,
         spell=lambda mechanism: (f"{mechanism.rate:g}",),
-        implementations=("softmax",),
     )
 )

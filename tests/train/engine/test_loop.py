@@ -105,7 +105,7 @@ def test_sibling_bias_trains_and_does_not_decay(kind):
     )
     update = loop.make_optimizer(OPTIMIZER, model.decayed)
     state = jax.jit(loop.make_init(model, update, (0,)))()
-    step = jax.jit(loop.make_train_step(model, update, seeds=(0,)))
+    step = jax.jit(loop.make_train_step(model, update, next_token_loss, seeds=(0,)))
     after, metrics = step(step(state, TOKENS[:1])[0], TOKENS[:1])
     assert np.isfinite(metrics.loss).all() and after.failed == loop.NEVER
     bias = "decoder.blocks.0.attention.mechanism.bias"
