@@ -5,21 +5,30 @@ from typing import Any
 
 from benchmarks.measure.results import Row
 from benchmarks.report.markdown import INTERRUPTED, figures, grid, machine, status, versions
-from benchmarks.suites.cases import TITLES
+from benchmarks.suites.cases import PASSES, TITLES
 from benchmarks.suites.peers import PEERS
 
 
-def gates_section(document: Mapping[str, Any], passes: Sequence[str]) -> str:
+def gates_section(document: Mapping[str, Any], whole: bool) -> str:
     """A table for each pass of time and of memory; times with their ratio to softmax of the same implementation."""
     about = (
         f"{versions(document)} Medians of {document['settings']['repeats']} rounds in which all cases take "
         "turns; in brackets the ratio to plain softmax attention of the same implementation, round by round."
     )
-    return _section(document, passes, [f"### {machine(document)}", about], _time_with_ratio)
+    return _section(document, whole, [f"### {machine(document)}", about], _time_with_ratio)
 
 
-def linear_section(subject: str, document: Mapping[str, Any], passes: Sequence[str]) -> str:
-    """Times and memory, then our speed against exact attention and against others of the same kind."""
+def features_section(document: Mapping[str, Any], whole: bool) -> str:
+    """Times and memory, then the speedup of random features over exact attention and over their peers."""
+    return _linear_section("Random features", document, whole)
+
+
+def trees_section(document: Mapping[str, Any], whole: bool) -> str:
+    """Times and memory, then the speedup of trees over exact attention and over their peers."""
+    return _linear_section("Attention over trees", document, whole)
+
+
+def _linear_section(subject: str, document: Mapping[str, Any], whole: bool) -> str:
     settings = document["settings"]
     causal = "causal" if document["rows"][0]["causal"] else "not causal"
     fewer = " (slow cases in fewer: `repeats` in the file)" if settings.get("max_seconds_per_case") else ""
@@ -28,18 +37,19 @@ def linear_section(subject: str, document: Mapping[str, Any], passes: Sequence[s
         "ratios are medians of those in the same round."
     )
     title = f"### {subject}, {causal}: {machine(document)}"
-    return _section(document, passes, [title, about], _time, _speedups)
+    return _section(document, whole, [title, about], _time, _speedups)
 
 
 def _section(
     document: Mapping[str, Any],
-    passes: Sequence[str],
+    whole: bool,
     parts: list[str],
     time_cell: Callable[[Row], str],
     more: Callable[[Sequence[Row]], list[str]] = lambda rows: [],
 ) -> str:
     if not document["complete"]:
         parts.append(INTERRUPTED)
+    passes = PASSES if whole else ("both",)
     for head_dim in sorted({row["head_dim"] for row in document["rows"]}):
         rows = [row for row in document["rows"] if row["head_dim"] == head_dim]
         for key, cell, title in (

@@ -1,6 +1,5 @@
 """Tables between the markers of README.md and docs/*.md, and plots in docs/figures, from all result files."""
 
-import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -9,20 +8,22 @@ from benchmarks.measure.results import KINDS, load
 from benchmarks.report import attention, features, steps
 from benchmarks.report.markdown import command, replace_between_markers
 from benchmarks.report.plots import curves, heatmap
-from benchmarks.suites.cases import PASSES
 
 Document = Mapping[str, Any]
+Plot = Callable[[Document, pathlib.Path, str], list[str]]
 
 
 class Place(NamedTuple):
-    """One pair of markers and what is written between them, a section for each result file."""
+    """One pair of markers and what is written between them, a section for each result file.
+
+    `section(document, whole)` is the whole of it on a page of docs, and a summary in the README.
+    """
 
     name: str
     pattern: str  # of the result files
     kind: str
-    page: Callable[[Document], str]  # the section on a page of docs
-    readme: Callable[[Document], str]
-    plot: Callable[[Document, pathlib.Path, str], list[str]] | None = None
+    section: Callable[[Document, bool], str]
+    plot: Plot | None = None
 
     @property
     def markers(self) -> tuple[str, str]:
@@ -31,49 +32,18 @@ class Place(NamedTuple):
         return f"<!-- {self.name} -->", f"<!-- /{group} -->"
 
 
-_features = functools.partial(attention.linear_section, "Random features")
-_trees = functools.partial(attention.linear_section, "Attention over trees")
 PLACES = (
-    Place(
-        "benchmarks:attention",
-        "attention*.json",
-        "attention",
-        lambda x: attention.gates_section(x, PASSES),
-        lambda x: attention.gates_section(x, ["both"]),
-        curves,
-    ),
-    Place(
-        "results:features-speed",
-        "features_*.json",
-        "attention",
-        lambda x: _features(x, PASSES),
-        lambda x: _features(x, ["both"]),
-        curves,
-    ),
-    Place(
-        "results:tree-speed",
-        "tree_*.json",
-        "attention",
-        lambda x: _trees(x, PASSES),
-        lambda x: _trees(x, ["both"]),
-        curves,
-    ),
-    Place(
-        "results:features-accuracy",
-        "features_*.json",
-        "features",
-        lambda x: features.section(x, all_pairs=True),
-        lambda x: features.section(x, all_pairs=False),
-        heatmap,
-    ),
+    Place("benchmarks:attention", "attention*.json", "attention", attention.gates_section, curves),
+    Place("results:features-speed", "features_*.json", "attention", attention.features_section, curves),
+    Place("results:tree-speed", "tree_*.json", "attention", attention.trees_section, curves),
+    Place("results:features-accuracy", "features_*.json", "features", features.section, heatmap),
     Place(
         "results:training-step",
         "training_step*.json",
         "training-step",
-        steps.training_section,
-        steps.training_section,
+        lambda x, _: steps.training_section(x),
     ),
-    Place("results:head-step", "head_step*.json", "head-step", steps.head_section, steps.head_section),
+    Place("results:head-step", "head_step*.json", "head-step", lambda x, _: steps.head_section(x)),
 )
 MAIN = PLACES[0].markers
 EMPTY_PAGE = f"""# Benchmarks
@@ -126,14 +96,15 @@ def _documents(place: Place, results: pathlib.Path) -> dict[str, Document]:
 
 
 def _texts(place: Place, documents: Mapping[str, Document], figures: pathlib.Path) -> tuple[str, str]:
-    """What is written on a page, with pictures, and in the README."""
-    if place.plot is None:
-        page, readme = ([make(x) for x in documents.values()] for make in (place.page, place.readme))
-    else:
-        page, readme = [], []
-        for name, document in documents.items():
+    """The text of a page, with pictures, and of the README."""
+    page, readme = [], []
+    for name, document in documents.items():
+        whole, summary = place.section(document, True), place.section(document, False)
+        if place.plot:
             files = place.plot(document, figures, name)
             images = [f"![{pathlib.Path(file).stem}](figures/{file})" for file in files]
-            page.append("\n\n".join([place.page(document), *images, command(document)]))
-            readme.append("\n\n".join([place.readme(document), command(document)]))
+            whole = "\n\n".join([whole, *images, command(document)])
+            summary = f"{summary}\n\n{command(document)}"
+        page.append(whole)
+        readme.append(summary)
     return "\n\n".join(page), "\n\n".join(readme)

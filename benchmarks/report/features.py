@@ -9,8 +9,8 @@ from benchmarks.report.markdown import INTERRUPTED, grid, two_digits, versions
 REFERENCE = "orf"  # the weights that components are compared on
 
 
-def section(document: Mapping[str, Any], *, all_pairs: bool) -> str:
-    """What was measured, the components on one kind of weights, and perhaps all pairs."""
+def section(document: Mapping[str, Any], whole: bool) -> str:
+    """What was measured, the components on one kind of weights, and in the whole all pairs."""
     settings, rows = document["settings"], document["rows"]
     data = settings["data"]
     if data == "random":
@@ -28,7 +28,7 @@ def section(document: Mapping[str, Any], *, all_pairs: bool) -> str:
     if not document["complete"]:
         parts.append(INTERRUPTED)
     parts += _components([row for row in rows if row["weights"] == REFERENCE])
-    if all_pairs:
+    if whole:
         parts += _pairs(rows)
     return "\n\n".join(parts)
 

@@ -30,53 +30,23 @@ def add_arguments(parser: argparse.ArgumentParser, results: pathlib.Path) -> Non
     dtypes = ("float32", "bfloat16", "float16")
     add("--dtype", choices=dtypes, default="float32", help="of queries, keys and values")
     add("--causal", action=argparse.BooleanOptionalAction, default=True, help="causal attention")
-    add(
-        "--mechanisms",
-        nargs="+",
-        default=["softmax", "softmax+gate=running", "softmax+gate=none"],
-        help="spelled as for training: softmax, lags:8, features:oprf-orf:128, tree:64x16, softmax+gate=running, "
-        "...; ega-X is short for softmax+gate=X",
-    )
-    add(
-        "--implementations",
-        nargs="+",
-        default=["xla", "blockwise", "jax"],
-        help=f"{', '.join((*ours.IMPLEMENTATIONS, *ours.VARIANTS))}, and the peers {', '.join(PEERS)}; each is "
-        "measured with the mechanisms that it has",
-    )
-    add(
-        "--passes",
-        nargs="+",
-        choices=PASSES,
-        default=list(PASSES),
-        help="what to time; both: forward + backward",
-    )
+    spelled = "spelled as for training: softmax, lags:8, features:oprf-orf:128, tree:64x16, softmax+gate=running, …;"
+    gates = ["softmax", "softmax+gate=running", "softmax+gate=none"]
+    add("--mechanisms", nargs="+", default=gates, help=f"{spelled} ega-X is short for softmax+gate=X")
+    names = f"{', '.join((*ours.IMPLEMENTATIONS, *ours.VARIANTS))}, and the peers {', '.join(PEERS)}"
+    each = f"{names}; each is measured with the mechanisms that it has"
+    add("--implementations", nargs="+", default=["xla", "blockwise", "jax"], help=each)
+    both = "what to time; both: forward + backward"
+    add("--passes", nargs="+", choices=PASSES, default=list(PASSES), help=both)
     add("--repeats", type=int, default=10, help="rounds through all cases of one size and pass")
-    add(
-        "--max-seconds-per-case",
-        type=float,
-        default=None,
-        help="limit on the total time of a case's rounds; slow cases then take part in fewer, at least one",
-    )
-    add(
-        "--memory-passes",
-        nargs="*",
-        choices=PASSES,
-        default=["forward", "both"],
-        help="passes whose peak memory is measured, each case in a process of its own; empty to skip",
-    )
-    add(
-        "--memory-limit-gib",
-        type=float,
-        default=None,
-        help="cases that need more are not run; the free memory if not given",
-    )
-    add(
-        "--keep-memory",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="have malloc (glibc) keep freed memory during timing: no cliff where arrays exceed 32 MiB",
-    )
+    limit = "limit on the total time of a case's rounds; slow cases then take part in fewer, at least one"
+    add("--max-seconds-per-case", type=float, default=None, help=limit)
+    processes = "passes whose peak memory is measured, each case in a process of its own; empty to skip"
+    add("--memory-passes", nargs="*", choices=PASSES, default=["forward", "both"], help=processes)
+    fits = "cases that need more are not run; the free memory if not given"
+    add("--memory-limit-gib", type=float, default=None, help=fits)
+    malloc = "have malloc (glibc) keep freed memory during timing: no cliff where arrays exceed 32 MiB"
+    add("--keep-memory", action=argparse.BooleanOptionalAction, default=True, help=malloc)
     add("--out", type=pathlib.Path, default=results / "attention.json", help="result file")
 
 
@@ -152,7 +122,7 @@ def prepare(case: Case, limit_bytes: int | None = None) -> Prepared:
 
 
 def peak_memory(case: Case, limit_bytes: int | None = None) -> dict[str, Any]:
-    """Peak memory of one run beyond its inputs, as `peak_in_fresh_process` gives it."""
+    """Peak memory of one run beyond its inputs; see `peak_in_fresh_process`."""
     return peak_in_fresh_process({"case": dataclasses.asdict(case), "limit_bytes": limit_bytes})
 
 
