@@ -180,10 +180,10 @@ class TextEncoder(nnx.Module):
             input_ids (B, L) int32 and attention_mask (B, L), True at tokens and False at padding.
 
         Raises:
-            ValueError: no text, a text that is too long, a limit beyond the model's, or a model
-                without tokenizer.json.
+            ValueError: no text, one that is no string, holds a lone surrogate or is too long, a limit beyond the model's,
+                or a model without tokenizer.json.
         """
-        input_ids, attention_mask, _ = self._tokenize(texts, max_length, truncation, pad_to)
+        input_ids, attention_mask, _ = self._tokenize(texts, None, max_length, truncation, pad_to)
         return input_ids, attention_mask
 
     def tokenize_pairs(
@@ -214,10 +214,15 @@ class TextEncoder(nnx.Module):
             raise ValueError(
                 f"first and second must be lists of as many texts; got {len(first)} and {len(second)}."
             )
-        return self._tokenize(list(zip(first, second, strict=True)), max_length, truncation, pad_to)
+        return self._tokenize(first, second, max_length, truncation, pad_to)
 
     def _tokenize(
-        self, texts: Sequence[Any], max_length: int | None, truncation: bool, pad_to: int | None
+        self,
+        texts: Sequence[str],
+        second: Sequence[str] | None,
+        max_length: int | None,
+        truncation: bool,
+        pad_to: int | None,
     ) -> tuple[Ids, Mask, Ids]:
         if self.tokenizer is None:
             raise ValueError(
@@ -225,7 +230,7 @@ class TextEncoder(nnx.Module):
                 "AutoTokenizer.from_pretrained(name).save_pretrained(folder) writes one for most models."
             )
         return self.tokenizer.encode(
-            texts, self.config, max_length=max_length, truncation=truncation, pad_to=pad_to
+            texts, second, self.config, max_length=max_length, truncation=truncation, pad_to=pad_to
         )
 
     def __call__(

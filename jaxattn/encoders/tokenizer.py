@@ -15,12 +15,14 @@ from jaxattn.encoders.extra import optional
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 FILES = (TOKENIZER, SETTINGS, "special_tokens_map.json")
-# Settings of tokenizer_config.json that override a BertNormalizer in tokenizer.json, with its names for them.
-OVERRIDES = {
-    "do_lower_case": "lowercase",
-    "strip_accents": "strip_accents",
-    "tokenize_chinese_chars": "handle_chinese_chars",
+# Settings of tokenizer_config.json that override a BertNormalizer in tokenizer.json: its name of each, and a default.
+OVERRIDES: dict[str, tuple[str, bool | None]] = {
+    "do_lower_case": ("lowercase", True),
+    "strip_accents": ("strip_accents", None),
+    "tokenize_chinese_chars": ("handle_chinese_chars", True),
 }
+# Classes of transformers that take tokenizer.json as it is.
+GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
 Ids = Int32[np.ndarray, "B L"]
 Mask = Bool[np.ndarray, "B L"]
 
@@ -46,7 +48,8 @@ class TextTokenizer:
 
     def encode(
         self,
-        texts: Sequence[Any],
+        texts: Sequence[str],
+        second: Sequence[str] | None,
         config: EncoderConfig,
         *,
         max_length: int | None,
@@ -56,12 +59,10 @@ class TextTokenizer:
         """Ids, mask of real tokens and token types; see `TextEncoder.tokenize` and `tokenize_pairs`."""
         if isinstance(texts, str) or not len(texts):
             raise ValueError(f"texts must be a list of at least one text; got {texts!r}.")
-        for index, text in enumerate(texts):
-            parts = (
-                zip(("first", "second"), text, strict=True) if isinstance(text, tuple) else [("texts", text)]
-            )
-            for name, part in parts:
-                _check_text(f"{name}[{index}]", part)
+        columns = {"texts": texts} if second is None else {"first": texts, "second": second}
+        for name, column in columns.items():
+            for index, text in enumerate(column):
+                _check_text(f"{name}[{index}]", text)
         for name, value in (("max_length", max_length), ("pad_to", pad_to)):
             if value is not None and not 1 <= value <= config.max_length:
                 raise ValueError(
@@ -70,7 +71,8 @@ class TextTokenizer:
         limit = config.max_length if max_length is None else max_length
         files = dict(self.files)
         tokenizer = _tokenizer(files[TOKENIZER], files.get(SETTINGS, "{}"), limit if truncation else None)
-        encodings = tokenizer.encode_batch(list(texts))
+        inputs = texts if second is None else zip(texts, second, strict=True)
+        encodings = tokenizer.encode_batch(list(inputs))
         lengths = [len(encoding.ids) for encoding in encodings]
         for index, length in enumerate(lengths):
             if length > limit:
@@ -133,7 +135,7 @@ def _tokenizer(content: str, settings: str, truncate_to: int | None) -> Any:
 
 
 def _overrides(normalizer: dict[str, Any], content: str) -> dict[str, Any]:
-    """What tokenizer_config.json says otherwise than a BertNormalizer: there it takes precedence.
+    """The settings of a BertNormalizer in which tokenizer_config.json differs; it has precedence, as in transformers.
 
     Raises:
         ValueError: it is not a JSON object, or differs about the case from a normalizer of another type.
@@ -142,14 +144,16 @@ def _overrides(normalizer: dict[str, Any], content: str) -> dict[str, Any]:
         settings = dict(json.loads(content))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{SETTINGS} must hold a JSON object: {error}") from error
-    given = {ours: settings[name] for name, ours in OVERRIDES.items() if settings.get(name) is not None}
+    if not settings or settings.get("tokenizer_class") in GENERIC:
+        return {}
     if normalizer.get("type") == "BertNormalizer":
-        return {name: value for name, value in given.items() if value != normalizer.get(name)}
+        wanted = {ours: settings.get(name, default) for name, (ours, default) in OVERRIDES.items()}
+        return {name: value for name, value in wanted.items() if value != normalizer.get(name)}
     written = json.dumps(normalizer)
     lowers = '"type": "Lowercase"' in written or '"lowercase": true' in written
-    if given.get("lowercase", lowers) != lowers:
+    if settings.get("do_lower_case", lowers) != lowers:
         raise ValueError(
-            f"do_lower_case in {SETTINGS} is {given['lowercase']}, and the normalizer of {TOKENIZER} "
+            f"do_lower_case in {SETTINGS} is {settings['do_lower_case']}, and the normalizer of {TOKENIZER} "
             f"{'lowers' if lowers else 'keeps'} the case; save the tokenizer again so that they agree."
         )
     return {}

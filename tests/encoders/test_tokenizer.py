@@ -105,14 +105,17 @@ def bert(lowercase):
     ("lowercase", "settings", "ids"),
     [
         (True, None, [2, 5, 7, 3]),
-        (True, {}, [2, 5, 7, 3]),
         (True, {"do_lower_case": True}, [2, 5, 7, 3]),
-        (True, {"do_lower_case": False}, [2, 6, 7, 3]),  # as transformers does
+        (True, {"do_lower_case": False}, [2, 6, 7, 3]),
+        (True, {"do_lower_case": False, "tokenizer_class": "PreTrainedTokenizerFast"}, [2, 5, 7, 3]),
+        (False, None, [2, 6, 7, 3]),
         (False, {"do_lower_case": True}, [2, 5, 7, 3]),
-        (False, {"do_lower_case": None}, [2, 6, 7, 3]),
+        (False, {"tokenizer_class": "BertTokenizer"}, [2, 5, 7, 3]),
+        (False, {"do_lower_case": True, "tokenizer_class": "PreTrainedTokenizerFast"}, [2, 6, 7, 3]),
     ],
 )
 def test_tokenizer_config_decides_about_the_case(lowercase, settings, ids):
+    """The ids are those of transformers 5.24, which lowers the case also where the file is missing."""
     assert tiny(bert(lowercase), settings).tokenize(["Hello world"])[0].tolist() == [ids]
 
 
@@ -140,6 +143,7 @@ def test_a_tokenizer_config_that_cannot_be_followed_is_an_error():
         (float("nan"), "must be a string; got nan"),
         (None, "must be a string; got None"),
         (b"bytes", "must be a string; got b'bytes'"),
+        (("a", "pair"), r"must be a string; got \('a', 'pair'\)"),
     ],
 )
 def test_a_text_that_is_no_text_is_named(text, message):
