@@ -180,8 +180,8 @@ class TextEncoder(nnx.Module):
             input_ids (B, L) int32 and attention_mask (B, L), True at tokens and False at padding.
 
         Raises:
-            ValueError: no text, one that is no string, holds a lone surrogate or is too long, a limit beyond the model's,
-                or a model without tokenizer.json.
+            ValueError: no text, one that is no string, has a lone surrogate or is too long, a limit beyond the
+                model's, or a model without tokenizer.json.
         """
         input_ids, attention_mask, _ = self._tokenize(texts, None, max_length, truncation, pad_to)
         return input_ids, attention_mask

@@ -108,23 +108,39 @@ class Block(nnx.Module):
         x: Float[Array, "B T D"],
         *,
         token_mask: Bool[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        positions: Int[Array, "*#B T"] | None = None,
+        is_causal: bool = False,
+        tree: Tree | None = None,
         deterministic: bool | None = None,
         rngs: nnx.Rngs | None = None,
-        **attention: Any,
+        **special: Any,
     ) -> Float[Array, "B T D"]:
         """Applies the block.
 
         Args:
             x: the input.
             token_mask: True at real tokens, False at padding; None if all are real.
+            segment_ids: tokens attend within their segment only (packing).
+            positions: positions for rotary embedding; None for 0 to T − 1.
+            is_causal: a token attends to itself and earlier tokens only.
+            tree: over the T tokens, or a batch of trees, for a mechanism that attends over one.
             deterministic: no dropout; None for the module's own setting (`train()` and `eval()` change it), which
                 is no dropout at first.
             rngs: holds the stream "dropout" where there is dropout.
-            **attention: the other arguments of the attention's call; see `Attention`.
+            **special: arguments of an attention of another class than `Attention`.
         """
 
         def attend(x: Array) -> Array:
-            return self.attention(x, token_mask=token_mask, **attention)
+            return self.attention(
+                x,
+                token_mask=token_mask,
+                segment_ids=segment_ids,
+                positions=positions,
+                is_causal=is_causal,
+                tree=tree,
+                **special,
+            )
 
         def drop(x: Array) -> Array:
             return self.dropout(x, deterministic=deterministic, rngs=rngs)
@@ -220,39 +236,4 @@ class TransformerBlock(Block):
             mlp_norm=layer_norm(features, **options),
             mlp=MLP(features, int(mlp_ratio * features), **inits, **options),
             dropout=dropout,
-        )
-
-    def __call__(  # type: ignore[override]  # the attention's arguments by name
-        self,
-        x: Float[Array, "B T D"],
-        *,
-        token_mask: Bool[Array, "B T"] | None = None,
-        segment_ids: Int[Array, "B T"] | None = None,
-        positions: Int[Array, "*#B T"] | None = None,
-        is_causal: bool = False,
-        tree: Tree | None = None,
-        deterministic: bool | None = None,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "B T D"]:
-        """Applies the block.
-
-        Args:
-            x: the input.
-            token_mask: True at real tokens, False at padding; None if all are real.
-            segment_ids: tokens attend within their segment only (packing).
-            positions: positions for rotary embedding; None for 0 to T − 1.
-            is_causal: a token attends to itself and earlier tokens only.
-            tree: over the T tokens, or a batch of trees, for a mechanism that attends over one.
-            deterministic: no dropout; None for the module's own setting, see `Block`.
-            rngs: holds the stream "dropout" where there is dropout.
-        """
-        return super().__call__(
-            x,
-            token_mask=token_mask,
-            segment_ids=segment_ids,
-            positions=positions,
-            is_causal=is_causal,
-            tree=tree,
-            deterministic=deterministic,
-            rngs=rngs,
         )

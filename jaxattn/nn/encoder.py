@@ -21,19 +21,8 @@ class Stack(nnx.Module):
         num_layers: number of blocks.
         features: width D.
         num_heads: query heads.
-        mechanism: the attention of every block; None for softmax.
-        mlp_ratio: see `TransformerBlock`, as for all that follows.
-        dropout: probability of dropping an element of a branch's output.
-        num_kv_heads: key/value heads; None for num_heads.
-        qk_norm: normalise queries and keys, with a gain that starts at this.
-        projection_norm: LayerNorm of every query, key and value.
-        query_residual: add each head's query to its output.
-        rotary_base: base of the rotary position embedding; None for none.
-        kernel_init: initial values of all projections but the last of each branch.
-        out_init: initial values of the last projection of each branch.
-        dtype: dtype of the computation; None follows the inputs and parameters.
-        param_dtype: dtype of the parameters.
-        rngs: random streams for the initial values.
+
+    The keywords are those of `TransformerBlock`.
     """
 
     is_causal: bool

@@ -5,14 +5,13 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn.core.mechanism import AttentionInputs
 from jaxattn.core.parameters import UNDECAYED
 from jaxattn.encoders.config import RelativePositions
 from jaxattn.encoders.deberta.relative import relative_rows
 from jaxattn.nn.attention import Attention
-from jaxattn.tree import Tree
 
 
 class DisentangledAttention(Attention):
@@ -60,20 +59,26 @@ class DisentangledAttention(Attention):
         x: Float[Array, "B T D"],
         *,
         relative_table: Float[Array, "P D"],
+        positions: Int[Array, "*#B T"] | None = None,
         token_mask: Bool[Array, "B T"] | None = None,
-        tree: Tree | None = None,
+        **given: Any,
     ) -> Float[Array, "B T _"]:
         """Attends over the whole sequence.
 
         Args:
             x: the layer input.
             relative_table: embeddings of relative positions, 2·span of them.
+            positions: must be None.
             token_mask: True at real tokens.
-            tree: for a mechanism that attends over one.
+            **given: other fields of `AttentionInputs`, such as a tree.
 
         Raises:
-            ValueError: the mechanism forms no scores, and `drop_relative_terms` is False.
+            ValueError: positions, or a mechanism that forms no scores where `drop_relative_terms` is False.
         """
+        if positions is not None:
+            raise ValueError(
+                f"positions must be None: tokens are told apart by their order; got {positions}."
+            )
         if token_mask is not None:
             x = jnp.where(token_mask[..., None], x, 0)
         query, key, value = self._project(x, None)
@@ -89,8 +94,8 @@ class DisentangledAttention(Attention):
             )
         # The mechanism divides by sqrt(H).
         query = (query / math.sqrt(factor)).astype(query.dtype)
-        given = AttentionInputs(inputs=x, token_mask=token_mask, bias=bias, tree=tree)
-        return self.out(self.mechanism(query, key, value, given))
+        inputs = AttentionInputs(inputs=x, token_mask=token_mask, bias=bias, **given)
+        return self.out(self.mechanism(query, key, value, inputs))
 
     def _bias(self, query: Array, key: Array, table: Array) -> Float[Array, "B N T T"]:
         """q_i·r^k_d + k_j·r^q_d for every pair, in float32."""
