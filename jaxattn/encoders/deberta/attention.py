@@ -21,7 +21,7 @@ class DisentangledAttention(Attention):
 
     where r^k and r^q are the table of relative positions after the projections of keys and queries (or its own). The
     relative terms are a bias of single pairs, (B, N, T, T), which only mechanisms that form scores can add: softmax
-    and the energy gate around softmax. Any other mechanism raises at the call, unless `drop_relative_terms` is True
+    and cross-correlation, with an energy gate too. Any other mechanism raises at the call, unless `drop_relative_terms` is True
     (`model.set_attributes(drop_relative_terms=True)`): then it attends by content alone and, since many of these
     models have no other positions, ignores the order of the tokens.
 
@@ -89,8 +89,8 @@ class DisentangledAttention(Attention):
         elif not self.drop_relative_terms:
             raise ValueError(
                 f"mechanism must form scores of single pairs, to which DeBERTa adds its relative positions; got "
-                f"{type(self.mechanism).__name__}. Softmax() and EnergyGated(Softmax()) do; or leave the relative "
-                "positions out with model.set_attributes(drop_relative_terms=True)."
+                f"{type(self.mechanism).__name__}. Softmax() and CrossCorrelation() do, with a gate too; or leave "
+                "the relative positions out with model.set_attributes(drop_relative_terms=True)."
             )
         # The mechanism divides by sqrt(H).
         query = (query / math.sqrt(factor)).astype(query.dtype)
