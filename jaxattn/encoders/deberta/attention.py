@@ -21,9 +21,9 @@ class DisentangledAttention(Attention):
 
     where r^k and r^q are the table of relative positions after the projections of keys and queries (or its own). The
     relative terms are a bias of single pairs, (B, N, T, T), which only mechanisms that form scores can add: softmax
-    and cross-correlation, with an energy gate too. Any other mechanism raises at the call, unless `drop_relative_terms` is True
-    (`model.set_attributes(drop_relative_terms=True)`): then it attends by content alone and, since many of these
-    models have no other positions, ignores the order of the tokens.
+    and cross-correlation, with an energy gate too. Any other mechanism raises at the call, unless
+    `drop_relative_terms` is True (`model.set_attributes(drop_relative_terms=True)`): then it attends by content alone
+    and, since many of these models have no other positions, ignores the order of the tokens.
 
     Args:
         num_heads: heads.
