@@ -23,12 +23,14 @@ class LayerSizes:
         num_kv_heads: key/value heads K; None for N.
         in_features: width D of the layer's input. None when the layer passes no `inputs`; what a mechanism would read
             from them it then reads from the keys.
+        param_dtype: dtype of learned arrays.
     """
 
     num_heads: int
     head_dim: int
     num_kv_heads: int | None = None
     in_features: int | None = None
+    param_dtype: Any = jnp.float32
 
     @property
     def kv_heads(self) -> int:
@@ -44,6 +46,7 @@ class AttentionInputs:
         inputs: the layer's input at the key positions, before any projection.
         key_bias: added to the score of key j in log space; −inf removes the key.
         token_mask: True at real tokens; padding is neither attended to nor counted in any statistic.
+        query_mask: the same for the queries; None where they are the tokens of the keys.
         mask: True where query i may attend to key j.
         bias: added to the scores of single pairs.
         segment_ids: tokens attend only within their segment (packing).
@@ -54,6 +57,7 @@ class AttentionInputs:
     inputs: Float[Array, "B S D"] | None = None
     key_bias: Float[Array, "#B S #N"] | None = None
     token_mask: Bool[Array, "B S"] | None = None
+    query_mask: Bool[Array, "B T"] | None = None
     mask: Bool[Array, "#B #N #T #S"] | None = None
     bias: Float[Array, "#B #N #T #S"] | None = None
     segment_ids: Int[Array, "B S"] | None = None
@@ -114,6 +118,11 @@ class MechanismModule(nnx.Module):
         """What it can use of "tree", "bias", "segment_ids" and "pair_mask": a `mask` that differs between queries."""
         return frozenset({"segment_ids"})
 
+    @property
+    def reads_earlier_queries(self) -> bool:
+        """Whether the output at a token depends on the queries of tokens before it."""
+        return False
+
     def __call__(
         self,
         query: Float[Array, "B T N H"],
@@ -139,8 +148,15 @@ class MechanismModule(nnx.Module):
         """What a call does; of tree, bias and segment_ids only those in `takes` are ever given."""
 
     @abc.abstractmethod
-    def init_state(self, batch: int, max_length: int, dtype: Any) -> Any:
-        """The decoding state before the first token."""
+    def init_state(self, batch: int, max_length: int, dtype: Any, *, gated: bool = False) -> Any:
+        """The decoding state before the first token.
+
+        Args:
+            batch: sequences decoded together.
+            max_length: the most tokens that will come.
+            dtype: of cached keys and values.
+            gated: whether steps will come with a key bias that differs between query heads that share keys.
+        """
 
     @abc.abstractmethod
     def step(
@@ -222,7 +238,12 @@ class Mechanism(abc.ABC):
 
 
 class AttentionFn(nnx.Module):
-    """Adapts a mechanism to the call that `flax.nnx.MultiHeadAttention` makes."""
+    """Adapts a mechanism to the call that `flax.nnx.MultiHeadAttention` makes.
+
+    Of Flax's mask (B, N, T, S), keys that no query may see and queries that see no key are padding, which no
+    statistic and no neighbour reads. A mask (B, 1, 1, S) says nothing of the queries: for self-attention over padding
+    on the left give `nnx.make_attention_mask(keep, keep)`.
+    """
 
     def __init__(self, mechanism: MechanismModule):
         self.mechanism = mechanism
@@ -235,30 +256,63 @@ class AttentionFn(nnx.Module):
         *,
         mask: jax.Array | None = None,
         bias: jax.Array | None = None,
+        dropout_rng: jax.Array | None = None,
         dropout_rate: float = 0.0,
+        broadcast_dropout: bool = True,
         deterministic: bool = True,
+        dtype: Any = None,
+        precision: Any = None,
         module: nnx.Module | None = None,
         is_causal: bool = False,
-        **_: Any,
     ) -> Float[Array, "B T N H"]:
-        """Attends; what these kernels cannot do (weights dropout, sown weights, a score bias) raises.
+        """Attends; the arguments are those of `flax.nnx.dot_product_attention`.
 
-        The remaining keywords of Flax (`dtype`, `precision`, `dropout_rng`, ...) only matter together with
-        those: the arrays arrive in the wanted dtype already.
+        Raises:
+            ValueError: the layer has other heads than the mechanism was built for, or something is asked that these
+                kernels cannot do: dropout of weights, stored weights, a bias on the scores, a `precision`, or
+                `is_causal` where queries and keys are not the same tokens.
         """
+        sizes = self.mechanism.sizes
+        for name, array in (("query", query), ("key", key)):
+            if array.shape[-2:] != (sizes.num_heads, sizes.head_dim):
+                raise ValueError(
+                    f"{name} must have the heads that attention_fn was made for, (num_heads, head_dim) = "
+                    f"{(sizes.num_heads, sizes.head_dim)}; got {array.shape[-2:]}."
+                )
         if dropout_rate > 0.0 and not deterministic:
             raise ValueError(
                 f"dropout_rate must be 0 here: no T×S weights exist to drop; got {dropout_rate}. "
                 "Use dropout on the layer's output instead."
             )
-        if module is not None:
-            raise ValueError("sow_weights must be False: no T×S weights exist to store.")
-        if bias is not None:
-            raise ValueError("bias is not accepted through attention_fn; use jaxattn's kernels directly.")
-        token_mask = None
+        for name, given, reason in (
+            ("sow_weights", module, "no T×S weights exist to store"),
+            ("bias", bias, "attention_fn takes none; use jaxattn's kernels directly"),
+            ("precision", precision, "products are accumulated in float32"),
+        ):
+            if given is not None:
+                raise ValueError(f"{name} must not be set: {reason}.")
+        length, key_length = query.shape[1], key.shape[1]
+        if is_causal and length != key_length:
+            raise ValueError(
+                f"is_causal needs queries and keys of the same tokens; got T = {length} and S = {key_length}. In a "
+                "Flax layer with decode=True leave is_causal out: its mask of the cache is causal."
+            )
+        if self.mechanism.reads_earlier_queries and length == 1 < key_length:
+            raise ValueError(
+                f"query must come with the queries before it, which this mechanism reads; got T = 1 and S = "
+                f"{key_length}, as in a Flax layer with decode=True. Decode with jaxattn.nn.Attention."
+            )
+        if dtype is not None:
+            query, key, value = (x.astype(dtype) for x in (query, key, value))
+        token_mask = query_mask = None
         if mask is not None:
             mask = jnp.asarray(mask, bool)
-            # A key that no query of any head may see is padding, and padding must not enter statistics.
             token_mask = jnp.broadcast_to(mask.any(axis=(-3, -2)), key.shape[:2])
-        given = AttentionInputs(token_mask=token_mask, mask=mask, is_causal=is_causal)
-        return self.mechanism(query, key, value, given)
+            seen = mask.any(axis=(-3, -1)) if mask.shape[-2] > 1 else jnp.ones((1, 1), bool)
+            query_mask = jnp.broadcast_to(seen, query.shape[:2])
+        return self.mechanism(
+            query,
+            key,
+            value,
+            AttentionInputs(token_mask=token_mask, query_mask=query_mask, mask=mask, is_causal=is_causal),
+        )

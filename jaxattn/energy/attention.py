@@ -18,6 +18,7 @@ from jaxattn.energy.gate import (
     energy_gate,
     energy_gate_init_state,
     energy_gate_step,
+    is_causal_mask,
 )
 from jaxattn.energy.prefix import attend_to_prefixes
 from jaxattn.energy.statistics import Statistics, prefix_statistics
@@ -97,7 +98,7 @@ def energy_gated_attention(
         Energy-gated attention, arXiv 2605.21842 and 2605.26355; "running" and "prefix" are its causal forms.
     """
     check_choice("normalization", normalization, NORMALIZATIONS)
-    check_leak(normalization, is_causal, allow_leak)
+    check_leak(normalization, is_causal or is_causal_mask(mask), allow_leak)
     check_rank("query", query, (3, 4), "(B, T, N, H) or (T, N, H)")
     check_rank("key", key, (query.ndim,), "(B, S, K, H), or (S, K, H) with an unbatched query")
     num_heads = query.shape[-2]

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn.core.checks import check_choice, check_dtype, check_rank, check_shape
@@ -198,11 +199,19 @@ def broadcast_mask(name: str, mask: Array | None, energy: Array) -> Array:
     return jnp.broadcast_to(mask[..., None], energy.shape)
 
 
+def is_causal_mask(mask: Array | None) -> bool:
+    """Whether no query sees a later key by this mask (..., T, S); False for one that is traced and has no values."""
+    if mask is None or isinstance(mask, jax.core.Tracer):
+        return False
+    length, key_length = jnp.shape(mask)[-2:]
+    return 1 < length == key_length and not np.triu(np.asarray(mask), 1).any()
+
+
 def check_leak(normalization: str | None, is_causal: bool, allow_leak: bool) -> None:
     """Raises for statistics of the future under a causal mask, unless they are asked for."""
     if normalization == "sequence" and is_causal and not allow_leak:
         raise ValueError(
-            "normalization 'sequence' with is_causal=True lets every token see statistics of later ones; use "
+            "normalization 'sequence' under a causal mask lets every token see statistics of later ones; use "
             "'running', 'prefix' or None, or pass allow_leak=True to reproduce published numbers."
         )
 

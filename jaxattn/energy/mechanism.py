@@ -22,7 +22,7 @@ from jaxattn.energy.attention import (
     energy_gated_attention_init_state,
     energy_gated_attention_step,
 )
-from jaxattn.energy.gate import energy_gate, energy_gate_init_state, energy_gate_step
+from jaxattn.energy.gate import energy_gate, energy_gate_init_state, energy_gate_step, is_causal_mask
 from jaxattn.softmax.mechanism import Softmax, SoftmaxModule
 
 NORMALIZATIONS = ("running", "sequence", "prefix", None)
@@ -41,7 +41,8 @@ class EnergyGated(Mechanism):
         normalization: where the statistics of z come from: "running" (tokens up to the key; causal), "prefix"
             (tokens up to the query; causal), None (no normalisation; causal) or "sequence" (all tokens, as
             published; reads the future). "prefix" depends on the query too, so its `inner` must be `Softmax`.
-        allow_leak: permits "sequence" in a causal model, for reproducing the paper.
+        allow_leak: permits "sequence" under a causal mask, for reproducing the paper. Without it, such a call raises
+            where it can be known: with `is_causal`, or with a causal `mask` whose values are not traced.
 
     Raises:
         ValueError: an unknown normalisation, or "prefix" around anything but `Softmax`.
@@ -96,14 +97,23 @@ class EnergyGatedModule(MechanismModule):
             width, axis = (sizes.in_features, "embed")
         heads = sizes.num_heads
         self.kernel = parameter(
-            nnx.initializers.lecun_normal(), rngs.params(), (width, heads), (axis, "heads")
+            nnx.initializers.lecun_normal(),
+            rngs.params(),
+            (width, heads),
+            (axis, "heads"),
+            sizes.param_dtype,
         )
 
         def gain(value: float) -> nnx.Param:
             init = nnx.initializers.constant(value)
-            return parameter(init, rngs.params(), (heads,), ("heads",), kind=UndecayedParam)
+            return parameter(init, rngs.params(), (heads,), ("heads",), sizes.param_dtype, UndecayedParam)
 
         self.alpha, self.tau = gain(2.0), gain(0.0)
+
+    @property
+    def reads_earlier_queries(self) -> bool:
+        """Whether the inner mechanism does."""
+        return self.inner.reads_earlier_queries
 
     @property
     def takes(self) -> frozenset[str]:
@@ -149,19 +159,19 @@ class EnergyGatedModule(MechanismModule):
             **self._gate(),
             mask=_kept(given.padding_key_bias(), energy),
             segment_ids=given.segment_ids,
-            is_causal=given.is_causal,
+            is_causal=given.is_causal or is_causal_mask(given.mask),
             allow_leak=self.allow_leak,
         )
         return self.inner(query, key, value, given.add_key_bias(gate))
 
-    def init_state(self, batch: int, max_length: int, dtype: Any) -> Any:
+    def init_state(self, batch: int, max_length: int, dtype: Any, *, gated: bool = False) -> Any:
         """The inner state and the statistics of the energies.
 
         "sequence" decodes as "prefix" does: the future it was trained with does not exist yet.
         """
         sizes = self.sizes
         if self.normalization in ("running", None):
-            inner = self.inner.init_state(batch, max_length, dtype)
+            inner = self.inner.init_state(batch, max_length, dtype, gated=True)
             return {"inner": inner, "gate": energy_gate_init_state(batch, sizes.num_heads)}
         if not isinstance(self.inner, SoftmaxModule):
             raise ValueError("normalization 'sequence' can be decoded around inner=Softmax() only.")

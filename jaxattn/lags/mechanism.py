@@ -70,8 +70,14 @@ class CrossCorrelationModule(MechanismModule):
             rngs.params(),
             (sizes.num_heads, 2 * config.lags + 1),
             ("heads", None),
-            kind=UndecayedParam,
+            sizes.param_dtype,
+            UndecayedParam,
         )
+
+    @property
+    def reads_earlier_queries(self) -> bool:
+        """True."""
+        return True
 
     @property
     def takes(self) -> frozenset[str]:
@@ -82,12 +88,15 @@ class CrossCorrelationModule(MechanismModule):
         self, query: Array, key: Array, value: Array, given: AttentionInputs
     ) -> Float[Array, "B T N V"]:
         """Attends over the whole sequence."""
+        query_mask = given.query_mask
+        if query_mask is None and query.shape[1] == key.shape[1]:
+            query_mask = given.token_mask
         return cross_correlation_attention(
             query,
             key,
             value,
             self.lag_logits[...],
-            token_mask=given.token_mask,
+            token_mask=(query_mask, given.token_mask),
             mask=given.mask,
             bias=given.bias,
             key_bias=given.key_bias,
@@ -96,7 +105,7 @@ class CrossCorrelationModule(MechanismModule):
             implementation=self.implementation,
         )
 
-    def init_state(self, batch: int, max_length: int, dtype: Any) -> Any:
+    def init_state(self, batch: int, max_length: int, dtype: Any, *, gated: bool = False) -> Any:
         """An empty cache and the last L queries and keys, zeros before the first token."""
         return cross_correlation_attention_init_state(
             batch,

@@ -138,7 +138,7 @@ class Attention(nnx.Module):
 
         self.query_norm, self.key_norm = nnx.data(normalise()), nnx.data(normalise())
         self.projection_norms = nnx.List([standardise() for _ in range(3 if projection_norm else 0)])
-        sizes = LayerSizes(num_heads, head_dim, num_kv_heads, in_features)
+        sizes = LayerSizes(num_heads, head_dim, num_kv_heads, in_features, param_dtype)
         self.mechanism = (mechanism or Softmax()).build(sizes, rngs=rngs)
 
     def __call__(

@@ -155,6 +155,8 @@ class RandomFeaturesModule(MechanismModule):
                 kind = UndecayedParam  # their covariance is what matters, not their size
             elif part == "weights" or field in owner.random:
                 kind = FeatureDraw
+            if kind is UndecayedParam:
+                leaf = leaf.astype(sizes.param_dtype)
             setattr(self, name, kind(leaf, axes=(None,) * leaf.ndim))
         if feature_map.component.calibrates:
             self.calls = FeatureStatistic(jnp.zeros(()), axes=())
@@ -165,7 +167,9 @@ class RandomFeaturesModule(MechanismModule):
     @property
     def feature_map(self) -> FeatureMap:
         """The map that the module holds."""
-        return jax.tree.unflatten(self.structure, [getattr(self, name)[...] for name in self.names])
+        leaves = [getattr(self, name)[...] for name in self.names]
+        leaves = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in leaves]
+        return jax.tree.unflatten(self.structure, leaves)
 
     def _hold(self, feature_map: FeatureMap) -> None:
         for name, leaf in zip(self.names, jax.tree.leaves(feature_map), strict=True):
@@ -222,14 +226,15 @@ class RandomFeaturesModule(MechanismModule):
             self._after_training_call(query, key, given.token_mask)
         return out
 
-    def init_state(self, batch: int, max_length: int, dtype: Any) -> Any:
-        """Sums over the keys so far: the size does not depend on `max_length`.
-
-        Every query head has its own, since a key bias may differ between query heads that share keys.
-        """
+    def init_state(self, batch: int, max_length: int, dtype: Any, *, gated: bool = False) -> Any:
+        """Sums over the keys so far: the size does not depend on `max_length`."""
         sizes = self.sizes
         return random_feature_attention_init_state(
-            batch, sizes.kv_heads, sizes.head_dim, self.feature_map, num_heads=sizes.num_heads
+            batch,
+            sizes.kv_heads,
+            sizes.head_dim,
+            self.feature_map,
+            num_heads=sizes.num_heads if gated else None,
         )
 
     def step(

@@ -70,14 +70,14 @@ class SoftmaxModule(MechanismModule):
             implementation=self.implementation,
         )
 
-    def init_state(self, batch: int, max_length: int, dtype: Any) -> Any:
+    def init_state(self, batch: int, max_length: int, dtype: Any, *, gated: bool = False) -> Any:
         """An empty key-value cache."""
         return dot_product_attention_init_state(
             batch,
             max_length,
             self.sizes.kv_heads,
             self.sizes.head_dim,
-            num_heads=self.sizes.num_heads,
+            num_heads=self.sizes.num_heads if gated else None,
             dtype=dtype,
         )
 

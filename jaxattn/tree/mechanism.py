@@ -65,7 +65,7 @@ class Hierarchical(Mechanism):
         """The module; its only parameters are those of the sibling bias."""
         bias = None
         if self.sibling_bias is not None:
-            bias = SiblingBias(self.sibling_bias, sizes.num_heads, rngs=rngs)
+            bias = SiblingBias(self.sibling_bias, sizes.num_heads, param_dtype=sizes.param_dtype, rngs=rngs)
         return HierarchicalModule(self, sizes, bias)
 
     @property
@@ -138,12 +138,12 @@ class HierarchicalModule(MechanismModule):
             include_self=self.config.include_self,
         )
 
-    def init_state(self, batch: int, max_length: int, dtype: Any) -> Any:
+    def init_state(self, batch: int, max_length: int, dtype: Any, *, gated: bool = False) -> Any:
         """The open families of a tree over `max_length` tokens: O(b log max_length) nodes, in float32."""
         sizes, tree = self.sizes, self.config.tree_over(max_length)
         return {
             "nodes": hierarchical_attention_init_state(
-                batch, sizes.kv_heads, sizes.head_dim, tree, num_heads=sizes.num_heads
+                batch, sizes.kv_heads, sizes.head_dim, tree, num_heads=sizes.num_heads if gated else None
             ),
             "tree": tree,
         }

@@ -1,5 +1,7 @@
 """What siblings in a tree add to each other's scores, by how far apart they are among the children."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -30,6 +32,7 @@ class SiblingBias(nnx.Module):
         levels: levels from the leaves up that have a bias of their own.
         reach: largest offset told apart, in places.
         frequencies: waves of the last two kinds.
+        param_dtype: dtype of the learned numbers.
         rngs: random streams.
 
     Raises:
@@ -51,6 +54,7 @@ class SiblingBias(nnx.Module):
         levels: int = 4,
         reach: int = 32,
         frequencies: int = 16,
+        param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
         check_choice("sibling_bias", kind, KINDS[1:])
@@ -71,12 +75,13 @@ class SiblingBias(nnx.Module):
             rngs.params(),
             (levels, num_heads, width),
             (None, "heads", None),
-            kind=UndecayedParam,
+            param_dtype,
+            UndecayedParam,
         )
 
     def __call__(self, tree: Tree) -> list[Float[Array, "N _ _"]]:
         """One bias a level of the tree."""
-        weights = self.weights[...]
+        weights = self.weights[...].astype(jnp.float32)
         found = []
         for level, size in enumerate(tree.branching):
             own = weights[min(level, self.levels - 1)]

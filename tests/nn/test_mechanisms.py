@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import jaxattn
 from jaxattn.nn import (
     MECHANISMS,
+    Attention,
     AttentionInputs,
     CrossCorrelation,
     EnergyGated,
@@ -152,15 +154,175 @@ def test_inside_flax_multi_head_attention(mechanism):
     assert len(own) == len(jax.tree.leaves(nnx.state(fn, nnx.Param)))
 
 
+def flax_layer(mechanism, heads=2, head_dim=8, **options):
+    rngs = nnx.Rngs(0)
+    fn = mechanism.attention_fn(heads, head_dim, rngs=rngs)
+    return nnx.MultiHeadAttention(2, 16, attention_fn=fn, rngs=rngs, **options)
+
+
 def test_attention_fn_refuses_what_it_cannot_do():
     fn = Softmax().attention_fn(2, 4, rngs=nnx.Rngs(0))
     x = jnp.ones((1, 3, 2, 4))
-    with pytest.raises(ValueError, match="dropout_rate"):
-        fn(x, x, x, dropout_rate=0.1, deterministic=False)
-    with pytest.raises(ValueError, match="sow_weights"):
-        fn(x, x, x, module=fn)
-    with pytest.raises(ValueError, match="bias"):
-        fn(x, x, x, bias=jnp.zeros((1, 2, 3, 3)))
+    for message, options in {
+        "dropout_rate must be 0": {"dropout_rate": 0.1, "deterministic": False},
+        "sow_weights must not be set": {"module": fn},
+        "bias must not be set": {"bias": jnp.zeros((1, 2, 3, 3))},
+        "precision must not be set": {"precision": jax.lax.Precision.HIGHEST},
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            fn(x, x, x, **options)
+    for unknown in ("segment_ids", "is_casual"):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{unknown}'"):
+            fn(x, x, x, **{unknown: None})
+
+
+@pytest.mark.parametrize(("heads", "head_dim"), [(4, 8), (2, 4), (1, 16)])
+def test_attention_fn_of_other_heads_is_named(heads, head_dim):
+    x = jax.random.normal(jax.random.key(0), (1, 5, 16))
+    for mechanism in (Softmax(), EnergyGated(), CrossCorrelation(2), RandomFeatures(num_features=8)):
+        with pytest.raises(
+            ValueError, match=rf"query must have the heads .*\({heads}, {head_dim}\); got \(2, 8\)"
+        ):
+            flax_layer(mechanism, heads, head_dim, decode=False)(x)
+
+
+@pytest.mark.parametrize(
+    "mechanism", [Softmax(), EnergyGated(), CrossCorrelation(2), RandomFeatures(num_features=8)]
+)
+@pytest.mark.parametrize("queries", [7, 4])
+def test_flax_cross_attention_with_padded_keys(mechanism, queries):
+    """A mask of keys is not one of queries, also where there are as many of them."""
+    x, context = jax.random.normal(jax.random.key(0), (2, 1, 7, 16))
+    layer = flax_layer(mechanism, decode=False)
+    keep = (jnp.arange(7) < 4)[None, None, None]
+    masked = layer(x[:, :queries], context, mask=keep)
+    np.testing.assert_allclose(masked, layer(x[:, :queries], context[:, :4]), atol=2e-6)
+    if isinstance(mechanism, RandomFeatures):  # takes masks of keys only
+        return
+    pairs = nnx.make_attention_mask(jnp.arange(queries) < 3, jnp.arange(7) < 4)[None]
+    np.testing.assert_allclose(
+        layer(x[:, :queries], context, mask=pairs)[:, :3], layer(x[:, :3], context[:, :4]), atol=2e-6
+    )
+
+
+def test_flax_self_attention_over_left_padding():
+    """make_attention_mask says which queries are padding, so that no later query reads them."""
+    layer = flax_layer(CrossCorrelation(2), decode=False)
+    x = jax.random.normal(jax.random.key(0), (1, 7, 16))
+    keep = jnp.arange(7) >= 3
+    mask = nnx.make_attention_mask(keep, keep)[None]
+    np.testing.assert_allclose(layer(x, mask=mask)[:, 3:], layer(x[:, 3:]), atol=2e-6)
+
+
+@pytest.mark.parametrize("mechanism", [Softmax(), EnergyGated(), RandomFeatures(num_features=8)])
+def test_flax_decodes(mechanism):
+    """With decode=True and Flax's cache, token by token, as the causal whole; is_causal there is refused."""
+    layer = flax_layer(mechanism, decode=False)
+    x = jax.random.normal(jax.random.key(0), (1, 6, 16))
+    whole = layer(x, is_causal=True)
+    layer.init_cache(x.shape)
+    steps = [layer(x[:, i : i + 1], decode=True) for i in range(6)]
+    np.testing.assert_allclose(jnp.concatenate(steps, axis=1), whole, atol=2e-5)
+    layer.init_cache(x.shape)
+    with pytest.raises(
+        ValueError, match=r"is_causal needs queries and keys of the same tokens; got T = 1 and S = 6"
+    ):
+        layer(x[:, :1], decode=True, is_causal=True)
+
+
+def test_flax_cannot_decode_what_reads_earlier_queries():
+    layer = flax_layer(EnergyGated(CrossCorrelation(2)), decode=False)
+    layer.init_cache((1, 6, 16))
+    with pytest.raises(ValueError, match="query must come with the queries before it"):
+        layer(jnp.ones((1, 1, 16)), decode=True)
+
+
+def test_a_causal_mask_by_any_name_needs_allow_leak():
+    """Statistics of the sequence leak under a causal mask, whether it comes as is_causal or as Flax's mask."""
+    x = jax.random.normal(jax.random.key(0), (2, 6, 16))
+    causal = nnx.make_causal_mask(x[..., 0], dtype=bool)
+    padded = causal & (jnp.arange(6) < 5)
+    ours = Attention(2, 16, mechanism=EnergyGated(normalization="sequence"), rngs=nnx.Rngs(0))
+    flax = flax_layer(EnergyGated(normalization="sequence"), decode=False)
+    features = Attention(2, 16, mechanism=EnergyGated(CrossCorrelation(2), "sequence"), rngs=nnx.Rngs(0))
+    q = jnp.ones((2, 6, 2, 8))
+    energy = jnp.ones((2, 6, 2))
+    for mask in (causal, padded):
+        for call in (
+            lambda mask: ours(x, mask=mask),
+            lambda mask: features(x, mask=mask),
+            lambda mask: flax(x, mask=mask),
+            lambda mask: jaxattn.energy_gated_attention(
+                q, q, q, energy, alpha=1.0, tau=0.0, normalization="sequence", mask=mask
+            ),
+        ):
+            with pytest.raises(ValueError, match="'sequence' under a causal mask"):
+                call(mask)
+    near = jnp.abs(jnp.arange(6)[:, None] - jnp.arange(6)) <= 2  # a window sees later tokens on purpose
+    for mask in (near[None, None], jnp.ones((1, 1, 6, 6), bool), jnp.ones((2, 1, 1, 6), bool)):
+        assert jnp.isfinite(ours(x, mask=mask)).all()
+    allowed = EnergyGated(normalization="sequence", allow_leak=True)
+    assert jnp.isfinite(flax_layer(allowed, decode=False)(x, mask=causal)).all()
+
+
+LEARNED = [
+    EnergyGated(CrossCorrelation(2)),
+    EnergyGated(Hierarchical((4, 2), sibling_bias="learned")),
+    RandomFeatures("gerf", "fastfood_learnable", num_features=8),
+]
+
+
+@pytest.mark.parametrize("mechanism", LEARNED, ids=repr)
+def test_learned_arrays_have_the_dtype_of_the_parameters(mechanism):
+    module = Attention(
+        2, 8, mechanism=mechanism, param_dtype=jnp.bfloat16, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)
+    )
+    for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
+        assert variable[...].dtype == jnp.bfloat16, path
+    x = jax.random.normal(jax.random.key(0), (1, 6, 8)).astype(jnp.bfloat16)
+    out = module(x, is_causal=True)
+    assert out.dtype == jnp.bfloat16 and jnp.isfinite(out).all()
+
+
+@pytest.mark.parametrize(
+    "mechanism",
+    [Softmax(), CrossCorrelation(2), RandomFeatures(num_features=8), Hierarchical((4, 2))],
+    ids=repr,
+)
+def test_decoding_states_have_key_heads_unless_gated(mechanism):
+    """At 8 query heads a key head, a gate a query head takes states of 8 heads; nothing else does."""
+
+    def heads(mechanism):
+        state = Attention(8, 64, mechanism=mechanism, num_kv_heads=1, rngs=nnx.Rngs(0)).init_state(1, 16)
+        inner = state["mechanism"]
+        inner = inner.get("inner", inner) if isinstance(inner, dict) else inner
+        sizes = jax.tree.leaves(jax.tree.map(lambda x: x.size, inner))
+        return sum(sizes)
+
+    plain, gated = heads(mechanism), heads(EnergyGated(mechanism))
+    if isinstance(mechanism, CrossCorrelation):
+        assert plain == gated  # its logits are of query heads, and so are its shifted keys
+    else:
+        assert gated > plain
+
+
+def test_gates_a_head_leave_keys_and_values_grouped():
+    """With one key head and 8 gated query heads nothing of the size of 8 heads of keys is made."""
+    module = EnergyGated(Softmax("xla")).build(LayerSizes(8, 16, 1, in_features=4), rngs=nnx.Rngs(0))
+    query, key = jnp.ones((1, 2, 8, 16)), jnp.ones((1, 512, 1, 16))
+    inputs = AttentionInputs(inputs=jnp.ones((1, 512, 4)))
+    jaxpr = jax.make_jaxpr(lambda q, k: module(q, k, k, inputs))(query, key)
+    assert max(_sizes(jaxpr.jaxpr)) < 512 * 8 * 16
+
+
+def _sizes(jaxpr):
+    found = [v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars]
+    for eqn in jaxpr.eqns:
+        for parameter in eqn.params.values():
+            inner = getattr(parameter, "jaxpr", parameter)
+            if hasattr(inner, "eqns"):
+                found += _sizes(inner)
+    return found
 
 
 def test_energy_needs_the_layer_input():

@@ -40,7 +40,9 @@ class RecencyModule(MechanismModule):
     def __init__(self, config: Recency, sizes: LayerSizes, *, rngs: nnx.Rngs):
         super().__init__(sizes)
         self.inner = Softmax().build(sizes, rngs=rngs)
-        self.rate = UndecayedParam(jnp.full((sizes.num_heads,), config.rate), axes=("heads",))
+        self.rate = UndecayedParam(
+            jnp.full((sizes.num_heads,), config.rate, sizes.param_dtype), axes=("heads",)
+        )
 
     @property
     def takes(self) -> frozenset[str]:
@@ -53,9 +55,12 @@ class RecencyModule(MechanismModule):
         """Attends over the whole sequence."""
         return self.inner(query, key, value, given.add_key_bias(self._bias(jnp.arange(key.shape[1]))))
 
-    def init_state(self, batch: int, max_length: int, dtype: Any) -> Any:
+    def init_state(self, batch: int, max_length: int, dtype: Any, *, gated: bool = False) -> Any:
         """The cache of softmax, and the position of the next token."""
-        return {"inner": self.inner.init_state(batch, max_length, dtype), "position": jnp.int32(0)}
+        return {
+            "inner": self.inner.init_state(batch, max_length, dtype, gated=True),
+            "position": jnp.int32(0),
+        }
 
     def step(
         self, state, query, key, value, *, inputs=None, key_bias=None
