@@ -1,8 +1,7 @@
-"""Checkpoints of a run, through Orbax: written in the background, the newest few and the best kept.
+"""Checkpoints of a run with Orbax: written asynchronously and atomically, the newest few and the best kept.
 
 A step folder holds three items: `params`, `optimizer` (moments, step counts) and `record`, a JSON of everything
-else (configuration, vocabulary, place in the data, metrics so far). A folder appears under its name only when it
-is complete, so a killed run leaves no half-written checkpoint behind.
+else (configuration, vocabulary, position in the data, metrics so far).
 """
 
 import json
@@ -20,7 +19,7 @@ from train.errors import TrainingFailed, UserError
 
 FOLDER = "checkpoints"
 BEST = {"val_loss": "min", "val_accuracy": "max", "val_f1": "max"}
-"""By which number a checkpoint can be the best, and which way."""
+"""Metrics that can decide which checkpoint is the best, and whether they are minimised or maximised."""
 
 
 class Checkpoints:
@@ -30,16 +29,16 @@ class Checkpoints:
         """Opens the folder.
 
         Args:
-            folder: holds one subfolder a step; made when it is missing.
-            keep: newest steps to keep; the best stays as well.
+            folder: holds one subfolder for each step; created unless `read_only`.
+            keep: newest steps to keep, next to the best.
             read_only: change nothing on disk.
-            metric: the number that decides which is the best, one of `BEST`.
+            metric: decides which is the best; one of `BEST`.
         """
         self._metric = metric
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.folder = folder.resolve()
         self.warnings: list[str] = []
-        """What had to be moved aside to open the folder."""
+        """Damaged checkpoints that were moved aside to open the folder."""
         self._check_metrics(read_only)
         policy = preservation_policy.AnyPreservationPolicy(
             [
@@ -75,10 +74,10 @@ class Checkpoints:
         return best if best is not None else max(self.steps(), default=None)
 
     def save(self, step: int, state: TrainState, record: dict[str, Any], score: float | None = None) -> None:
-        """Starts to write a checkpoint; returns as soon as the arrays are copied.
+        """Starts writing a checkpoint; returns as soon as the arrays are copied.
 
         Args:
-            step: updates made; nothing happens if it is there already.
+            step: updates so far; an existing checkpoint of this step stays.
             state: arrays, all finite.
             record: JSON-able.
             score: decides which checkpoint is the best; None for one that was not evaluated.
@@ -97,7 +96,7 @@ class Checkpoints:
         )
 
     def wait(self) -> None:
-        """Returns when everything is on disk."""
+        """Blocks until everything is on disk."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -124,7 +123,7 @@ class Checkpoints:
     def state(self, step: int, target: TrainState) -> TrainState:
         """The whole training state, placed as `target` (shape structs with shardings) says.
 
-        The devices may be others than those it was saved from.
+        The devices may differ from those it was saved on.
 
         Raises:
             TrainingFailed: it cannot be read.
@@ -142,7 +141,7 @@ class Checkpoints:
             self._manager.delete(later)
 
     def set_aside(self, step: int) -> Path:
-        """Renames a step folder that cannot be read, so that nothing trips over it and nothing is lost."""
+        """Moves a step folder that cannot be read out of the way; returns its new path."""
         target = _set_aside(self.folder, step)
         self._manager.reload()
         return target
@@ -159,7 +158,7 @@ class Checkpoints:
         return metrics[self._metric]
 
     def _check_metrics(self, read_only: bool) -> None:
-        # Orbax reads every step's metrics when it opens a folder; one damaged file would keep all steps shut.
+        # Orbax reads every step's metrics when it opens a folder, and fails on one damaged file.
         for step in sorted(int(child.name) for child in _step_folders(self.folder)):
             try:
                 file = self.folder / str(step) / "metrics" / "metrics"
@@ -173,7 +172,7 @@ class Checkpoints:
                 self.warnings.append(f"warning: {message}; moved it to {_set_aside(self.folder, step)}")
 
     def _restore(self, step: int, **items: Any) -> Any:
-        # Orbax reports damage as whatever error the damaged part causes (missing file, bad JSON, failed checksum).
+        # Damage raises any kind of error, depending on the part (missing file, bad JSON, failed checksum).
         try:
             for item in ("params", "optimizer"):
                 if item in items:
@@ -186,7 +185,7 @@ class Checkpoints:
 
 
 def find(path: str) -> Path:
-    """The checkpoints folder that a user means: a run folder, or its subfolder `checkpoints`.
+    """The checkpoints folder of a run folder, or a path to it.
 
     Raises:
         UserError: there is none.
@@ -216,10 +215,9 @@ def _set_aside(folder: Path, step: int) -> Path:
 
 
 def _verify(item: Path) -> None:
-    """Reads every entry of an item's array store once, which checks its checksums.
+    """Reads every entry of an item's array store once, which verifies its checksums.
 
-    Orbax reads all arrays at the same time; when several fail it prints a traceback for each. One after the other
-    there is one error, and it is caught.
+    Orbax reads all arrays concurrently, and prints a traceback for each one that fails; here only the first raises.
     """
     store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{item}/"}).result()
     for key in store.list().result():

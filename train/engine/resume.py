@@ -1,4 +1,4 @@
-"""Whether a run starts, goes on, or must not touch the folder it was given."""
+"""Resuming of runs: the lock of a run folder, and its newest readable checkpoint."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from train.engine.loop import TrainState
 from train.errors import TrainingFailed, UserError
 
 LOCK = ".lock"
-# All that a run writes: --overwrite deletes these and nothing else.
+# Everything a run writes: --overwrite deletes these and nothing else.
 WRITTEN = (
     FOLDER,
     f"{FOLDER}-unreadable",
@@ -38,10 +38,10 @@ _claimed: dict[Path, int] = {}
 
 
 def claim(out: Path) -> None:
-    """Keeps other processes from training in a run's folder until this one ends, however it ends.
+    """Locks a run folder until this process ends, however it ends.
 
     Raises:
-        UserError: another process is at it.
+        UserError: another process has locked it.
     """
     try:
         import fcntl
@@ -58,14 +58,14 @@ def claim(out: Path) -> None:
         raise UserError(
             f"another process is training in {out}; wait until it has ended, or choose another --out."
         ) from error
-    except OSError:  # a file system without locks, as some network drives are
+    except OSError:  # a file system without locks, such as some network drives
         os.close(descriptor)
         return
     _claimed[file] = descriptor
 
 
 def listing(out: Path) -> str:
-    """The names in a run's folder, for the terminal."""
+    """The names in a run folder, for the terminal."""
     return ", ".join(sorted(path.name for path in out.iterdir() if path.name != LOCK))
 
 
@@ -87,8 +87,8 @@ def restore(
 ) -> tuple[TrainState, dict[str, Any], list[str]] | None:
     """The newest readable checkpoint of the same run.
 
-    A checkpoint that cannot be read is moved aside with a warning and the one before it is taken: the run loses a
-    few steps, the user loses nothing. With an explicit `step` there is no such search.
+    A checkpoint that cannot be read is moved aside with a warning, and the one before it is used. An explicit `step`
+    is used or fails.
 
     Args:
         store: the run's checkpoints.
@@ -100,7 +100,7 @@ def restore(
         The state, the record, and warnings; None when there is no checkpoint.
 
     Raises:
-        UserError: another run lives here, or `step` does not exist.
+        UserError: the folder holds another run, or `step` does not exist.
         TrainingFailed: no checkpoint can be read.
     """
     steps = store.steps()

@@ -1,4 +1,4 @@
-"""The parameters of one seed out of a run's checkpoint, for whatever reads them afterwards."""
+"""Loading of a trained model: the parameters of one seed from a run's checkpoint."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ def load_trained(
 
     Args:
         path: run folder or its `checkpoints`.
-        make: from the record of a checkpoint to the model as functions.
+        make: record of a checkpoint -> the model as functions.
         metric: of the run; see `checkpoints.BEST`.
         step: None for the best.
         model_seed: one of the seeds that were trained; None for the first.

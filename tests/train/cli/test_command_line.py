@@ -1,5 +1,15 @@
-import pytest
+"""The command line: help of every flag, presets, checks."""
 
+import ast
+import dataclasses
+import inspect
+import re
+import typing
+
+import pytest
+import tyro
+
+from train.cli.commands import COMMANDS
 from train.errors import UserError
 from train.tasks.charlm.config import PRESETS, parse
 
@@ -7,8 +17,7 @@ from train.tasks.charlm.config import PRESETS, parse
 def test_no_subcommand_prints_the_list(cli):
     code, out, _ = cli()
     assert code == 0
-    assert "charlm" in out
-    assert "sample" in out
+    assert all(f"  {name} " in out for name in COMMANDS)
 
 
 def test_an_unknown_subcommand_is_one_line(cli):
@@ -18,12 +27,41 @@ def test_an_unknown_subcommand_is_one_line(cli):
     assert len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("subcommand", ["charlm", "sample"])
-def test_help_explains_every_flag(cli, subcommand):
-    code, out, _ = cli(subcommand, "--help")
+def _docstring(kind, name):
+    """The text below a field, in the nearest class that defines it."""
+    for base in kind.__mro__:
+        body = ast.parse(inspect.getsource(base)).body[0].body
+        for statement, below in zip(body, [*body[1:], None], strict=True):
+            if isinstance(statement, ast.AnnAssign) and statement.target.id == name:
+                return ast.literal_eval(below.value) if isinstance(below, ast.Expr) else ""
+    raise AssertionError(f"no field {name}")
+
+
+def _options(kind):
+    """(flag, its docstring) of every field, those of nested groups included."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _options(hints[field.name])
+        else:
+            yield f"--{field.name.replace('_', '-')}", _docstring(kind, field.name)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_every_flag(cli, command, monkeypatch):
+    seen, through = [], tyro.cli
+    monkeypatch.setattr(tyro, "cli", lambda kind, **rest: [seen.append(kind), through(kind, **rest)][1])
+    monkeypatch.setenv("COLUMNS", "90")  # one column of boxes
+    code, out, _ = cli(command, "--help")
     assert code == 0
-    assert "--seed" in out
-    assert "{fixed}" not in out
+    flat = re.sub(r"[│\s]+", " ", out)
+    options = dict(_options(seen[0]))
+    assert options
+    for flag, text in options.items():
+        words = " ".join(text.split())
+        assert len(words) > 5, f"{flag} is not explained"
+        assert flag in flat
+        assert words[:40] in flat, flag
 
 
 def test_paper_preset_is_the_published_setting():
@@ -44,6 +82,13 @@ def test_flags_override_the_preset_wherever_they_stand():
     assert config.out() == "runs/charlm-study"
 
 
+def test_warmup_is_a_share_of_the_steps_or_a_number_of_them():
+    assert parse([]).optimizer.warmup_steps == 60
+    assert parse(["--steps", "20"]).optimizer.warmup_steps == 1
+    assert parse(["--steps", "20", "--warmup", "5"]).optimizer.warmup_steps == 5
+    assert parse(["--warmup", "60"]).identity() == parse([]).identity()
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -53,7 +98,7 @@ def test_flags_override_the_preset_wherever_they_stand():
         ("--accumulate 3", "--accumulate must divide --batch-size = 16; got 3"),
         ("--dropout 1", "--dropout must be in [0, 1)"),
         ("--lr -1", "--lr"),
-        ("--warmup 5000", "--warmup must be less than --steps"),
+        ("--warmup 5000", "--warmup must be less than --steps = 1000; got 5000"),
         ("--temperature -1", "--temperature"),
     ],
 )

@@ -234,7 +234,7 @@ def test_a_folder_belongs_to_one_sweep_at_a_time(monkeypatch, tmp_path):
     settings = {"task": "listops", "preset": "quick", "flags": []}
     ledger = Ledger(tmp_path, settings)
     monkeypatch.setattr("train.studies.sweep.ledger.PATIENCE", 0.0)
-    with pytest.raises(UserError, match="another sweep is at work"):
+    with pytest.raises(UserError, match="another sweep is running"):
         Ledger(tmp_path, settings)
     ledger.add({"attention": "softmax", "seed": 0, "status": "failed"})
     ledger.close()

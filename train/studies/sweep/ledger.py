@@ -122,7 +122,7 @@ def _wait_for(lock: int, folder: Path) -> None:
             if time.monotonic() > limit:
                 os.close(lock)
                 raise UserError(
-                    f"another sweep is at work in {folder}; wait, or choose another --out."
+                    f"another sweep is running in {folder}; wait, or choose another --out."
                 ) from error
             if not told:
                 print(f"waiting for another process in {folder}", flush=True)

@@ -162,7 +162,7 @@ def load(path: str, *, step: int | None = None, model_seed: int | None = None) -
 
 
 def read_texts(file: str | None, text_column: str | None) -> tuple[list[str], list[str]]:
-    """The texts of a file or of standard input, and a name of each for complaints.
+    """The texts of a file or of standard input, and a name of each for error messages.
 
     Raises:
         UserError: a file that cannot be read, has no such column, or holds no text.

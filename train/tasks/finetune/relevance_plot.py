@@ -1,4 +1,4 @@
-"""Texts whose tokens are coloured by a number each."""
+"""A plot of texts whose tokens are coloured by relevance."""
 
 import json
 import warnings
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 COLUMNS = 96
-"""Characters of a line."""
+"""Characters in a line."""
 
 
 class Coloured(NamedTuple):
@@ -18,7 +18,7 @@ class Coloured(NamedTuple):
     heading: str
     tokens: Sequence[str]
     relevance: np.ndarray
-    """A number for each token, not negative; the largest has the strongest colour."""
+    """A non-negative number for each token; the largest has the strongest colour."""
 
 
 def token_strings(encoder: Any, ids: np.ndarray) -> list[str]:
@@ -59,7 +59,7 @@ def plot_relevance(texts: Sequence[Coloured], path: Path, *, title: str) -> None
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set(xlim=(-2, COLUMNS + 2), ylim=(rows, 0))
     axis.set_axis_off()
-    # A $ in a text is no formula.
+    # parse_math: a $ in a text is not a formula.
     style: dict[str, Any] = {"family": "monospace", "fontsize": size, "va": "center", "parse_math": False}
     axis.text(0, 0.8, title, **(style | {"fontsize": size + 1}), weight="bold")
     y = 2.2
