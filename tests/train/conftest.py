@@ -16,6 +16,7 @@ import requests
 from train.data.batches import BatchStream
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+TEXT = "the quick brown fox jumps over the lazy dog. " * 60
 TINY = shlex.split(
     "--attention softmax --num-layers 1 --num-heads 2 --features 16 --context-length 16 --batch-size 16 "
     "--steps 8 --warmup 2 --lr 1e-2 --eval-every 4 --eval-windows 20 --log-every 2 --prefix-windows 0 "
@@ -23,16 +24,29 @@ TINY = shlex.split(
 )
 
 
+EVERYTHING = shlex.split(
+    "--attention softmax+gate=running --positions morlet:learned --qk-norm 0.5 --num-layers 2 --seeds 2 --fsdp 2 "
+    "--dropout 0.1 --accumulate 2 --prefix-windows 3 --sample-tokens 20"
+)
+
+
 @pytest.fixture(scope="session")
-def tiny_flags():
+def tiny():
     """The flags of a tiny run; later flags win."""
     return TINY
 
 
-@pytest.fixture
-def tiny(tiny_flags):
-    """The same, by a shorter name."""
-    return tiny_flags
+@pytest.fixture(scope="session")
+def charlm_run(tmp_path_factory):
+    """Folder and words of a run with two layers and seeds, gate, Morlet positions, dropout, fsdp, report, sample."""
+    from train.cli.commands import main
+
+    folder = tmp_path_factory.mktemp("charlm")
+    text = folder / "text.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    words = ["charlm", *TINY, *EVERYTHING, "--text-file", str(text), "--out", str(folder / "run")]
+    assert main(words) == 0
+    return folder / "run", words
 
 
 @pytest.fixture
@@ -109,7 +123,7 @@ def stop_before(monkeypatch):
 def text_file(tmp_path):
     """A text with a pattern, long enough for tiny windows."""
     path = tmp_path / "text.txt"
-    path.write_text("the quick brown fox jumps over the lazy dog. " * 60, encoding="utf-8")
+    path.write_text(TEXT, encoding="utf-8")
     return path
 
 

@@ -64,14 +64,12 @@ def test_it_is_spelled_like_any_other():
         parse_mechanism("recency:x")
 
 
-def test_it_trains_and_decodes_with_charlm(tmp_path, tiny_flags):
+def test_it_trains_and_decodes_with_charlm(tmp_path, tiny):
     """A run of the command line: losses fall, its rates have moved, and text is sampled from the decoding state."""
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 60, encoding="utf-8")
     words = shlex.split("--attention recency:0.5+gate --steps 8 --sample-tokens 12 --prompt the")
-    assert (
-        main(["charlm", *tiny_flags, *words, "--text-file", str(text), "--out", str(tmp_path / "run")]) == 0
-    )
+    assert main(["charlm", *tiny, *words, "--text-file", str(text), "--out", str(tmp_path / "run")]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"][0] for line in lines if line["kind"] == "train"]
     assert np.isfinite(losses).all() and losses[-1] < losses[0]

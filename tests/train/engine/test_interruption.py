@@ -54,11 +54,11 @@ def _records(out):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, start, tiny_flags):
+def runs(tmp_path_factory, start, tiny):
     """The same run twice: once straight, once killed, resumed, told to stop, and resumed."""
     folder = tmp_path_factory.mktemp("runs")
     straight, broken = folder / "straight", folder / "broken"
-    words = ["charlm", *tiny_flags, *FLAGS, "--out"]
+    words = ["charlm", *tiny, *FLAGS, "--out"]
     outputs = {"straight": _finish(start(*words, straight))}
 
     process = start(*words, broken)
@@ -76,13 +76,32 @@ def runs(tmp_path_factory, start, tiny_flags):
     return straight, broken, outputs
 
 
-@pytest.mark.slow
-def test_kill_and_resume_give_bit_equal_parameters(runs):
-    straight, broken, _ = runs
-    expected, got = _arrays(straight, 200), _arrays(broken, 200)
+def _assert_equal(one, other, step):
+    expected, got = _arrays(one, step), _arrays(other, step)
     assert len(expected) == len(got) > 10
     for (path, a), (_, b) in zip(expected, got, strict=True):
         np.testing.assert_array_equal(a, b, err_msg=str(path))
+
+
+def test_a_killed_run_resumes_to_the_same_bits(start, cli, tiny, text_file, tmp_path):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    words = ["charlm", *tiny, "--text-file", text_file, "--steps", 40, "--dropout", 0.1, "--out"]
+    process = start(*words, broken, devices=8)
+    _wait_for(broken / "checkpoints" / "8", process)
+    process.kill()  # -9
+    process.communicate()
+    assert not (broken / "summary.json").exists(), "it was finished before it could be killed"
+    code, out, _ = cli(*words, broken)
+    assert code == 0
+    assert "resuming after step" in out
+    assert cli(*words, straight)[0] == 0
+    _assert_equal(straight, broken, 40)
+
+
+@pytest.mark.slow
+def test_kill_and_resume_give_bit_equal_parameters(runs):
+    straight, broken, _ = runs
+    _assert_equal(straight, broken, 200)
 
 
 @pytest.mark.slow

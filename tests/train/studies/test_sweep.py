@@ -30,6 +30,7 @@ def _wait_for(condition, process):
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_in_the_middle_goes_on_and_ends_with_the_same_numbers(start, tmp_path):
     out, cache = tmp_path / "sweep", ["--data-cache", str(tmp_path / "cache")]
     flags = ["--task", "listops", "--attentions", "softmax", "--seeds", "2", "--out", str(out)]

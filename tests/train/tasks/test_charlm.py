@@ -1,38 +1,20 @@
+"""`python -m train charlm | sample`: one run with everything, its report, what is refused, what is sampled."""
+
 import json
-import shlex
 
 import numpy as np
 import pytest
 
-from train.cli.commands import main
-
 # One process makes what the tests of this file share.
 pytestmark = pytest.mark.xdist_group("charlm")
-
-EVERYTHING = shlex.split(
-    "--attention softmax+gate=running --positions morlet:learned --seeds 2 --fsdp 2 --dropout 0.1 --accumulate 2 "
-    "--prefix-windows 3 --sample-tokens 20"
-)
 
 
 def _metrics(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny_flags):
-    """One run with everything: two seeds, gate, Morlet positions, dropout, accumulation, fsdp, report, sample."""
-    folder = tmp_path_factory.mktemp("finished")
-    text = folder / "text.txt"
-    text.write_text("the quick brown fox jumps over the lazy dog. " * 60, encoding="utf-8")
-    out = folder / "run"
-    words = ["charlm", *tiny_flags, *EVERYTHING, "--text-file", str(text), "--out", str(out)]
-    assert main(words) == 0
-    return out, words
-
-
-def test_leaves_a_complete_report(finished):
-    out, _ = finished
+def test_leaves_a_complete_report(charlm_run):
+    out, _ = charlm_run
     for name in (
         "config.json",
         "metrics.jsonl",
@@ -57,8 +39,8 @@ def test_leaves_a_complete_report(finished):
     assert len((out / "sample.txt").read_text()) == 4 + 20 + 1
 
 
-def test_records_every_step_once(finished):
-    out, _ = finished
+def test_records_every_step_once(charlm_run):
+    out, _ = charlm_run
     records = _metrics(out)
     assert [r["step"] for r in records if r["kind"] == "train"] == [2, 4, 6, 8]
     assert [r["step"] for r in records if r["kind"] == "eval"] == [4, 8]
@@ -67,8 +49,8 @@ def test_records_every_step_once(finished):
     assert last_eval["val_bits_per_character"][0] == pytest.approx(last_eval["val_loss"][0] / np.log(2))
 
 
-def test_the_same_command_again_finds_it_done(finished, cli):
-    out, words = finished
+def test_the_same_command_again_finds_it_done(charlm_run, cli):
+    out, words = charlm_run
     before = _metrics(out)
     code, text, _ = cli(*words)
     assert code == 0
@@ -76,8 +58,8 @@ def test_the_same_command_again_finds_it_done(finished, cli):
     assert _metrics(out) == before
 
 
-def test_other_settings_in_the_same_folder_are_refused(finished, cli):
-    out, words = finished
+def test_other_settings_in_the_same_folder_are_refused(charlm_run, cli):
+    out, words = charlm_run
     code, _, err = cli(*words, "--lr", "0.5")
     assert code == 2
     assert "lr 0.01 there and 0.5 here" in err
@@ -85,8 +67,8 @@ def test_other_settings_in_the_same_folder_are_refused(finished, cli):
     assert len(_metrics(out)) == 6
 
 
-def test_samples_from_the_run(finished, cli):
-    out, _ = finished
+def test_samples_from_the_run(charlm_run, cli):
+    out, _ = charlm_run
     words = ("sample", "--checkpoint", out, "--prompt", "the ", "--tokens", 10)
     code, text, _ = cli(*words)
     assert code == 0
@@ -110,8 +92,8 @@ def test_samples_from_the_run(finished, cli):
         (("--checkpoint", "nowhere"), "no such folder: nowhere"),
     ],
 )
-def test_sampling_mistakes_are_named(finished, cli, flags, message):
-    code, _, err = cli("sample", "--checkpoint", finished[0], *flags)
+def test_sampling_mistakes_are_named(charlm_run, cli, flags, message):
+    code, _, err = cli("sample", "--checkpoint", charlm_run[0], *flags)
     assert code == 2
     assert message in err
 

@@ -132,6 +132,7 @@ def test_it_starts_from_the_pretrained_weights_and_moves_lower_layers_less(finis
     assert set(params) >= {"encoder." + ".".join(map(str, p)) for p, _ in nnx.to_flat_state(nnx.state(start))}
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_is_bit_for_bit_the_same(finished, tmp_path, stop_before, capsys):
     straight, words = finished
     out = tmp_path / "run"

@@ -201,12 +201,12 @@ def _quick(
 _QUICK = (
     _quick("listops", 1500, 32, 2e-3, sizes=(16_000, 1000, 2000), min_length=19, max_length=128, max_depth=4),
     # Without `stratify` two of three seeds learn nothing: the mean over bytes is nearly the same for all texts, and
-    # what a gradient says of the rest is lost in the noise of that part (docs/lra.md).
+    # its noise hides the rest of the gradient (docs/lra.md).
     _quick("text", 600, 32, 1e-3, stratify=True, sizes=(22_500, 500, 2000), max_length=256),
     _quick("retrieval", 800, 16, 1e-3, stratify=True, sizes=(20_000, 500, 2000), max_length=512),
     _quick("image", 600, 16, 1e-3, sizes=(10_000, 500, 1000)),
-    # As published nothing is learned in minutes. Here the distance between the two dots alone gives 79 %, rotary
-    # positions tell the model how far apart tokens are, and a maximum does not drown two dots in 1,022 other pixels.
+    # The published task cannot be learned in minutes. Here the distance between the two dots alone gives 79 %, rotary
+    # positions encode distances, and max pooling keeps two dots among 1,022 other pixels.
     _quick(
         *("pathfinder", 304, 32, 2e-3),
         stratify=True,
