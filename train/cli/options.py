@@ -10,15 +10,41 @@ from typing import Any, ClassVar, Literal
 from train.errors import UserError
 
 
-def check_at_least(limits: Mapping[str, tuple[float | None, float]]) -> None:
-    """Raises unless every flag's value is None or at least its limit."""
-    for flag, (value, least) in limits.items():
-        if value is not None and value < least:
-            raise UserError(f"{flag} must be at least {least}; got {value}.")
+class Options:
+    """A frozen dataclass of options, or of groups of them; `at_least` gives lower bounds by field."""
+
+    _at_least: ClassVar[Mapping[str, float]] = {}
+
+    def __init_subclass__(cls, *, at_least: Mapping[str, float] | None = None) -> None:
+        super().__init_subclass__()
+        cls._at_least = {**cls._at_least, **(at_least or {})}
+
+    def check(self) -> None:
+        """Raises UserError unless the values make sense, by themselves and together; None is in all bounds."""
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value, least = getattr(self, field.name), self._at_least.get(field.name)
+            if isinstance(value, Options):
+                value.check()
+            elif least is not None and value is not None and value < least:
+                raise UserError(f"{flag(field.name)} must be at least {least}; got {value}.")
+        self._check()
+
+    def _check(self) -> None:
+        """What a subclass checks besides."""
+
+
+def flag(name: str) -> str:
+    """The flag of a field.
+
+    Examples:
+        >>> flag("num_layers")
+        '--num-layers'
+    """
+    return f"--{name.replace('_', '-')}"
 
 
 @dataclasses.dataclass(frozen=True)
-class BackboneOptions:
+class BackboneOptions(Options, at_least={"num_layers": 1, "num_heads": 1, "features": 1}):
     """The model."""
 
     attention: str = "softmax"
@@ -38,15 +64,7 @@ class BackboneOptions:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the computation (parameters stay float32); auto is bfloat16 on accelerators, float32 on CPU."""
 
-    def check(self) -> None:
-        """Raises UserError unless the sizes make sense; the mechanism is checked when the model is built."""
-        check_at_least(
-            {
-                "--num-layers": (self.num_layers, 1),
-                "--num-heads": (self.num_heads, 1),
-                "--features": (self.features, 1),
-            }
-        )
+    def _check(self) -> None:
         if self.features % self.num_heads:
             raise UserError(f"--num-heads must divide --features = {self.features}; got {self.num_heads}.")
         if self.qk_norm is not None and self.qk_norm <= 0:
@@ -76,7 +94,7 @@ def check_attention(spelling: str, *, flag: str = "--attention") -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerOptions:
+class OptimizerOptions(Options, at_least={"steps": 1, "batch_size": 1, "accumulate": 1, "warmup": 0}):
     """AdamW with linear warm-up, decay to zero and gradient clipping."""
 
     steps: int = 1000
@@ -113,16 +131,7 @@ class OptimizerOptions:
         """
         return round(self.warmup * self.steps if self.warmup < 1 else self.warmup)
 
-    def check(self) -> None:
-        """Raises UserError unless the values make sense."""
-        check_at_least(
-            {
-                "--steps": (self.steps, 1),
-                "--batch-size": (self.batch_size, 1),
-                "--accumulate": (self.accumulate, 1),
-                "--warmup": (self.warmup, 0),
-            }
-        )
+    def _check(self) -> None:
         if self.batch_size % self.accumulate:
             raise UserError(
                 f"--accumulate must divide --batch-size = {self.batch_size}; got {self.accumulate}."
@@ -134,7 +143,7 @@ class OptimizerOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationOptions:
+class EvaluationOptions(Options, at_least={"eval_every": 1, "log_every": 1}):
     """How often metrics are taken."""
 
     eval_every: int = 100
@@ -142,13 +151,9 @@ class EvaluationOptions:
     log_every: int = 10
     """Steps between training records."""
 
-    def check(self) -> None:
-        """Raises UserError unless the values make sense."""
-        check_at_least({"--eval-every": (self.eval_every, 1), "--log-every": (self.log_every, 1)})
-
 
 @dataclasses.dataclass(frozen=True)
-class RunOptions:
+class RunOptions(Options, at_least={"seed": 0, "seeds": 1, "keep": 1, "fsdp": 1}):
     """Seeds, files and devices."""
 
     seed: int = 0
@@ -171,20 +176,9 @@ class RunOptions:
     distributed: bool = False
     """Call jax.distributed.initialize(): one process of several. Implied by JAX_COORDINATOR_ADDRESS."""
 
-    def check(self) -> None:
-        """Raises UserError unless the values make sense."""
-        check_at_least(
-            {
-                "--seed": (self.seed, 0),
-                "--seeds": (self.seeds, 1),
-                "--keep": (self.keep, 1),
-                "--fsdp": (self.fsdp, 1),
-            }
-        )
-
 
 @dataclasses.dataclass(frozen=True)
-class TaskConfig:
+class TaskConfig(Options):
     """A run of a task, without its presets: subclasses give `model` and `data` their groups."""
 
     command: ClassVar[str] = ""
@@ -211,9 +205,3 @@ class TaskConfig:
         fields |= {"warmup": self.optimizer.warmup_steps, "seed": self.run.seed, "seeds": self.run.seeds}
         # A checkpoint gives tuples back as lists.
         return {name: list(x) if isinstance(x, tuple) else x for name, x in fields.items()}
-
-    def check(self) -> None:
-        """Raises UserError unless all groups make sense, by themselves and together."""
-        for group in (self.model, self.data, self.optimizer, self.evaluation, self.run):
-            if hasattr(group, "check"):
-                group.check()

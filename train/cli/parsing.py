@@ -3,19 +3,12 @@
 import itertools
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
+from train.cli.options import Options
 from train.errors import UserError
 
-
-class Checked(Protocol):
-    """A configuration that can check itself."""
-
-    def check(self) -> None:
-        """Raises UserError unless the values make sense."""
-
-
-Config = TypeVar("Config", bound=Checked)
+Config = TypeVar("Config", bound=Options)
 
 
 def parse(kind: type[Config], argv: Sequence[str], *, command: str, default: Config | None = None) -> Config:

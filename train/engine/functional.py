@@ -90,11 +90,7 @@ def functionalize(
         return nnx.merge(structure["graphdef"], state)
 
     def apply(
-        params: Params,
-        tokens: Int[Array, "B T"],
-        *,
-        dropout_key: PRNGKeyArray | None = None,
-        **inputs: Any,
+        params: Params, tokens: Int[Array, "B T"], *, dropout_key: PRNGKeyArray | None = None, **inputs: Any
     ) -> Float[Array, "..."]:
         return call(module(params), tokens, inputs, dropout_key)
 

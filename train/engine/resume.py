@@ -16,21 +16,17 @@ from train.errors import TrainingFailed, UserError
 LOCK = ".lock"
 # Everything a run writes: --overwrite deletes these and nothing else.
 WRITTEN = (
-    FOLDER,
-    f"{FOLDER}-unreadable",
-    "tensorboard",
-    "config.json",
-    "metrics.jsonl",
-    "summary.json",
-    "sample.txt",
-    "loss.png",
-    "gates.png",
-    "morlet.png",
-    "curves.png",
-    "confusion.png",
-    "predictions.csv",
+    *(
+        FOLDER,
+        f"{FOLDER}-unreadable",
+        "tensorboard",
+        "encoder",
+        "config.json",
+        "metrics.jsonl",
+        "summary.json",
+    ),
+    *("sample.txt", "predictions.csv", "loss.png", "gates.png", "morlet.png", "curves.png", "confusion.png"),
     "relevance.png",
-    "encoder",
 )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.cli.options import check_at_least
+from train.cli.options import Options
 from train.engine.metrics import mean, spread
 from train.errors import UserError
 from train.studies.tables import publish
@@ -23,7 +23,7 @@ Summary = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class StudyOptions:
+class StudyOptions(Options, at_least={"seeds": 1}):
     """Options of every study."""
 
     seeds: int = 3
@@ -36,10 +36,6 @@ class StudyOptions:
     """Markdown files in which to replace the table."""
     collect: bool = False
     """Train nothing; collect the finished runs."""
-
-    def check(self) -> None:
-        """Raises UserError unless the values make sense."""
-        check_at_least({"--seeds": (self.seeds, 1)})
 
 
 @dataclasses.dataclass(frozen=True)

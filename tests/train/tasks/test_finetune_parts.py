@@ -19,14 +19,7 @@ from train.errors import UserError
 from train.studies import heads as finetune_study
 from train.tasks.finetune.config import FinetuneOptimizer
 from train.tasks.finetune.model import make_optimizer, rate_share
-from train.tasks.shared.losses import (
-    balanced_weights,
-    binary_loss,
-    example_losses,
-    multilabel_loss,
-    probabilities,
-    softmax_loss,
-)
+from train.tasks.shared.losses import balanced_weights, example_loss, example_losses, probabilities
 from train.tasks.shared.scores import confusion, predictions, scores
 
 RNG = np.random.default_rng(0)
@@ -37,20 +30,24 @@ def test_losses_are_the_negative_log_probabilities_they_say():
     weights = np.array([1.0, 2.0, 0.5])
     chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     expected = -np.log(chances[np.arange(5), labels])
-    np.testing.assert_allclose(softmax_loss(jnp.asarray(logits), jnp.asarray(labels)), expected, rtol=1e-5)
-    got = softmax_loss(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(weights))
+    np.testing.assert_allclose(
+        example_loss("softmax", jnp.asarray(logits), jnp.asarray(labels)), expected, rtol=1e-5
+    )
+    got = example_loss("softmax", jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(weights))
     np.testing.assert_allclose(got, weights[labels] * expected, rtol=1e-5)
     np.testing.assert_allclose(probabilities("softmax", logits), chances, rtol=1e-12)
 
     several, yes = RNG.integers(0, 2, (5, 3)), 1 / (1 + np.exp(-logits))
     each = -np.log(np.where(several == 1, yes, 1 - yes))
-    got = multilabel_loss(jnp.asarray(logits), jnp.asarray(several))
+    got = example_loss("multilabel", jnp.asarray(logits), jnp.asarray(several))
     np.testing.assert_allclose(got, each.mean(1), rtol=1e-5)
     pairs = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
-    got = multilabel_loss(jnp.asarray(logits), jnp.asarray(several), jnp.asarray(pairs))
+    got = example_loss("multilabel", jnp.asarray(logits), jnp.asarray(several), jnp.asarray(pairs))
     np.testing.assert_allclose(got, (each * pairs[several, np.arange(3)]).mean(1), rtol=1e-5)
 
-    got = binary_loss(jnp.asarray(logits[:, :1]), jnp.asarray(several[:, 0]), jnp.array([2.0, 3.0]))
+    got = example_loss(
+        "binary", jnp.asarray(logits[:, :1]), jnp.asarray(several[:, 0]), jnp.array([2.0, 3.0])
+    )
     np.testing.assert_allclose(got, each[:, 0] * np.array([2.0, 3.0])[several[:, 0]], rtol=1e-5)
     np.testing.assert_allclose(
         probabilities("binary", logits[:, :1]), np.stack([1 - yes[:, 0], yes[:, 0]], 1)
@@ -58,8 +55,8 @@ def test_losses_are_the_negative_log_probabilities_they_say():
     # Large logits overflow nowhere.
     huge = np.array([[1e4, -1e4]])
     assert np.isfinite(probabilities("multilabel", huge)).all()
-    assert np.isfinite(multilabel_loss(jnp.asarray(huge), jnp.array([[0, 1]]))).all()
-    gradient = jax.grad(lambda x: binary_loss(x, jnp.array([0])).sum())(jnp.array([[1e4]]))
+    assert np.isfinite(example_loss("multilabel", jnp.asarray(huge), jnp.array([[0, 1]]))).all()
+    gradient = jax.grad(lambda x: example_loss("binary", x, jnp.array([0])).sum())(jnp.array([[1e4]]))
     np.testing.assert_allclose(gradient, 1.0)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from train.cli.options import check_at_least
+from train.cli.options import Options
 from train.cli.parsing import parse, split_rest
 from train.errors import UserError
 from train.studies.sweep.ledger import Ledger
@@ -21,7 +21,7 @@ OWN = (
 
 
 @dataclasses.dataclass(frozen=True)
-class SweepOptions:
+class SweepOptions(Options, at_least={"seeds": 1, "seed": 0, "num_features": 1}):
     """Trains on a task of the Long Range Arena with many attentions and seeds.
 
     The attentions are all pairs of --components and --weights, as features:COMPONENT-WEIGHTS:M, and --attentions.
@@ -57,15 +57,7 @@ class SweepOptions:
     retry_failed: bool = False
     """Repeat failed runs."""
 
-    def check(self) -> None:
-        """Raises UserError unless the values make sense."""
-        check_at_least(
-            {
-                "--seeds": (self.seeds, 1),
-                "--seed": (self.seed, 0),
-                "--num-features": (self.num_features, 1),
-            }
-        )
+    def _check(self) -> None:
         if self.devices is not None and len(set(self.devices)) < len(self.devices):
             raise UserError(f"--devices must differ from each other; got {' '.join(map(str, self.devices))}.")
         if not (self.components or self.weights or self.attentions):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from train.cli.options import Options
 from train.cli.parsing import parse
 from train.engine import plots
 from train.engine.metrics import clock, mean, spread
@@ -33,7 +34,7 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True)
-class ReportOptions:
+class ReportOptions(Options):
     """Writes a table and plots of sweeps, beside published figures.
 
     The table has a row for each attention: test accuracy as mean ± standard deviation over seeds, seconds a step,
@@ -49,8 +50,7 @@ class ReportOptions:
     tables: tuple[Path, ...] = ()
     """Markdown files in which to replace the table results:lra."""
 
-    def check(self) -> None:
-        """Raises UserError unless the values make sense."""
+    def _check(self) -> None:
         if not self.sweep:
             raise UserError("--sweep must be results of sweeps; got none.")
 

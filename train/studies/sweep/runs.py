@@ -148,11 +148,7 @@ def outcome(run: SweepRun, code: int, folder: Path, log: Path) -> dict[str, Any]
         return record | {"status": "finished"} | {name: summary[name] for name in KEPT}
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
-    return record | {
-        "status": "failed",
-        "code": code,
-        "message": (errors or lines or ["no output"])[-1],
-    }
+    return record | {"status": "failed", "code": code, "message": (errors or lines or ["no output"])[-1]}
 
 
 def _start(run: SweepRun, device: str | None, ledger: Ledger, sweep: Path, common: Sequence[str]) -> _Running:

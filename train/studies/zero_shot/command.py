@@ -9,7 +9,7 @@ from typing import Any
 from jaxattn import Tree
 from jaxattn.nn import RandomFeatures, parse_mechanism
 from jaxattn.tree.mechanism import Hierarchical
-from train.cli.options import check_at_least
+from train.cli.options import Options
 from train.cli.parsing import parse
 from train.data.token_examples import TextData, token_examples
 from train.errors import UserError
@@ -26,7 +26,7 @@ FEATURES = tuple(f"{pair}:{m}" for pair in ("oprf-orf", "sderf-orf", "aderf-orf"
 
 
 @dataclasses.dataclass(frozen=True)
-class ZeroShotConfig:
+class ZeroShotConfig(Options, at_least={"seeds": 1, "batch_size": 1, "repeats": 1}):
     """Measures a fine-tuned classifier with other attention in some of its layers, without any training.
 
     Trees, with a token's attention to itself and without (as published), and random features replace softmax. A JSON
@@ -61,11 +61,6 @@ class ZeroShotConfig:
     """The JSON; by default benchmarks/results/zero_shot_DATASET.json."""
     tables: tuple[Path, ...] = ()
     """Markdown files whose table to renew."""
-
-    def check(self) -> None:
-        """Raises unless the numbers make sense."""
-        limits = {"--seeds": self.seeds, "--batch-size": self.batch_size, "--repeats": self.repeats}
-        check_at_least({flag: (value, 1) for flag, value in limits.items()})
 
 
 def main(argv: Sequence[str]) -> int:

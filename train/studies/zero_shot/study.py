@@ -26,6 +26,7 @@ from train.studies.zero_shot.measure import (
     seconds_interleaved,
 )
 from train.tasks.shared.losses import probabilities
+from train.tasks.shared.options import LossKind
 from train.tasks.shared.scores import predictions
 
 DIVERGENCE_TEXTS = 256
@@ -37,7 +38,7 @@ def study(
     data: TextData,
     variants: Sequence[Variant],
     *,
-    loss: str,
+    loss: LossKind,
     batch_size: int,
     repeats: int,
     long: Sequence[int],

@@ -4,20 +4,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from train.cli.options import (
-    BackboneOptions,
-    EvaluationOptions,
-    OptimizerOptions,
-    TaskConfig,
-    check_at_least,
-)
+from train.cli.options import BackboneOptions, EvaluationOptions, OptimizerOptions, Options, TaskConfig
 from train.cli.parsing import parse_with_presets
 
 Preset = Literal["demo", "study", "paper"]
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig(BackboneOptions):
+class ModelConfig(BackboneOptions, at_least={"context_length": 2}):
     """The model."""
 
     context_length: int = 128
@@ -25,14 +19,9 @@ class ModelConfig(BackboneOptions):
     allow_leak: bool = False
     """Allow gate=sequence in this causal model: it sees later characters (only to re-run the paper)."""
 
-    def check(self) -> None:
-        """Raises UserError unless the sizes make sense."""
-        super().check()
-        check_at_least({"--context-length": (self.context_length, 2)})
-
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Options):
     """The text."""
 
     corpus: Literal["reference", "tinyshakespeare"] = "reference"
@@ -44,7 +33,9 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationConfig(EvaluationOptions):
+class EvaluationConfig(
+    EvaluationOptions, at_least={"eval_windows": 1, "prefix_windows": 0, "sample_tokens": 0, "temperature": 0}
+):
     """What is measured, how often, and the report at the end."""
 
     eval_windows: int | None = 64
@@ -57,18 +48,6 @@ class EvaluationConfig(EvaluationOptions):
     """Characters to sample at the end; 0 skips it."""
     temperature: float = 0.8
     """Of that sample."""
-
-    def check(self) -> None:
-        """Raises UserError unless the values make sense."""
-        super().check()
-        check_at_least(
-            {
-                "--eval-windows": (self.eval_windows, 1),
-                "--prefix-windows": (self.prefix_windows, 0),
-                "--sample-tokens": (self.sample_tokens, 0),
-                "--temperature": (self.temperature, 0),
-            }
-        )
 
 
 @dataclasses.dataclass(frozen=True)

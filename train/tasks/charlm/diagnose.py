@@ -12,7 +12,7 @@ import numpy as np
 import jaxattn
 from jaxattn.models import LanguageModel
 from jaxattn.nn import MechanismModule
-from train.cli.options import check_at_least
+from train.cli.options import Options
 from train.cli.parsing import parse
 from train.errors import UserError
 from train.tasks.charlm.config import DataConfig
@@ -22,7 +22,7 @@ from train.tasks.charlm.windows import consecutive_windows
 
 
 @dataclasses.dataclass(frozen=True)
-class DiagnoseConfig:
+class DiagnoseConfig(Options, at_least={"windows": 1}):
     """Measures, layer by layer, how well random features approximate a checkpoint's softmax attention."""
 
     checkpoint: str
@@ -34,10 +34,6 @@ class DiagnoseConfig:
     """Numbers of features to try."""
     save: str | None = None
     """Also write the queries, keys and values of all layers, (layers * windows, T, N, H), into this .npz file."""
-
-    def check(self) -> None:
-        """Raises UserError unless the values make sense."""
-        check_at_least({"--windows": (self.windows, 1)})
 
 
 class Tensors(NamedTuple):

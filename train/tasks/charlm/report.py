@@ -22,10 +22,7 @@ from train.tasks.charlm.windows import consecutive_windows
 
 
 def finish(
-    config: CharLMConfig,
-    corpus: Corpus,
-    run: Run,
-    evaluate: Callable[[Params, np.ndarray], list[float]],
+    config: CharLMConfig, corpus: Corpus, run: Run, evaluate: Callable[[Params, np.ndarray], list[float]]
 ) -> dict[str, Any]:
     """Measures the final parameters on all validation windows and writes the report.
 

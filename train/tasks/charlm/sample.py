@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxattn.models import LanguageModel, generate
-from train.cli.options import check_at_least
+from train.cli.options import Options
 from train.cli.parsing import parse
 from train.engine.trained import load_trained
 from train.errors import UserError
@@ -17,7 +17,7 @@ from train.tasks.charlm.model import language_model
 
 
 @dataclasses.dataclass(frozen=True)
-class SampleConfig:
+class SampleConfig(Options, at_least={"tokens": 1}):
     """Generates text with a trained model, character by character, with cached decoding."""
 
     checkpoint: str
@@ -36,10 +36,6 @@ class SampleConfig:
     """Which checkpoint; by default the best by validation loss."""
     model_seed: int | None = None
     """Which of the trained seeds; by default the first."""
-
-    def check(self) -> None:
-        """Raises UserError unless the values make sense."""
-        check_at_least({"--tokens": (self.tokens, 1)})
 
 
 def main(argv: Sequence[str]) -> int:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-from train.cli.options import EvaluationOptions, OptimizerOptions, TaskConfig, check_at_least
+from train.cli.options import EvaluationOptions, OptimizerOptions, TaskConfig
 from train.cli.parsing import parse_with_presets
 from train.errors import UserError
 from train.tasks.shared.options import ClassifierOptions, TextOptions
@@ -23,7 +23,7 @@ class ClassifyModel(ClassifierOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassifyData(TextOptions):
+class ClassifyData(TextOptions, at_least={"max_length": 1, "vocabulary": 3, "max_branching": 2}):
     """The texts."""
 
     dataset: Literal["sst2", "imdb", "files"] = "sst2"
@@ -34,17 +34,6 @@ class ClassifyData(TextOptions):
     """Word ids, the most frequent words of the training texts; all others share one id."""
     max_branching: int | None = None
     """With --attention tree: most children of a node; longer sentences and paragraphs are split. By default 32."""
-
-    def check(self) -> None:
-        """Raises UserError unless the values make sense."""
-        super().check()
-        check_at_least(
-            {
-                "--max-length": (self.max_length, 1),
-                "--vocabulary": (self.vocabulary, 3),
-                "--max-branching": (self.max_branching, 2),
-            }
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +61,7 @@ class ClassifyConfig(TaskConfig):
             raise UserError(f"--attention: {error}") from error
         return (self.data.max_branching or DEFAULT_BRANCHING) if mechanism.needs_tree else None
 
-    def check(self) -> None:
-        """Raises UserError unless the values make sense together."""
-        super().check()
+    def _check(self) -> None:
         if self.data.max_branching is not None and self.max_branching() is None:
             raise UserError(
                 f"--max-branching is for --attention tree, which reads each text's tree; got --attention "

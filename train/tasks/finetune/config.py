@@ -7,21 +7,22 @@ from typing import Any, ClassVar, Literal
 from train.cli.options import (
     EvaluationOptions,
     OptimizerOptions,
+    Options,
     TaskConfig,
-    check_at_least,
     check_attention,
     check_dropout,
+    flag,
 )
 from train.cli.parsing import parse_with_presets
 from train.errors import UserError
-from train.tasks.shared.options import TextOptions
+from train.tasks.shared.options import LossKind, TextOptions
 
 Preset = Literal["irony", "emotion", "sst2"]
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 @dataclasses.dataclass(frozen=True)
-class FinetuneModel:
+class FinetuneModel(Options):
     """The encoder and the head."""
 
     encoder: str = MINILM
@@ -57,12 +58,11 @@ class FinetuneModel:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the computation (parameters stay float32); auto is bfloat16 on accelerators, float32 on CPU."""
 
-    def check(self) -> None:
-        """Raises UserError unless the flags belong to --head and make sense."""
+    def _check(self) -> None:
         default = FinetuneModel()
 
         def given(names: Sequence[str]) -> list[str]:
-            return [f"--{n.replace('_', '-')}" for n in names if getattr(self, n) != getattr(default, n)]
+            return [flag(name) for name in names if getattr(self, name) != getattr(default, name)]
 
         if self.head != "inceptive" and (flags := given(INCEPTIVE_ONLY)):
             raise UserError(f"{flags[0]} is for --head inceptive; got it with --head {self.head}.")
@@ -85,24 +85,22 @@ INCEPTIVE_ONLY = (
 
 
 @dataclasses.dataclass(frozen=True)
-class FinetuneData(TextOptions):
+class FinetuneData(TextOptions, at_least={"max_length": 3}):
     """The texts."""
 
     dataset: Literal["irony", "emotion", "sst2", "files"] = "irony"
     """irony and emotion (TweetEval) and sst2 are downloaded once and checked; files are your own."""
     max_length: int = 128
     """Tokens of a text at most; longer texts are cut, and their number is printed."""
-    loss: Literal["softmax", "binary", "multilabel"] = "softmax"
+    loss: LossKind = "softmax"
     """softmax: one of several classes. binary: one logit for two classes. multilabel: any number of labels a text."""
     label_separator: str | None = None
     """With --loss multilabel: what separates the labels of a text; by default a comma."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: rare classes count as much as frequent ones."""
 
-    def check(self) -> None:
-        """Raises UserError unless the values make sense."""
-        super().check()
-        check_at_least({"--max-length": (self.max_length, 3)})
+    def _check(self) -> None:
+        super()._check()
         if self.label_separator is not None and self.loss != "multilabel":
             raise UserError(f"--label-separator is for --loss multilabel; got it with --loss {self.loss}.")
         if self.label_separator == "":
@@ -110,7 +108,7 @@ class FinetuneData(TextOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class FinetuneOptimizer(OptimizerOptions):
+class FinetuneOptimizer(OptimizerOptions, at_least={"steps": 0, "epochs": 1}):
     """AdamW with linear warm-up, cosine decay to zero and gradient clipping."""
 
     steps: int = 0
@@ -131,10 +129,9 @@ class FinetuneOptimizer(OptimizerOptions):
     weight_decay: float = 1e-3
     """On matrices only; norms, biases and gate parameters do not decay."""
 
-    def check(self) -> None:
-        """Raises UserError unless the values make sense, with any number of steps where epochs decide."""
-        check_at_least({"--steps": (self.steps, 0), "--epochs": (self.epochs, 1)})
-        OptimizerOptions.check(self if self.steps else dataclasses.replace(self, steps=2**31))
+    def _check(self) -> None:
+        # Any warm-up may do where epochs decide on the steps.
+        OptimizerOptions._check(self if self.steps else dataclasses.replace(self, steps=2**31))
         if not 0 < self.layerwise_decay <= 1:
             raise UserError(f"--layerwise-decay must be above 0 and at most 1; got {self.layerwise_decay}.")
         if self.head_lr is not None and self.head_lr <= 0:
@@ -142,7 +139,7 @@ class FinetuneOptimizer(OptimizerOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class FinetuneEvaluation(EvaluationOptions):
+class FinetuneEvaluation(EvaluationOptions, at_least={"eval_every": 0, "patience": 1, "relevance_texts": 0}):
     """What is measured, how often."""
 
     eval_every: int = 0
@@ -151,17 +148,6 @@ class FinetuneEvaluation(EvaluationOptions):
     """Stop after so many evaluations without a better macro-F1 (mean over seeds); by default never."""
     relevance_texts: int = 6
     """Texts whose tokens are coloured by their relevance in relevance.png; 0 for no picture."""
-
-    def check(self) -> None:
-        """Raises UserError unless the values make sense."""
-        check_at_least(
-            {
-                "--eval-every": (self.eval_every, 0),
-                "--log-every": (self.log_every, 1),
-                "--patience": (self.patience, 1),
-                "--relevance-texts": (self.relevance_texts, 0),
-            }
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,9 +170,7 @@ class FinetuneConfig(TaskConfig):
         """Everything but the texts that changes the trained numbers."""
         return super().identity() | {"loss": self.data.loss, "class_weights": self.data.class_weights}
 
-    def check(self) -> None:
-        """Raises UserError unless the values make sense together."""
-        super().check()
+    def _check(self) -> None:
         if self.model.freeze_encoder and self.optimizer.layerwise_decay != 1:
             raise UserError(
                 "--layerwise-decay is for encoders that are trained; got it with --freeze-encoder."

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train.cli.options import check_at_least
+from train.cli.options import Options
 from train.cli.parsing import parse
 from train.data.buckets import Buckets
 from train.data.sequences import Sequences
@@ -24,11 +24,12 @@ from train.tasks.finetune.command import ENCODER_FOLDER
 from train.tasks.finetune.config import FinetuneModel
 from train.tasks.finetune.model import text_classifier
 from train.tasks.shared.losses import num_outputs, probabilities
+from train.tasks.shared.options import LossKind
 from train.tasks.shared.scores import predictions
 
 
 @dataclasses.dataclass(frozen=True)
-class PredictConfig:
+class PredictConfig(Options, at_least={"batch_size": 1}):
     """Labels texts with a model that `finetune` trained: from a file, or from standard input, one text a line."""
 
     run: str
@@ -45,10 +46,6 @@ class PredictConfig:
     """Which of the trained seeds; by default the first."""
     batch_size: int = 32
     """Texts at a time."""
-
-    def check(self) -> None:
-        """Raises UserError unless the values make sense."""
-        check_at_least({"--batch-size": (self.batch_size, 1)})
 
 
 def main(argv: Sequence[str]) -> int:
@@ -81,7 +78,7 @@ class Trained:
     functional: Functional
     params: Params
     classes: tuple[str, ...]
-    loss: str
+    loss: LossKind
     max_length: int
 
     def predict(

@@ -8,14 +8,14 @@ from typing import Any, ClassVar, Literal
 from train.cli.options import (
     EvaluationOptions,
     OptimizerOptions,
+    Options,
     TaskConfig,
-    check_at_least,
     check_attention,
+    flag,
 )
 from train.cli.parsing import named_in, parse_with_presets
 from train.data.generators.listops_trees import TreeSpec
 from train.errors import UserError
-from train.tasks.lra.checks import check_data
 from train.tasks.lra.registry import LRA_TASKS, LRAConfig
 from train.tasks.shared.options import ClassifierOptions
 
@@ -23,7 +23,7 @@ Task = Literal["listops", "text", "retrieval", "image", "pathfinder"]
 
 
 @dataclasses.dataclass(frozen=True)
-class LRAModelConfig(ClassifierOptions):
+class LRAModelConfig(ClassifierOptions, at_least={"head_features": 1}):
     """The model; the defaults are those of the published set-up."""
 
     num_heads: int = 2
@@ -33,17 +33,15 @@ class LRAModelConfig(ClassifierOptions):
     head_features: int = 128
     """Width of the hidden layer between the pooled vector (for retrieval: the two) and the classes."""
 
-    def check(self) -> None:
-        """Raises UserError unless the sizes and the mechanism make sense."""
-        super().check()
-        check_at_least({"--head-features": (self.head_features, 1)})
+    def _check(self) -> None:
+        super()._check()
         if int(self.mlp_ratio * self.features) < 1:
             raise UserError(f"--mlp-ratio must give the MLPs a width of at least 1; got {self.mlp_ratio}.")
         check_attention(self.attention)
 
 
 @dataclasses.dataclass(frozen=True)
-class LRADataConfig:
+class LRADataConfig(Options, at_least={"max_length": 1, "min_length": 0, "data_seed": 0, "workers": 1}):
     """The data. None takes what the task is published with."""
 
     data_path: str | None = None
@@ -113,10 +111,31 @@ class LRARunConfig(TaskConfig):
         """The run folder."""
         return self.run.out or f"runs/lra-{self.task}-{self.preset}-{slug(self.model.attention)}"
 
-    def check(self) -> None:
-        """Raises UserError unless the values make sense together."""
-        super().check()
-        check_data(self)
+    def _check(self) -> None:
+        data, task = self.data, self.task
+        files = task == "pathfinder" and data.data_path is not None
+        drawn = task in ("listops", "pathfinder") and not files
+        for names, fine, whose in (
+            (["data_path"], task != "listops", "the tasks that are read from files"),
+            (["min_length", "max_depth"], task == "listops", "listops"),
+            (["max_length"], task in ("listops", "text", "retrieval"), "listops, text and retrieval"),
+            (["contour_length", "distractors"], task == "pathfinder" and not files, "pathfinder, generated"),
+            (["data_seed", "workers"], drawn, "listops and pathfinder, generated"),
+            (["data_cache"], task in ("listops", "pathfinder"), "listops and pathfinder"),
+        ):
+            for name in names:
+                if getattr(data, name) is not None and not fine:
+                    raise UserError(f"{flag(name)} is for {whose}; got it with --task {task}.")
+        if not data.closing_brackets and task != "listops":
+            raise UserError(f"--no-closing-brackets is for listops; got it with --task {task}.")
+        if data.sizes is not None and min(data.sizes) < 1:
+            raise UserError(f"--sizes must be at least 1 each; got {' '.join(map(str, data.sizes))}.")
+        for name, least, most in (("contour_length", 2, 14), ("distractors", 0, 5), ("max_depth", 2, 20)):
+            value = getattr(data, name)
+            if value is not None and not least <= value <= most:
+                raise UserError(f"{flag(name)} must be {least} to {most}; got {value}.")
+        if task == "listops":
+            self.data_config()  # raises where no length is between the bounds
 
     def data_config(self) -> LRAConfig:
         """Which data of the task."""

@@ -1,7 +1,6 @@
-"""Losses of classifiers as pure functions of logits and labels: softmax, binary, or several labels."""
+"""Losses of classifiers: one of several classes, yes or no, or any number of labels."""
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,105 +11,61 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from train.engine.functional import Functional, Params
 from train.engine.loop import Loss, cross_entropy
+from train.tasks.shared.options import LossKind
 
-LossKind = Literal["softmax", "binary", "multilabel"]
 
-
-def softmax_loss(
-    logits: Float[Array, "B C"], labels: Int[Array, " B"], class_weights: Float[Array, " C"] | None = None
+def example_loss(
+    kind: LossKind,
+    logits: Float[Array, "B C"],
+    labels: Int[Array, " B"] | Int[Array, "B C"],
+    class_weights: Float[Array, "..."] | None = None,
 ) -> Float[Array, " B"]:
-    """w_y · −log softmax(logits)_y in nats.
+    """w · −log p(label) of every example, in nats and float32.
 
     Args:
-        logits: one a class.
-        labels: y, the number of the class.
-        class_weights: w; None for 1.
-
-    Returns:
-        The loss of every example, in float32.
+        kind: "softmax" over the logits; "binary", one logit z with p(1) = sigmoid(z); or "multilabel", the mean over
+            labels that are each binary.
+        logits: one a class; (B, 1) for "binary".
+        labels: number of the class; for "multilabel" 0 or 1 for each label.
+        class_weights: w, (C,) by class, (2,) for "binary", or (2, C) by value and label; None for 1.
 
     Examples:
-        >>> softmax_loss(jnp.zeros((1, 4)), jnp.array([2]), jnp.array([1.0, 1.0, 2.0, 1.0])) / jnp.log(4)
+        >>> example_loss("softmax", jnp.zeros((1, 4)), jnp.array([2]), jnp.array([1.0, 1.0, 2.0, 1.0])) / jnp.log(4)
         Array([2.], dtype=float32)
-    """
-    loss = cross_entropy(logits, labels)
-    return loss if class_weights is None else loss * class_weights[labels]
-
-
-def binary_loss(
-    logits: Float[Array, "B 1"], labels: Int[Array, " B"], class_weights: Float[Array, " 2"] | None = None
-) -> Float[Array, " B"]:
-    """w_y · −log p(y), with p(1) = sigmoid(logit): one logit for two classes.
-
-    Args:
-        logits: one.
-        labels: y, 0 or 1.
-        class_weights: w of y = 0 and 1; None for 1.
-
-    Returns:
-        The loss of every example, in float32.
-    """
-    weights = None if class_weights is None else class_weights[:, None]
-    return multilabel_loss(logits, labels[:, None], weights)
-
-
-def multilabel_loss(
-    logits: Float[Array, "B C"], labels: Int[Array, "B C"], class_weights: Float[Array, "2 C"] | None = None
-) -> Float[Array, " B"]:
-    """The mean over the labels c of w_yc · −log p(y_c), with p(1) = sigmoid(logit): the labels are independent.
-
-    Args:
-        logits: one a label.
-        labels: y, 0 or 1 each.
-        class_weights: w of y = 0 and 1 for each label; None for 1.
-
-    Returns:
-        The loss of every example, in float32.
-
-    Examples:
-        >>> multilabel_loss(jnp.zeros((1, 2)), jnp.array([[1, 0]])) / jnp.log(2)
+        >>> example_loss("multilabel", jnp.zeros((1, 2)), jnp.array([[1, 0]])) / jnp.log(2)
         Array([1.], dtype=float32)
     """
-    wanted = labels.astype(jnp.float32)
-    loss = optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), wanted)
+    if kind == "softmax":
+        loss = cross_entropy(logits, labels)
+        return loss if class_weights is None else loss * class_weights[labels]
+    if kind == "binary":
+        labels, class_weights = labels[:, None], None if class_weights is None else class_weights[:, None]
+    loss = optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), labels.astype(jnp.float32))
     if class_weights is not None:
         loss = loss * jnp.where(labels == 1, class_weights[1], class_weights[0])
     return loss.mean(axis=-1)
 
 
-LOSSES: dict[str, Callable[..., Array]] = {
-    "softmax": softmax_loss,
-    "binary": binary_loss,
-    "multilabel": multilabel_loss,
-}
-
-
-def num_outputs(kind: str, classes: int) -> int:
+def num_outputs(kind: LossKind, classes: int) -> int:
     """How many logits a loss reads."""
     return 1 if kind == "binary" else classes
 
 
-def make_loss(kind: str, class_weights: np.ndarray | None = None) -> Loss:
-    """The weighted mean of a loss over the rows of a batch, for `loop.make_train_step`.
-
-    Args:
-        kind: a name of `LOSSES`.
-        class_weights: see there.
-    """
+def make_loss(kind: LossKind, class_weights: np.ndarray | None = None) -> Loss:
+    """The weighted mean of `example_loss` over the rows of a batch, for `loop.make_train_step`."""
     weights = None if class_weights is None else jnp.asarray(class_weights, jnp.float32)
 
     def loss(
         model: Functional, params: Params, batch: dict[str, Any], key: PRNGKeyArray
     ) -> tuple[Array, Params]:
-        logits, held = model.train_apply(
-            params, batch["tokens"], key, token_mask=batch["mask"], tree=batch["tree"]
-        )
-        return (batch["weights"] * LOSSES[kind](logits, batch["labels"], weights)).mean(), held
+        inputs = {"token_mask": batch["mask"], "tree": batch["tree"]}
+        logits, held = model.train_apply(params, batch["tokens"], key, **inputs)
+        return (batch["weights"] * example_loss(kind, logits, batch["labels"], weights)).mean(), held
 
     return loss
 
 
-def balanced_weights(kind: str, labels: np.ndarray, classes: int) -> np.ndarray:
+def balanced_weights(kind: LossKind, labels: np.ndarray, classes: int) -> np.ndarray:
     """Weights that make all classes count alike: examples / (number of classes · examples of the class).
 
     Args:
@@ -119,7 +74,7 @@ def balanced_weights(kind: str, labels: np.ndarray, classes: int) -> np.ndarray:
         classes: how many there are.
 
     Returns:
-        As the loss reads them: (C,), (2,), or (2, C) for "multilabel".
+        As `example_loss` reads them: (C,), (2,), or (2, C) for "multilabel".
 
     Examples:
         >>> balanced_weights("softmax", np.array([0, 0, 0, 1]), 2)
@@ -132,7 +87,7 @@ def balanced_weights(kind: str, labels: np.ndarray, classes: int) -> np.ndarray:
     return len(labels) / (len(counts) * np.maximum(counts, 1))
 
 
-def probabilities(kind: str, logits: np.ndarray) -> np.ndarray:
+def probabilities(kind: LossKind, logits: np.ndarray) -> np.ndarray:
     """Probabilities (..., C) of the classes or labels, float64, from logits.
 
     Examples:
@@ -146,6 +101,7 @@ def probabilities(kind: str, logits: np.ndarray) -> np.ndarray:
     return np.concatenate([1 - yes, yes], axis=-1) if kind == "binary" else yes
 
 
-def example_losses(kind: str, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The unweighted loss of every example and seed: (seeds, examples), from logits (seeds, examples, outputs)."""
-    return np.asarray(jax.vmap(lambda one: LOSSES[kind](one, jnp.asarray(labels)))(jnp.asarray(logits)))
+def example_losses(kind: LossKind, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The unweighted loss of every seed and example (seeds, examples), from logits (seeds, examples, outputs)."""
+    loss = jax.vmap(lambda one: example_loss(kind, one, jnp.asarray(labels)))
+    return np.asarray(loss(jnp.asarray(logits)))

@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from train.cli.options import BackboneOptions
+from train.cli.options import BackboneOptions, Options, flag
 from train.data.text_classification import LabelledTexts, load_files
 from train.errors import UserError
+
+LossKind = Literal["softmax", "binary", "multilabel"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +20,7 @@ class ClassifierOptions(BackboneOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class TextOptions:
+class TextOptions(Options):
     """Labelled texts: a named data set, or files."""
 
     dataset: str = "files"
@@ -38,8 +40,7 @@ class TextOptions:
     validation_share: float | None = None
     """Share of the training texts held out where there is no --validation-file; by default 0.1."""
 
-    def check(self) -> None:
-        """Raises UserError unless the flags of files belong to --dataset and make sense."""
+    def _check(self) -> None:
         own = (
             "train_file",
             "validation_file",
@@ -51,8 +52,9 @@ class TextOptions:
         if self.dataset != "files":
             for name in own:
                 if getattr(self, name) is not None:
-                    flag = f"--{name.replace('_', '-')}"
-                    raise UserError(f"{flag} is for --dataset files; got it with --dataset {self.dataset}.")
+                    raise UserError(
+                        f"{flag(name)} is for --dataset files; got it with --dataset {self.dataset}."
+                    )
             return
         if self.train_file is None:
             raise UserError("--dataset files needs --train-file.")
@@ -75,7 +77,7 @@ class TextOptions:
         """
         if self.dataset != "files":
             return named[self.dataset](self.data_path)
-        assert self.train_file is not None, "check() requires it"
+        assert self.train_file is not None, "checked"
         return load_files(
             self.train_file,
             self.validation_file,

@@ -19,6 +19,7 @@ from train.engine.metrics import clock, mean, mean_and_spread
 from train.engine.provenance import over_seeds, peak_memory, provenance
 from train.engine.run import Run
 from train.tasks.shared.losses import probabilities
+from train.tasks.shared.options import LossKind
 from train.tasks.shared.scores import confusion, predictions, scores
 
 CELLS = ("true negative", "false positive", "false negative", "true positive")
@@ -53,7 +54,7 @@ def finish(
     run: Run,
     predict: Callable[[Params, str], np.ndarray],
     *,
-    loss: str,
+    loss: LossKind,
     separator: str,
     more: Callable[[Run, Measured], None] | None,
     shapes: int,
@@ -66,7 +67,7 @@ def finish(
         data: the task.
         run: finished.
         predict: (parameters, name of a part) -> logits (seeds, examples, outputs).
-        loss: a name of `losses.LOSSES`.
+        loss: which; see `losses.example_loss`.
         separator: between several labels of an example.
         more: adds to the report.
         shapes: how many batch shapes were compiled.
@@ -141,7 +142,9 @@ def finish(
     return summary
 
 
-def _plot_confusion(loss: str, counts: np.ndarray, classes: Sequence[str], path: Path, title: str) -> None:
+def _plot_confusion(
+    loss: LossKind, counts: np.ndarray, classes: Sequence[str], path: Path, title: str
+) -> None:
     if loss == "multilabel":
         plots.heatmap(counts.tolist(), classes, CELLS, path, title=title, axes=("label", "texts"))
     else:

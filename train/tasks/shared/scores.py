@@ -3,9 +3,10 @@
 import numpy as np
 
 from train.tasks.shared.losses import example_losses, probabilities
+from train.tasks.shared.options import LossKind
 
 
-def scores(kind: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, list[float]]:
+def scores(kind: LossKind, logits: np.ndarray, labels: np.ndarray) -> dict[str, list[float]]:
     """The numbers of each seed.
 
     Args:
@@ -23,12 +24,12 @@ def scores(kind: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, list[
     return columns | {"loss": example_losses(kind, logits, labels).mean(axis=1, dtype=np.float64).tolist()}
 
 
-def predictions(kind: str, chances: np.ndarray) -> np.ndarray:
+def predictions(kind: LossKind, chances: np.ndarray) -> np.ndarray:
     """The most likely class, or for "multilabel" every label that is likelier than not, as 0 and 1."""
     return (chances > 0.5).astype(np.int32) if kind == "multilabel" else chances.argmax(axis=-1)
 
 
-def confusion(kind: str, predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+def confusion(kind: LossKind, predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """Numbers of examples (seeds, true class, predicted class); for "multilabel" (seeds, label, cell).
 
     The cells of a label are true negatives, false positives, false negatives and true positives.
@@ -46,7 +47,7 @@ def confusion(kind: str, predicted: np.ndarray, labels: np.ndarray, classes: int
     return np.stack(found)
 
 
-def _one_seed(kind: str, chances: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def _one_seed(kind: LossKind, chances: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     from sklearn import metrics  # takes half a second to import
 
     predicted = predictions(kind, chances)

@@ -22,6 +22,7 @@ from train.engine.metrics import clock, mean, mean_and_spread
 from train.engine.run import Checked, Run
 from train.tasks.shared.losses import make_loss
 from train.tasks.shared.model import describe_classifier, sequence_classifier
+from train.tasks.shared.options import LossKind
 from train.tasks.shared.prediction import make_predict
 from train.tasks.shared.report import Measured, finish
 from train.tasks.shared.scores import scores
@@ -35,8 +36,7 @@ class Recipe:
     """(config, data, a batch (seeds, B, ...) to trace the model with) -> the model as functions."""
     describe: Callable[[Any, Any, Functional], Sequence[str]] = describe_classifier
     """(config, data, model) -> lines about the model."""
-    loss: str = "softmax"
-    """A name of `losses.LOSSES`."""
+    loss: LossKind = "softmax"
     class_weights: np.ndarray | None = None
     """See `losses.balanced_weights`."""
     optimizer: Callable[[Collection[str]], optax.GradientTransformation] | None = None
