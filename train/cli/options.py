@@ -173,6 +173,8 @@ class RunOptions(Options, at_least={"seed": 0, "seeds": 1, "keep": 1, "fsdp": 1}
     """Newest checkpoints to keep, next to the best on the validation data."""
     fsdp: int = 1
     """Devices over which the parameters are split; the others split the batch only."""
+    compilation_cache: bool = True
+    """Keep compiled programs for later runs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
     distributed: bool = False
     """Call jax.distributed.initialize(): one process of several. Implied by JAX_COORDINATOR_ADDRESS."""
 

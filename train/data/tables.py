@@ -1,9 +1,11 @@
 """Texts with labels out of tables: tab-separated, comma-separated or JSON lines."""
 
+import collections
 import csv
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -104,13 +106,38 @@ _READERS: dict[str, Callable[[IO[str], Path], Iterator[tuple[int, dict[str, Any]
 }
 
 
-def split_by_hash(texts: Texts, count: int) -> tuple[Texts, Texts]:
-    """The others, and the `count` texts with the smallest SHA-256 of their names; both in their order."""
+def split_labels(label: str, separator: str | None) -> list[str]:
+    """The labels of a text from its column; without a separator there is one.
+
+    Examples:
+        >>> split_labels("a; b", ";"), split_labels("a; b", None)
+        (['a', 'b'], ['a; b'])
+    """
+    return [label] if separator is None else [x for x in map(str.strip, label.split(separator)) if x]
+
+
+def split_by_hash(texts: Texts, count: int, *, separator: str | None = None) -> tuple[Texts, Texts]:
+    """The others, and the `count` texts with the smallest SHA-256 of their names; both in their order.
+
+    A text stays with the others if it is their last one with some label: fewer are then split off.
+
+    Args:
+        texts: to split.
+        count: texts of the second part.
+        separator: between several labels of a text; None for one.
+    """
     ranked = sorted(range(len(texts.ids)), key=lambda i: hashlib.sha256(texts.ids[i].encode()).hexdigest())
-    chosen = set(ranked[:count])
+    labels = [set(split_labels(label, separator)) for label in texts.labels]
+    left = collections.Counter(itertools.chain.from_iterable(labels))
+    chosen: set[int] = set()
+    for i in ranked:
+        if len(chosen) < count and all(left[label] > 1 for label in labels[i]):
+            chosen.add(i)
+            left.subtract(labels[i])
     places = range(len(texts.ids))
-    return take(texts, [i for i in places if i not in chosen]), take(
-        texts, [i for i in places if i in chosen]
+    return (
+        take(texts, [i for i in places if i not in chosen]),
+        take(texts, [i for i in places if i in chosen]),
     )
 
 

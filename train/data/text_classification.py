@@ -53,6 +53,17 @@ class LabelledTexts:
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: part for name, part in parts.items() if part is not None}
 
+    def repeated(self) -> list[str]:
+        """A note where texts of other parts are also training texts, so that their scores do not generalise."""
+        seen = set(self.train.texts)
+        counts = {
+            name: sum(text in seen for text in part.texts)
+            for name, part in self.parts().items()
+            if name != "train"
+        }
+        found = [f"{count:,} {name}" for name, count in counts.items() if count]
+        return [f"also among the training texts: {', '.join(found)} texts"] if found else []
+
 
 def load_sst2(data_path: str | None = None) -> LabelledTexts:
     """SST-2 as three files of sentences (training: phrases too) with labels 0 and 1.
@@ -121,16 +132,19 @@ def load_files(
     text_column: str,
     label_column: str,
     validation_share: float = 0.1,
+    label_separator: str | None = None,
 ) -> LabelledTexts:
     """The user's own files; see `read_table`.
 
     Args:
         train: to train on.
-        validation: to choose the best checkpoint by; None takes a share of `train`, chosen by hash.
+        validation: to choose the best checkpoint by; None takes a share of `train`, chosen by hash, without the last
+            text of any label.
         test: for the numbers at the end; None for no test.
         text_column: name of the column of texts.
         label_column: name of the column of labels.
         validation_share: that share.
+        label_separator: between several labels of a text; None for one.
 
     Raises:
         UserError: a file or a column is missing, or a part would be empty.
@@ -146,7 +160,12 @@ def load_files(
                 f"--validation-share {validation_share} of {len(parts.texts)} texts leaves {count} for validation; "
                 "give --validation-file or another share."
             )
-        parts, kept = split_by_hash(parts, count)
+        parts, kept = split_by_hash(parts, count, separator=label_separator)
+        if not kept.texts:
+            raise UserError(
+                "every text is the only one with some label, so that none is left for validation; give "
+                "--validation-file."
+            )
     tested = None if test is None else read_table(Path(test), **columns)
     return LabelledTexts(Path(train).name, parts, kept, tested)
 

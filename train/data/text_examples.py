@@ -83,6 +83,7 @@ def text_examples(
         counts = {name: getattr(part, count) for name, part in read.items()}
         if any(counts.values()):
             notes.append(f"{what}: {counted(counts)}")
+    notes += texts.repeated()
     return ClassificationData(
         name=texts.name,
         classes=classes,

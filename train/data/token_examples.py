@@ -8,7 +8,7 @@ import numpy as np
 
 from train.data.classification import ClassificationData
 from train.data.sequences import Sequences
-from train.data.tables import Texts
+from train.data.tables import Texts, split_labels
 from train.data.text_classification import LabelledTexts
 from train.data.text_examples import check_labels, counted
 from train.errors import UserError
@@ -45,11 +45,8 @@ def token_examples(
     """
     parts = texts.parts()
     several = loss == "multilabel"
-
-    def split(label: str) -> list[str]:
-        return [x for x in map(str.strip, label.split(label_separator)) if x] if several else [label]
-
-    known = sorted({x for label in texts.train.labels for x in split(label)})
+    separator = label_separator if several else None
+    known = sorted({x for label in texts.train.labels for x in split_labels(label, separator)})
     if len(known) < 2 or (loss == "binary" and len(known) != 2):
         wanted = "exactly 2 labels for --loss binary" if loss == "binary" else "at least 2 labels"
         raise UserError(
@@ -58,7 +55,7 @@ def token_examples(
         )
     sequences, cut = {}, {}
     for name, part in parts.items():
-        rows = [split(label) for label in part.labels]
+        rows = [split_labels(label, separator) for label in part.labels]
         every = Texts(
             [],
             [x for row in rows for x in row],
@@ -81,6 +78,7 @@ def token_examples(
     ]
     if any(cut.values()):
         notes.append(f"cut at {max_length} tokens (--max-length): {counted(cut)} texts")
+    notes += texts.repeated()
     return TextData(
         name=texts.name,
         classes=classes,
@@ -113,6 +111,8 @@ def token_ids(
     for name, text in zip(names, texts, strict=True):
         if not text.strip():
             raise UserError(f"the {name} is empty; remove it.")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(f"the {name} must be Unicode text; it holds a lone surrogate: {text[:40]!r}.")
     limit = encoder.config.max_length
     if max_length > limit:
         raise UserError(

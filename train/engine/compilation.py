@@ -6,7 +6,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from train.cli.options import OptimizerOptions
+from train.cli.options import OptimizerOptions, RunOptions
+from train.data.download import cache
 from train.engine import loop, sharding
 from train.engine.functional import Functional
 
@@ -72,6 +73,26 @@ def compile_steps(
         return steps[_shapes(batch)](state, batch)
 
     return train_step, mode
+
+
+def start_process(options: RunOptions) -> None:
+    """Joins the other processes of a run, and sets up the compilation cache: first thing in a process."""
+    sharding.initialize_distributed(options.distributed)
+    keep_compiled(options.compilation_cache)
+
+
+def keep_compiled(wanted: bool) -> None:
+    """Sets up JAX's persistent compilation cache, unless the environment or the caller has set one.
+
+    To be called before anything is compiled: JAX looks for a cache once.
+
+    Args:
+        wanted: False for no cache, not even one of the environment.
+    """
+    if not wanted:
+        jax.config.update("jax_enable_compilation_cache", False)
+    elif jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", str(cache() / "xla"))
 
 
 def fits(compiled: Any) -> bool:

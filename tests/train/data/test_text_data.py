@@ -43,6 +43,37 @@ def test_a_share_is_kept_where_there_is_no_validation_file(tmp_path):
         load_files(str(path), None, None, **COLUMNS, validation_share=0.01)
 
 
+def test_every_label_keeps_a_training_text(tmp_path):
+    path = tmp_path / "a.csv"
+    rows = "".join(f"w{i} great,{'rare' if i == 9 else 'ab'[i % 2]}\n" for i in range(20))
+    path.write_text("text,label\n" + rows)
+    for share in (0.1, 0.5, 0.9):
+        found = load_files(str(path), None, None, **COLUMNS, validation_share=share)
+        assert set(found.train.labels) == {"a", "b", "rare"}
+        assert len(found.validation.texts) == min(round(20 * share), 17)
+        data = text_examples(found, max_length=8, vocabulary_size=50)
+        assert data.classes == ("a", "b", "rare")
+    # Of several labels each must stay, not each combination of them.
+    rows = "".join(f"w{i},{'x;rare' if i == 3 else ('x', 'y', 'x;y')[i % 3]}\n" for i in range(12))
+    path.write_text("text,label\n" + rows)
+    found = load_files(str(path), None, None, **COLUMNS, validation_share=0.5, label_separator=";")
+    assert len(found.validation.texts) == 6
+    assert "x;rare" in found.train.labels
+    path.write_text("text,label\n" + "".join(f"w{i},{i}\n" for i in range(20)))
+    with pytest.raises(UserError, match="the only one with some label"):
+        load_files(str(path), None, None, **COLUMNS)
+
+
+def test_texts_on_both_sides_are_noted(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + "".join(f"same,{i % 2}\n" for i in range(20)))
+    data = text_examples(load_files(str(path), None, None, **COLUMNS), max_length=8, vocabulary_size=50)
+    assert data.notes[-1] == "also among the training texts: 2 validation texts"
+    path.write_text("text,label\n" + "".join(f"w{i},{i % 2}\n" for i in range(20)))
+    data = text_examples(load_files(str(path), None, None, **COLUMNS), max_length=8, vocabulary_size=50)
+    assert not any("also among" in note for note in data.notes)
+
+
 @pytest.fixture
 def small_imdb(monkeypatch, tmp_path):
     """An archive like that of IMDB with six reviews a part; and its members."""

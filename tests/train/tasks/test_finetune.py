@@ -1,6 +1,7 @@
 """Fine-tuning of a tiny random encoder from its folder: training, resuming, freezing, report, predictions."""
 
 import csv
+import io
 import json
 import shlex
 
@@ -150,6 +151,11 @@ def test_interrupted_and_resumed_is_bit_for_bit_the_same(finished, tmp_path, sto
     assert "lr 0.003 there and 0.001 here" in capsys.readouterr().err
 
 
+def _standard_input(monkeypatch, content):
+    """As in a container: the locale knows ASCII only."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="ascii"))
+
+
 def test_predict_labels_new_texts_as_the_report_did(finished, folder, tmp_path, cli, monkeypatch):
     out, _ = finished
     target = tmp_path / "labels.csv"
@@ -163,7 +169,7 @@ def test_predict_labels_new_texts_as_the_report_did(finished, folder, tmp_path, 
     # All of it is in the run's folder: the encoder's own may be gone.
     (folder / "tiny").rename(folder / "away")
     try:
-        monkeypatch.setattr("sys.stdin", iter(["w1 awful awful awful\n", "great w3 great " * 9 + "\n"]))
+        _standard_input(monkeypatch, b"w1 awful awful awful\n" + b"great w3 great " * 9 + b"\r\n")
         code, text, err = cli("predict", "--run", out, "--model-seed", 1)
     finally:
         (folder / "away").rename(folder / "tiny")
@@ -175,10 +181,17 @@ def test_predict_labels_new_texts_as_the_report_did(finished, folder, tmp_path, 
 
 def test_predict_says_what_is_wrong(finished, folder, tmp_path, cli, monkeypatch):
     out, _ = finished
-    monkeypatch.setattr("sys.stdin", iter(["fine\n", "  \n"]))
+    _standard_input(monkeypatch, b"fine\n  \n")
     assert "the line 2 of standard input is empty" in cli("predict", "--run", out)[2]
-    monkeypatch.setattr("sys.stdin", iter([]))
+    _standard_input(monkeypatch, b"")
     assert "standard input holds no text" in cli("predict", "--run", out)[2]
+    _standard_input(monkeypatch, b"fine\ncaf\xe9\n")
+    code, _, err = cli("predict", "--run", out)
+    assert code == 2
+    assert "line 2 of standard input must be UTF-8 text; got the byte 0xe9" in err
+    assert len(err.splitlines()) == 1
+    (tmp_path / "lone.jsonl").write_text('{"text": "great \\ud83d"}\n')
+    assert "must be Unicode text" in cli("predict", "--run", out, "--file", tmp_path / "lone.jsonl")[2]
     column = cli("predict", "--run", out, "--file", folder / "test.csv", "--text-column", "tweet")
     assert column[0] == 2
     assert "--text-column must be a column of" in column[2]

@@ -17,7 +17,7 @@ from train.data.text_classification import LabelledTexts
 from train.data.token_examples import token_examples
 from train.errors import UserError
 from train.studies import heads as finetune_study
-from train.tasks.finetune.config import FinetuneOptimizer
+from train.tasks.finetune.config import FinetuneOptimizer, parse
 from train.tasks.finetune.model import make_optimizer, rate_share
 from train.tasks.shared.losses import balanced_weights, example_loss, example_losses, probabilities
 from train.tasks.shared.scores import confusion, predictions, scores
@@ -193,6 +193,12 @@ def test_tweeteval_is_read_and_checked(tmp_path, monkeypatch):
     monkeypatch.setitem(tweeteval.TWEETEVAL, "irony", original)
     with pytest.raises(UserError, match=r"is not mapping\.txt of TweetEval irony: SHA-256"):
         tweeteval.load_tweeteval("irony", str(tmp_path))
+
+
+def test_few_texts_need_no_flags():
+    """120 rows: 108 to train on, 4 batches an epoch."""
+    optimizer = parse([]).resolved(batches=4).optimizer
+    assert (optimizer.steps, optimizer.warmup_steps) == (16, 2)
 
 
 def test_layers_below_learn_slower_and_the_head_at_its_own_rate():

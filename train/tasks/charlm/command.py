@@ -8,6 +8,7 @@ import numpy as np
 
 from train.cli.parsing import resume_command
 from train.engine import resume, sharding
+from train.engine.compilation import start_process
 from train.engine.description import describe_run
 from train.engine.functional import Functional, Params
 from train.engine.metrics import LN2, clock, mean, mean_and_spread
@@ -40,7 +41,7 @@ def train(config: CharLMConfig, *, command: str = "the same command") -> int:
         TrainingFailed: non-finite numbers, or no readable checkpoint.
     """
     # 1. Text, model, devices, batches. Every error of the user's shows here, before anything is written.
-    sharding.initialize_distributed(config.run.distributed)
+    start_process(config.run)
     seeds, batch_size, context = config.seeds(), config.optimizer.batch_size, config.model.context_length
     corpus = load_corpus(config.data, context_length=context)
     encode(config.evaluation.prompt or "", corpus.vocabulary)

@@ -11,7 +11,7 @@ from train.data.buckets import Buckets
 from train.data.text_classification import LabelledTexts, load_sst2
 from train.data.token_examples import TextData, token_examples
 from train.data.tweeteval import load_tweeteval
-from train.engine import sharding
+from train.engine.compilation import start_process
 from train.engine.functional import Functional
 from train.tasks.finetune.config import FinetuneConfig, FinetuneData, parse
 from train.tasks.finetune.model import (
@@ -31,7 +31,7 @@ ENCODER_FOLDER = "encoder"
 def main(argv: Sequence[str]) -> int:
     """Parses the flags and trains; returns the exit code."""
     config = parse(argv)
-    sharding.initialize_distributed(config.run.distributed)  # before the encoder is on any device
+    start_process(config.run)  # before the encoder is on any device
     return finetune(config, load_encoder(config.model), command=resume_command("finetune", argv))
 
 
@@ -101,4 +101,5 @@ def load_texts(data: FinetuneData) -> LabelledTexts:
         UserError: a file or a column is not usable.
     """
     tweets = {name: functools.partial(load_tweeteval, name) for name in ("irony", "emotion")}
-    return data.load({"sst2": load_sst2, **tweets})
+    separator = (data.label_separator or ",") if data.loss == "multilabel" else None
+    return data.load({"sst2": load_sst2, **tweets}, separator)

@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,21 +169,24 @@ def read_texts(file: str | None, text_column: str | None) -> tuple[list[str], li
         return table.texts, [f"text {name} of {file}" for name in table.ids]
     if text_column is not None:
         raise UserError(f"--text-column is for tables; got it with {file or 'standard input'}.")
+    source = "standard input" if file in (None, "-") else file
     try:
-        lines = list(_lines(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {file or 'standard input'}: {error}.") from error
+        # As bytes, because the locale decides how Python decodes standard input.
+        content = sys.stdin.buffer.read() if file is None or file == "-" else Path(file).read_bytes()
+        lines = [line.removesuffix("\r") for line in content.decode("utf-8-sig").split("\n")]
+    except OSError as error:
+        raise UserError(f"cannot read {source}: {error}.") from error
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"line {line} of {source} must be UTF-8 text; got the byte 0x{content[error.start]:02x}. Convert it, for "
+            "example from Latin-1 with iconv -f latin1 -t utf-8."
+        ) from error
+    if not lines[-1]:
+        lines.pop()
     if not lines:
-        raise UserError(f"{file or 'standard input'} holds no text; give one a line.")
-    return lines, [f"line {i} of {file or 'standard input'}" for i in range(1, len(lines) + 1)]
-
-
-def _lines(file: str | None) -> Iterator[str]:
-    if file is None or file == "-":
-        yield from (line.rstrip("\r\n") for line in sys.stdin)
-    else:
-        with Path(file).open(encoding="utf-8-sig", newline="\n") as stream:
-            yield from (line.rstrip("\r\n") for line in stream)
+        raise UserError(f"{source} holds no text; give one a line.")
+    return lines, [f"line {i} of {source}" for i in range(1, len(lines) + 1)]
 
 
 def _write(

@@ -66,11 +66,14 @@ class TextOptions(Options):
             if not 0 < self.validation_share < 1:
                 raise UserError(f"--validation-share must be between 0 and 1; got {self.validation_share}.")
 
-    def load(self, named: Mapping[str, Callable[[str | None], LabelledTexts]]) -> LabelledTexts:
+    def load(
+        self, named: Mapping[str, Callable[[str | None], LabelledTexts]], label_separator: str | None = None
+    ) -> LabelledTexts:
         """The configured texts.
 
         Args:
             named: data set -> function of --data-path.
+            label_separator: between several labels of a text; None for one.
 
         Raises:
             UserError: a file or a column is not usable.
@@ -85,4 +88,5 @@ class TextOptions(Options):
             text_column=self.text_column or "text",
             label_column=self.label_column or "label",
             validation_share=self.validation_share or 0.1,
+            label_separator=label_separator,
         )

@@ -16,6 +16,7 @@ from train.data.buckets import Buckets
 from train.data.classification import ClassificationData
 from train.data.trees import Shapes, Trees, common_shapes
 from train.engine import sharding
+from train.engine.compilation import start_process
 from train.engine.description import describe_run
 from train.engine.functional import Functional, Params
 from train.engine.metrics import clock, mean, mean_and_spread
@@ -76,7 +77,7 @@ def train_classifier(
         TrainingFailed: non-finite numbers, or no readable checkpoint.
     """
     # 1. Devices, batches, model. Every error of the user's shows here, before anything is written.
-    sharding.initialize_distributed(config.run.distributed)
+    start_process(config.run)
     seeds, batch_size = config.seeds(), config.optimizer.batch_size
     mesh = sharding.make_mesh(config.run.fsdp, batch_size=batch_size, accumulate=config.optimizer.accumulate)
     shapes = None if data.lengths is None else common_shapes(data.lengths, data.max_length)
