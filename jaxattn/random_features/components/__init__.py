@@ -1,4 +1,4 @@
-"""All component functions, by name."""
+"""Component functions: pairs of features whose products estimate exp(x·y); `COMPONENTS` names them all."""
 
 from jaxattn.random_features.components.base import Component
 from jaxattn.random_features.components.discrete import GeomRF, PoisRF

@@ -1,4 +1,4 @@
-"""What every component function is: a pair of feature functions whose products estimate exp(x·y)."""
+"""The interface of component functions: a pair of feature functions whose products estimate exp(x·y)."""
 
 import abc
 import dataclasses
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxattn.random_features.moments import Moments
 from jaxattn.random_features.weights.base import Weights
 
-# Features of magnitude about 1 at most, and their log scale: φ = values · e^scale.
+# Features of magnitude about 1 at most, (…, M), and their log scale, (…): φ = values · e^scale.
 Scaled = tuple[Array, Array]
 
 
@@ -19,7 +19,9 @@ Scaled = tuple[Array, Array]
 class Component(abc.ABC):
     """A component function of one head, as a pytree of floating-point arrays.
 
-    φ_q(x)·φ_k(y), averaged over the draws of the weights, is exp(x·y) if the rows of the weights are N(0, I).
+    φ_q(x)·φ_k(y), averaged over the draws of the weights, is exp(x·y) if the rows of the weights are N(0, I). A
+    subclass is a frozen dataclass under `register` that defines `create` and `features`; where queries and keys are
+    transformed first, also `transform_query` and `transform_key`.
 
     Attributes:
         features_per_row: features made from one row of the weights, with the default options.
@@ -36,11 +38,12 @@ class Component(abc.ABC):
     random: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
-    @abc.abstractmethod
     def create(
         cls, key: PRNGKeyArray, head_dim: int, num_rows: int, *args: Any, **options: Any
     ) -> "Component":
         """The component before it has seen data; `options` are its own."""
+        del key, head_dim, num_rows
+        return cls(*args, **options)
 
     @classmethod
     def rows_for(cls, num_features: int, **options: Any) -> int:
@@ -49,23 +52,39 @@ class Component(abc.ABC):
         return max(1, num_features // cls.features_per_row)
 
     @abc.abstractmethod
+    def features(
+        self, weights: Weights, x: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None
+    ) -> Scaled:
+        """The features of transformed queries or keys but for the signs of the rows, one block of M after another."""
+
+    def transform_query(self, x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
+        """What the features of a query are computed from."""
+        return x
+
+    def transform_key(self, y: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
+        """What the features of a key are computed from."""
+        return y
+
     def query(
         self, weights: Weights, x: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
     ) -> Scaled:
-        """(values (…, M), log scale (…)) of queries, scaled by the root of the attention scale.
+        """φ_q: values (…, features) and log scale (…) of queries, which include the root of the attention scale.
 
-        `scale` is the log scale that an earlier call with the same arguments returned: where finding it costs
-        something, that is saved.
+        `scale` is the log scale that an earlier call with the same arguments returned, to save the search for it.
         """
+        values, scale = self.features(weights, self.transform_query(x), scale)
+        if weights.signs is None:
+            return values, scale
+        return values * jnp.tile(weights.signs, values.shape[-1] // weights.num_rows), scale
 
-    @abc.abstractmethod
     def key(
         self, weights: Weights, y: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
     ) -> Scaled:
-        """(values (…, M), log scale (…)) of keys, scaled likewise; `scale` as above."""
+        """φ_k: the same of keys; the signs of the rows are in φ_q alone."""
+        return self.features(weights, self.transform_key(y), scale)
 
     def calibrated(self, moments: Moments) -> "Component":
-        """The component with the best parameters for these statistics of one head."""
+        """The component with the best parameters for these statistics of one head, without gradients."""
         del moments
         return self
 
@@ -76,14 +95,9 @@ class Component(abc.ABC):
 
 
 def row_offset(weights: Weights) -> Array:
-    """(M,) or (): what every log feature gets so that a product of two sums to the weighted mean over rows."""
+    """(M,) or (): added to every log feature, so that a product of two sums to the weighted mean over rows."""
     offset = -0.5 * jnp.log(float(weights.num_rows))
     return offset if weights.log_weights is None else offset + 0.5 * weights.log_weights
-
-
-def signed(weights: Weights, values: Array) -> Array:
-    """Values of queries with the signs of the quadrature weights, if there are any (the keys go without)."""
-    return values if weights.signs is None else values * weights.signs
 
 
 def exponentials(
@@ -91,7 +105,7 @@ def exponentials(
     common: Float[Array, "*batch"],
     scale: Float[Array, "*batch"] | None,
 ) -> Scaled:
-    """e^(logarithms + common) as values up to 1 and a log scale, which is searched for unless it is known already."""
+    """e^(logarithms + common) as values up to 1 and a log scale, which is the largest logarithm unless given."""
     # A shift between values and scale changes nothing, so it has no gradient.
     top = jax.lax.stop_gradient(logarithms.max(axis=-1) if scale is None else scale - common)
     return jnp.exp(logarithms - top[..., None]), top + common

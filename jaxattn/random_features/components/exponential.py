@@ -8,88 +8,78 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxattn.core.pytree import register
-from jaxattn.random_features.components.base import (
-    Component,
-    Scaled,
-    exponentials,
-    half_square,
-    row_offset,
-    signed,
-)
+from jaxattn.random_features.components.base import Component, Scaled, exponentials, half_square, row_offset
 from jaxattn.random_features.moments import Moments, balancing_map, balancing_scale, best_a, sum_second
 from jaxattn.random_features.weights.base import Weights
-
-
-def _features(weights: Weights, x: Array, a: Array) -> tuple[Array, Array]:
-    """Logarithms (…, M) and scale (…) of D exp(w'Aw + w'Bx − |x|²/2), with A = diag(a) or a I.
-
-    B = (I − 4A)^½ and D = det(I − 4A)^¼, so that the mean of a product over w ~ N(0, I) is exp(x·y).
-    """
-    width = x.shape[-1]
-    diagonal = jnp.broadcast_to(a, (width,)).astype(x.dtype)
-    constant = weights.quadratic(diagonal) + 0.25 * jnp.log1p(-4 * diagonal).sum() + row_offset(weights)
-    # The offsets go through a product, which accelerators round: the smaller they are, the less.
-    middle = constant.mean()
-    scaled = jnp.sqrt(1 - 4 * a).astype(x.dtype) * x
-    return weights.apply_plus(scaled, constant - middle), middle - half_square(x)
 
 
 @register
 @dataclasses.dataclass(frozen=True)
 class PosRF(Component):
-    """Positive random features (FAVOR+): f(w, x) = exp(w·x − |x|²/2).
+    """Positive random features (FAVOR+): f(w, x) = exp(w·x − |x|²/2), with E[f(w, x) f(w, y)] = exp(x·y).
 
-    With `hyperbolic` every row is used twice, as w and as −w: half as many rows for the same number of features, and
-    a variance no larger.
+    The relative variance is (exp(|x + y|²) − 1) / M with independent rows: small only for small queries and keys.
+    Take it where nothing may depend on data; calibrated, `oprf` has less variance. O(M H) a token with dense weights.
+
+    Attributes:
+        hyperbolic: whether every row is used twice, as w and as −w: half as many rows for the same number of
+            features, and a variance no larger.
 
     Reference: Choromanski et al. 2021, "Rethinking attention with Performers", lemma 1 and equation 6.
     """
 
-    hyperbolic: bool
-
-    @classmethod
-    def create(cls, key: PRNGKeyArray, head_dim: int, num_rows: int, *, hyperbolic: bool = False) -> "PosRF":
-        """No parameters."""
-        del key, head_dim, num_rows
-        return cls(hyperbolic)
+    hyperbolic: bool = False
 
     @classmethod
     def rows_for(cls, num_features: int, **options: Any) -> int:
         """Half as many rows if every row is used twice."""
         return max(1, num_features // 2) if options.get("hyperbolic") else num_features
 
-    def _features(self, weights: Weights, x: Array) -> tuple[Array, Array]:
-        projection, offset = weights.apply(x), row_offset(weights)
-        if not self.hyperbolic:
-            return projection + offset, -half_square(x)
-        offset = offset - 0.5 * jnp.log(2.0)
-        return jnp.concatenate([projection + offset, offset - projection], axis=-1), -half_square(x)
-
-    def query(
-        self, weights: Weights, x: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
+    def features(
+        self, weights: Weights, x: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None
     ) -> Scaled:
-        """exp(w·x − |x|²/2)."""
-        values, scale = exponentials(*self._features(weights, x), scale)
-        if self.hyperbolic and weights.signs is not None:
-            return values * jnp.concatenate([weights.signs, weights.signs]), scale
-        return signed(weights, values), scale
+        """exp(w·x − |x|²/2), and exp(−w·x − |x|²/2) if hyperbolic."""
+        logarithms, offset = weights.apply(x), row_offset(weights)
+        if self.hyperbolic:
+            logarithms, offset = (
+                jnp.concatenate([logarithms, -logarithms], axis=-1),
+                offset - 0.5 * jnp.log(2.0),
+            )
+            offset = jnp.tile(offset, 2) if offset.ndim else offset
+        return exponentials(logarithms + offset, -half_square(x), scale)
 
-    def key(
-        self, weights: Weights, y: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
+
+class _Tilted(Component):
+    """D exp(w'Aw + w'Bx − |x|²/2) with A = diag(a) or a I, every a below 1/8.
+
+    B = (I − 4A)^½ and D = det(I − 4A)^¼, so that the mean of a product over w ~ N(0, I) is exp(x·y).
+    """
+
+    a: Array
+
+    def features(
+        self, weights: Weights, x: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None
     ) -> Scaled:
-        """exp(w·y − |y|²/2)."""
-        return exponentials(*self._features(weights, y), scale)
+        """The features of a transformed x."""
+        diagonal = jnp.broadcast_to(self.a, x.shape[-1:]).astype(x.dtype)
+        offset = weights.quadratic(diagonal) + 0.25 * jnp.log1p(-4 * diagonal).sum() + row_offset(weights)
+        # The offsets go through a product, which accelerators round: the smaller they are, the less.
+        middle = offset.mean()
+        logarithms = weights.apply_plus(jnp.sqrt(1 - 4 * diagonal) * x, offset - middle)
+        return exponentials(logarithms, middle - half_square(x), scale)
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class GERF(Component):
-    """Generalised exponential features: A = a I with a learned below 1/8, starting at 0 (PosRF).
+class GERF(_Tilted):
+    """Generalised exponential features: f(w, x) = D exp(a |w|² + (1 − 4a)^½ w·x − |x|²/2), D = (1 − 4a)^(H/4).
+
+    E[f(w, x) f(w, y)] = exp(x·y) for every a below 1/8. a is learned by gradient and starts at 0, where it is PosRF.
+    Take it where statistics are not wanted; `oprf` has the best a in closed form. O(M H) a token with dense weights.
 
     Reference: Likhosherstov et al. 2022, "Chefs' random tables", section 3.1.
     """
 
-    # a = (1 − e^t) / 8: below 1/8 for every t, and 0 at the start.
     t: Any  # ()
 
     trainable: ClassVar[tuple[str, ...]] = ("t",)
@@ -101,28 +91,14 @@ class GERF(Component):
         return cls(jnp.zeros(()))
 
     @property
-    def a(self) -> Array:
-        """The learned a."""
+    def a(self) -> Array:  # type: ignore[override]
+        """(1 − e^t) / 8: below 1/8 for every t, and 0 for t = 0."""
         return (1 - jnp.exp(self.t)) / 8
 
-    def query(
-        self, weights: Weights, x: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
-    ) -> Scaled:
-        """D exp(a |w|² + sqrt(1 − 4a) w·x − |x|²/2)."""
-        values, scale = exponentials(*_features(weights, x, self.a), scale)
-        return signed(weights, values), scale
 
-    def key(
-        self, weights: Weights, y: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
-    ) -> Scaled:
-        """The same of keys."""
-        return exponentials(*_features(weights, y, self.a), scale)
+class _Calibrated(_Tilted):
+    """Tilted features of transformed queries and keys, with parameters from statistics."""
 
-
-class _Calibrated(Component):
-    """Features of transformed queries and keys, with parameters from statistics."""
-
-    a: Array
     calibrates: ClassVar[bool] = True
 
     @classmethod
@@ -137,33 +113,17 @@ class _Calibrated(Component):
         raise NotImplementedError
 
     def calibrated(self, moments: Moments) -> "_Calibrated":
-        """The best parameters for these statistics of one head, without gradients (those of eigh blow up)."""
+        """The best parameters for these statistics of one head, without gradients (those of eigh are unstable)."""
         return jax.lax.stop_gradient(self.from_moments(jax.lax.stop_gradient(moments)))
-
-    def _transform_query(self, x: Array) -> Array:
-        return x
-
-    def _transform_key(self, y: Array) -> Array:
-        return y
-
-    def query(
-        self, weights: Weights, x: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
-    ) -> Scaled:
-        """D exp(w'Aw + w'(I − 4A)^½ x − |x|²/2) of the transformed x."""
-        values, scale = exponentials(*_features(weights, self._transform_query(x), self.a), scale)
-        return signed(weights, values), scale
-
-    def key(
-        self, weights: Weights, y: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
-    ) -> Scaled:
-        """The same of the transformed y."""
-        return exponentials(*_features(weights, self._transform_key(y), self.a), scale)
 
 
 @register
 @dataclasses.dataclass(frozen=True)
 class OPRF(_Calibrated):
-    """Optimal positive features (FAVOR#): A = a I with the best a for the mean of |x + y|².
+    """Optimal positive features (FAVOR#): GERF with the a of least variance for the mean of |x + y|².
+
+    E[f(w, x) f(w, y)] = exp(x·y). The default: one statistic a head, and an order of magnitude less variance than
+    PosRF where |x + y|² is a few units. O(M H) a token with dense weights.
 
     Reference: Likhosherstov et al. 2022, "Chefs' random tables", section 3.2.
     """
@@ -179,7 +139,10 @@ class OPRF(_Calibrated):
 @register
 @dataclasses.dataclass(frozen=True)
 class SDERF(_Calibrated):
-    """Symmetric dense-exponential features: one a a direction, in the axes of E[(x + y)(x + y)'].
+    """Symmetric dense-exponential features: OPRF with one a for each axis Q of E[(x + y)(x + y)'].
+
+    f(w, x) = D exp(w'Aw + w'(I − 4A)^½ Q'x − |x|²/2) with A = diag(a), and E[f(w, x) f(w, y)] = exp(x·y). Take it
+    where a few directions of x + y hold most of the variance. O(M H + H²) a token.
 
     Reference: Likhosherstov et al. 2023, "Dense-exponential random features", theorem 3.
     """
@@ -193,17 +156,22 @@ class SDERF(_Calibrated):
         values, vectors = jnp.linalg.eigh(sum_second(moments))
         return cls(best_a(jnp.maximum(values, 0)), vectors)
 
-    def _transform_query(self, x: Array) -> Array:
+    def transform_query(self, x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
+        """Q'x."""
         return x @ self.rotation.astype(x.dtype)
 
-    def _transform_key(self, y: Array) -> Array:
-        return self._transform_query(y)
+    def transform_key(self, y: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
+        """Q'y."""
+        return self.transform_query(y)
 
 
 @register
 @dataclasses.dataclass(frozen=True)
 class ADERF(_Calibrated):
     """Asymmetric dense-exponential features: queries and keys are balanced by x -> Px, y -> P^-T y, then SDERF.
+
+    x·y = Px·P^-T y, so E[φ_q(x) φ_k(y)] = exp(x·y) for every P; this one gives Px and P^-T y the same second moments.
+    The least variance of all where queries and keys differ in scale by direction. O(M H + H²) a token.
 
     Reference: Likhosherstov et al. 2023, "Dense-exponential random features", theorem 2.
     """
@@ -225,17 +193,22 @@ class ADERF(_Calibrated):
         values, vectors = jnp.linalg.eigh(sum_second(balanced))
         return cls(best_a(jnp.maximum(values, 0)), forward.T @ vectors, backward.T @ vectors)
 
-    def _transform_query(self, x: Array) -> Array:
+    def transform_query(self, x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
+        """Q'Px."""
         return x @ self.query_map.astype(x.dtype)
 
-    def _transform_key(self, y: Array) -> Array:
+    def transform_key(self, y: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
+        """Q'P^-T y."""
         return y @ self.key_map.astype(y.dtype)
 
 
 @register
 @dataclasses.dataclass(frozen=True)
 class SADERF(_Calibrated):
-    """Simplified ADERF: queries and keys are balanced coordinate by coordinate, then OPRF; no matrix is needed.
+    """Simplified ADERF: queries and keys are balanced coordinate by coordinate, x -> p x, y -> y / p, then OPRF.
+
+    E[φ_q(x) φ_k(y)] = exp(x·y) for every p. Take it where coordinates of queries and keys differ in scale: it costs
+    what OPRF costs, without H×H matrices and eigenvectors. O(M H) a token with dense weights.
 
     Reference: Likhosherstov et al. 2023, "Dense-exponential random features", section 3.5.
     """
@@ -255,8 +228,10 @@ class SADERF(_Calibrated):
         )
         return cls(best_a(jnp.trace(sum_second(balanced)) / p.shape[-1]), p)
 
-    def _transform_query(self, x: Array) -> Array:
+    def transform_query(self, x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
+        """p x."""
         return x * self.balance.astype(x.dtype)
 
-    def _transform_key(self, y: Array) -> Array:
+    def transform_key(self, y: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
+        """y / p."""
         return y / self.balance.astype(y.dtype)

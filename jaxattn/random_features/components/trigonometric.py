@@ -12,17 +12,14 @@ from jaxattn.random_features.components.base import Component, Scaled, half_squa
 from jaxattn.random_features.weights.base import Weights
 
 
-def _with_signs(weights: Weights, values: Array, repeats: int) -> Array:
-    return values if weights.signs is None else values * jnp.tile(weights.signs, repeats)
-
-
 @register
 @dataclasses.dataclass(frozen=True)
 class TrigRF(Component):
     """Trigonometric features: f(w, x) = [cos(w·x), sin(w·x)] exp(|x|²/2), two from every row.
 
-    Exact where x = y, but not positive: where the true weights are small the estimates are noise of either sign, and
-    the sum that attention divides by may come near 0.
+    E[f(w, x)·f(w, y)] = exp(x·y), exact where x = y. Not positive: where the true weights are small the estimates are
+    noise of either sign, and the sum that attention divides by may be near 0. Take it only where attention is nearly
+    uniform. O(M H / 2) a token with dense weights.
 
     Reference: Rahimi & Recht 2007, "Random features for large-scale kernel machines".
     """
@@ -30,25 +27,12 @@ class TrigRF(Component):
     features_per_row: ClassVar[int] = 2
     positive: ClassVar[bool] = False
 
-    @classmethod
-    def create(cls, key: PRNGKeyArray, head_dim: int, num_rows: int) -> "TrigRF":
-        """No parameters."""
-        del key, head_dim, num_rows
-        return cls()
-
-    def key(
-        self, weights: Weights, y: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
-    ) -> Scaled:
-        """[cos(w·y), sin(w·y)] exp(|y|²/2)."""
-        angle, size = weights.apply(y), jnp.exp(row_offset(weights))
-        return jnp.concatenate([size * jnp.cos(angle), size * jnp.sin(angle)], axis=-1), half_square(y)
-
-    def query(
-        self, weights: Weights, x: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
+    def features(
+        self, weights: Weights, x: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None
     ) -> Scaled:
         """[cos(w·x), sin(w·x)] exp(|x|²/2)."""
-        values, scale = self.key(weights, x, scale)
-        return _with_signs(weights, values, 2), scale
+        angle, size = weights.apply(x), jnp.exp(row_offset(weights))
+        return jnp.concatenate([size * jnp.cos(angle), size * jnp.sin(angle)], axis=-1), half_square(x)
 
 
 @register
@@ -62,7 +46,8 @@ class HRF(Component):
 
         φ(x) = 2^-½ [p, ∓ s p, c, s c, d, s d],   p = exp(w·x − |x|²/2),  c, d = exp(|x|²/2) (cos, sin)(w·x),
 
-    with − on the query's side: six features a row. They are not positive.
+    with − on the query's side: six features a row, which are not positive. E[φ_q(x)·φ_k(y)] = exp(x·y). Take it where
+    both the largest and the smallest weights matter and M can be large. O(M H / 3) a token with dense weights.
 
     Reference: Choromanski et al. 2022, "Hybrid random features", section 2.4 (angular hybrids).
     """
@@ -80,9 +65,12 @@ class HRF(Component):
 
     def resample(self, key: PRNGKeyArray) -> "HRF":
         """New directions."""
-        return dataclasses.replace(self, directions=jax.random.normal(key, self.directions.shape))
+        return HRF(jax.random.normal(key, self.directions.shape))
 
-    def _features(self, weights: Weights, x: Array, sign_of_lambda: float) -> Scaled:
+    def features(
+        self, weights: Weights, x: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None
+    ) -> Scaled:
+        """The six features of keys."""
         projection, square = weights.apply(x), half_square(x)
         positive_scale = jax.lax.stop_gradient(projection.max(axis=-1)) - square
         scale = jax.lax.stop_gradient(jnp.maximum(positive_scale, square))
@@ -90,21 +78,13 @@ class HRF(Component):
         positive = size * jnp.exp(projection - (square + scale)[..., None])
         wave = size * jnp.exp(square - scale)[..., None]
         cos, sin = wave * jnp.cos(projection), wave * jnp.sin(projection)
-        side = jax.lax.stop_gradient(
-            jnp.where(x @ self.directions.T.astype(x.dtype) < 0, -1.0, 1.0).astype(x.dtype)
-        )
-        values = [positive, sign_of_lambda * side * positive, cos, side * cos, sin, side * sin]
+        side = jnp.where(x @ self.directions.T.astype(x.dtype) < 0, -1.0, 1.0).astype(x.dtype)
+        values = [positive, side * positive, cos, side * cos, sin, side * sin]
         return jnp.concatenate(values, axis=-1), scale
 
     def query(
         self, weights: Weights, x: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
     ) -> Scaled:
         """The six features, the second with −."""
-        values, scale = self._features(weights, x, -1.0)
-        return _with_signs(weights, values, 6), scale
-
-    def key(
-        self, weights: Weights, y: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None = None
-    ) -> Scaled:
-        """The six features."""
-        return self._features(weights, y, 1.0)
+        values, scale = super().query(weights, x, scale)
+        return values * jnp.repeat(jnp.array([1.0, -1, 1, 1, 1, 1], values.dtype), weights.num_rows), scale

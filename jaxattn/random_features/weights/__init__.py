@@ -1,4 +1,4 @@
-"""Weight matrices W for random features, each applied by its own fast algorithm; `WEIGHTS` names them all."""
+"""Weight matrices W for random features, each with its own fast product; `WEIGHTS` names them all."""
 
 from jaxattn.random_features.weights.base import Weights
 from jaxattn.random_features.weights.bbq import BBQ
@@ -19,6 +19,7 @@ from jaxattn.random_features.weights.sorf import SORF
 from jaxattn.random_features.weights.ssf import SSF
 from jaxattn.random_features.weights.ssr import SSR
 
+# A new family is one file and one line here.
 WEIGHTS: dict[str, type[Weights]] = {
     "gaussian": Gaussian,
     "orf": ORF,

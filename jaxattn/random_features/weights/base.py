@@ -1,4 +1,4 @@
-"""What every weight matrix is: rows w_1 … w_M in R^H with mean 0 and covariance I, applied fast."""
+"""The interface of weight matrices: rows w_1 … w_M in R^H with mean 0 and covariance I, applied fast."""
 
 import abc
 import dataclasses
@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 class Weights(abc.ABC):
     """A weight matrix W of shape (M, H) as a pytree: only floating-point leaves, and sizes known at trace time.
 
-    A subclass is a frozen dataclass under `register`; its array fields are annotated `Any` (transformations
-    put placeholders there).
+    A subclass is a frozen dataclass under `register` that defines `create` and `apply`. Its array fields are
+    annotated `Any` (transformations put placeholders there); its other fields are the options of `create`.
 
     Attributes:
         head_dim: H, the width of the vectors that W is applied to.
@@ -36,12 +36,15 @@ class Weights(abc.ABC):
         """W x, in float32 (float64 for float64 input), by the family's fast algorithm."""
 
     def apply_plus(self, x: Float[Array, "*batch H"], offset: Float[Array, " M"]) -> Float[Array, "*batch M"]:
-        """W x + offset; a family may have a faster way than one after the other."""
+        """W x + offset, in one pass where the family can."""
         return self.apply(x) + offset
 
-    @abc.abstractmethod
     def resample(self, key: PRNGKeyArray) -> "Weights":
-        """The same family and learned parameters with new random numbers; may run inside jit."""
+        """The same options and learned parameters with new random numbers; may run inside jit."""
+        _, _, *own = dataclasses.fields(self)
+        options = {field.name: getattr(self, field.name) for field in own if field.type is not Any}
+        fresh = self.create(key, self.head_dim, self.num_rows, **options)
+        return dataclasses.replace(fresh, **{name: getattr(self, name) for name in self.trainable})
 
     @property
     def log_weights(self) -> Float[Array, " M"] | None:
@@ -61,7 +64,7 @@ class Weights(abc.ABC):
         return self.apply(jnp.eye(self.head_dim)).T
 
     def quadratic(self, diagonal: Float[Array, " H"]) -> Float[Array, " M"]:
-        """w_m' diag(a) w_m of every row, for a diagonal a."""
+        """w_m' diag(a) w_m of every row."""
         return jnp.square(self.matrix()) @ diagonal
 
     @property
@@ -70,12 +73,33 @@ class Weights(abc.ABC):
         return jnp.square(self.matrix()).sum(axis=-1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Dense(Weights):
+    """Weights without structure, applied by one dense product with `matrix()`; a subclass defines `matrix`."""
+
+    def apply(self, x: Float[Array, "*batch H"]) -> Float[Array, "*batch M"]:
+        """One dense product, O(M H)."""
+        return apply_dense(self.matrix(), x)
+
+    def apply_plus(self, x: Float[Array, "*batch H"], offset: Float[Array, " M"]) -> Float[Array, "*batch M"]:
+        """The offsets as one more column of W, which saves a pass over (…, M)."""
+        ones = jnp.ones((*x.shape[:-1], 1), x.dtype)
+        rows = jnp.concatenate([self.matrix(), offset[:, None].astype(jnp.float32)], axis=1)
+        return apply_dense(rows, jnp.concatenate([x, ones], axis=-1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows(Dense):
+    """Dense weights stored as their rows."""
+
+    rows: Any  # (M, H)
+
+    def matrix(self) -> Float[Array, "M H"]:
+        """The rows."""
+        return self.rows
+
+
 def apply_dense(rows: Float[Array, "M H"], x: Float[Array, "*batch H"]) -> Float[Array, "*batch M"]:
     """rows · x in float32 (float64 for float64 input)."""
     dtype = jnp.result_type(jnp.float32, x)
     return x.astype(dtype) @ rows.T.astype(dtype)
-
-
-def stacked(blocks: Float[Array, "*batch blocks size"], num_rows: int) -> Float[Array, "*batch M"]:
-    """The outputs of square blocks one below the other, cut to M rows."""
-    return blocks.reshape(*blocks.shape[:-2], -1)[..., :num_rows]

@@ -1,12 +1,10 @@
-"""Random draws, sizes and checks that several weight families share."""
+"""Random draws, checks and block layouts that several weight families share."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxattn.core.checks import check_choice
-
-NORMS = ("chi", "sqrt")
 
 
 def check_count(name: str, value: int) -> None:
@@ -26,6 +24,11 @@ def num_blocks(num_rows: int, block: int) -> int:
     return -(-num_rows // block)
 
 
+def stack_blocks(blocks: Float[Array, "*batch blocks size"], num_rows: int) -> Float[Array, "*batch M"]:
+    """The outputs of all blocks concatenated and cut to M rows."""
+    return blocks.reshape(*blocks.shape[:-2], -1)[..., :num_rows]
+
+
 def rademacher(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
     """Independent signs, 1 or −1."""
     return jax.random.rademacher(key, shape, dtype=float)
@@ -38,17 +41,17 @@ def chi(key: PRNGKeyArray, degrees: int, shape: tuple[int, ...]) -> Float[Array,
 
 def row_norms(key: PRNGKeyArray, norms: str, width: int, num_rows: int) -> Float[Array, " M"]:
     """Norms of rows of the given width: those of normal vectors ("chi") or all equal to their rms ("sqrt")."""
-    check_choice("norms", norms, NORMS)
+    check_choice("norms", norms, ("chi", "sqrt"))
     return chi(key, width, (num_rows,)) if norms == "chi" else jnp.full((num_rows,), width**0.5)
 
 
 def haar(key: PRNGKeyArray, size: int, blocks: int) -> Float[Array, "blocks size size"]:
-    """Independent uniformly distributed orthogonal matrices."""
+    """Independent, uniformly distributed orthogonal matrices."""
     return jax.random.orthogonal(key, size, (blocks,))
 
 
-def working(x: Array, *leaves: Array) -> tuple[Array, ...]:
-    """All arguments in the dtype to compute in: float32, or float64 where x is."""
+def promote(x: Array, *leaves: Array) -> tuple[Array, ...]:
+    """All arguments in float32, or float64 where x is."""
     dtype = jnp.result_type(jnp.float32, x)
     return tuple(array.astype(dtype) for array in (x, *leaves))
 

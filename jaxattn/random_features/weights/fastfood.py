@@ -8,8 +8,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxattn.core.pytree import register
-from jaxattn.random_features.weights.base import Weights, stacked
-from jaxattn.random_features.weights.draws import check_sizes, chi, num_blocks, pad_last, rademacher, working
+from jaxattn.random_features.weights.base import Weights
+from jaxattn.random_features.weights.draws import (
+    check_sizes,
+    chi,
+    num_blocks,
+    pad_last,
+    promote,
+    rademacher,
+    stack_blocks,
+)
 from jaxattn.random_features.weights.hadamard import hadamard, next_power_of_two
 
 
@@ -18,23 +26,21 @@ from jaxattn.random_features.weights.hadamard import hadamard, next_power_of_two
 class Fastfood(Weights):
     """Blocks n^(-1/2) S H G Π H B: H Walsh–Hadamard of ±1, B signs, Π a permutation, G normal, S the row norms.
 
-    S_m = r_m / |G| with r_m ~ χ(n) gives the rows the norms of normal ones. O(M log n) time, O(M) numbers; n is
-    H rounded up to a power of two, and the padded columns are cut. Rows of one block share G, so they are
-    neither orthogonal nor independent: the variance of positive features is above that of ORF, and somewhat above
-    that of independent rows.
+    S_m = r_m / |G| with r_m ~ χ(n) gives the rows the norms of normal ones; n is H rounded up to a power of two, and
+    the padded columns are cut. Rows of one block share G, so they are neither orthogonal nor independent: the
+    variance of positive features is above that of ORF, and somewhat above that of independent rows. Take it for wide
+    heads: O(M log n) time, 4 numbers a row.
 
     Attributes:
         scale: the diagonal of S.
         gaussian: the diagonal of G.
         flips: the diagonal of B.
-        permutation: Π as indices, kept as floats because every leaf of a weight matrix is one.
+        permutation: Π as indices, stored as floats because every leaf of a weight matrix is one.
 
     Examples:
-        >>> import jax, jax.numpy as jnp
-        >>> from jaxattn.random_features.weights import Fastfood
-        >>> weights = Fastfood.create(jax.random.key(0), head_dim=8, num_rows=12)
-        >>> weights.apply(jnp.ones((2, 8))).shape
-        (2, 12)
+        >>> weights = Fastfood.create(jax.random.key(0), head_dim=64, num_rows=64)
+        >>> sum(leaf.size for leaf in jax.tree.leaves(weights)), weights.matrix().size
+        (256, 4096)
 
     Reference: Le, Sarlós & Smola 2013, "Fastfood: approximating kernel expansions in loglinear time".
     """
@@ -46,7 +52,7 @@ class Fastfood(Weights):
 
     @classmethod
     def create(cls, key: PRNGKeyArray, head_dim: int, num_rows: int) -> "Fastfood":
-        """Independent blocks one below the other, cut to M rows."""
+        """Independent blocks stacked, cut to M rows."""
         check_sizes(head_dim, num_rows)
         size = next_power_of_two(head_dim)
         shape = (num_blocks(num_rows, size), size)
@@ -58,16 +64,12 @@ class Fastfood(Weights):
 
     def apply(self, x: Float[Array, "*batch H"]) -> Float[Array, "*batch M"]:
         """Two fast Walsh–Hadamard transforms, O(M log n)."""
-        x, scale, gaussian, flips = working(x, self.scale, self.gaussian, self.flips)
+        x, scale, gaussian, flips = promote(x, self.scale, self.gaussian, self.flips)
         size = flips.shape[-1]
         y = hadamard(flips * pad_last(x, size)[..., None, :])
         permute = jax.vmap(lambda v, index: v[..., index], in_axes=(-2, 0), out_axes=-2)
         y = hadamard(gaussian * permute(y, self.permutation.astype(jnp.int32)))
-        return stacked(scale * y * size**-0.5, self.num_rows)
-
-    def resample(self, key: PRNGKeyArray) -> "Fastfood":
-        """New diagonals and permutations."""
-        return self.create(key, self.head_dim, self.num_rows)
+        return stack_blocks(scale * y * size**-0.5, self.num_rows)
 
 
 @register
@@ -75,11 +77,9 @@ class Fastfood(Weights):
 class FastfoodLearnable(Fastfood):
     """Fastfood with S, G and B learned, from the same start; the permutations stay as drawn.
 
-    3 numbers a row are trained instead of H.
+    3 numbers a row are trained instead of H. Trained, the features estimate a learned kernel instead of exp(x·y).
 
     Examples:
-        >>> import jax
-        >>> from jaxattn.random_features.weights import FastfoodLearnable
         >>> FastfoodLearnable.create(jax.random.key(0), head_dim=8, num_rows=12).trainable
         ('scale', 'gaussian', 'flips')
 

@@ -6,21 +6,20 @@ import jax
 from jaxtyping import PRNGKeyArray
 
 from jaxattn.core.pytree import register
-from jaxattn.random_features.weights.dense import Rows
+from jaxattn.random_features.weights.base import Rows
 from jaxattn.random_features.weights.draws import check_sizes
 
 
 @register
 @dataclasses.dataclass(frozen=True)
 class Gaussian(Rows):
-    """Rows drawn from N(0, I), the plain Monte Carlo choice: every component function is unbiased with it.
+    """w_m ~ N(0, I), independent: plain Monte Carlo, with which every component function is unbiased.
+
+    The reference to compare others with; `orf` has less variance at the same cost, O(M H).
 
     Examples:
-        >>> import jax, jax.numpy as jnp
-        >>> from jaxattn.random_features.weights import Gaussian
-        >>> weights = Gaussian.create(jax.random.key(0), head_dim=8, num_rows=5)
-        >>> weights.apply(jnp.ones((2, 8))).shape
-        (2, 5)
+        >>> Gaussian.create(jax.random.key(0), head_dim=8, num_rows=5).matrix().shape
+        (5, 8)
 
     Reference: Rahimi & Recht 2007, "Random features for large-scale kernel machines".
     """
@@ -30,7 +29,3 @@ class Gaussian(Rows):
         """M independent rows."""
         check_sizes(head_dim, num_rows)
         return cls(head_dim, num_rows, jax.random.normal(key, (num_rows, head_dim)))
-
-    def resample(self, key: PRNGKeyArray) -> "Gaussian":
-        """New rows."""
-        return self.create(key, self.head_dim, self.num_rows)

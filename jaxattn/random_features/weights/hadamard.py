@@ -41,6 +41,6 @@ def hadamard(x: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
     y = x.reshape(*x.shape[:-1], *(1 << factor for factor in factors))
     for factor in factors:
         matrix = jnp.asarray(_hadamard_matrix(factor), x.dtype)
-        # The contracted axis goes last, so after every factor had its turn the axes are in order again.
+        # The contracted axis goes last, so after all factors the axes are in order again.
         y = jnp.tensordot(y, matrix, axes=((x.ndim - 1,), (0,)), precision=jax.lax.Precision.HIGHEST)
     return y.reshape(x.shape)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from jaxattn.core.pytree import register
-from jaxattn.random_features.weights.dense import Rows
+from jaxattn.random_features.weights.base import Rows
 from jaxattn.random_features.weights.draws import check_sizes
 
 
@@ -23,10 +23,9 @@ class MM(Rows):
     draws. For M = 1 no row but 0 has mean 0: it is a random direction of norm sqrt(H).
 
     The rows are neither normal nor independent, so what is unbiased with Gaussian rows gets a bias of order 1/M.
+    O(M H), and O(M H²) to draw.
 
     Examples:
-        >>> import jax, jax.numpy as jnp
-        >>> from jaxattn.random_features.weights import MM
         >>> w = MM.create(jax.random.key(0), head_dim=2, num_rows=5).matrix()
         >>> bool(jnp.allclose(w.T @ w / 5, jnp.eye(2), atol=1e-5))
         True
@@ -46,7 +45,3 @@ class MM(Rows):
         # The moments are only as exact as this product, which some accelerators round by default.
         whitened = jnp.matmul(left[:, :rank], right[:rank], precision=jax.lax.Precision.HIGHEST)
         return cls(head_dim, num_rows, (num_rows * head_dim / rank) ** 0.5 * whitened)
-
-    def resample(self, key: PRNGKeyArray) -> "MM":
-        """New rows."""
-        return self.create(key, self.head_dim, self.num_rows)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxattn.core.checks import check_choice
 from jaxattn.core.pytree import register
-from jaxattn.random_features.weights.dense import Rows
+from jaxattn.random_features.weights.base import Rows
 from jaxattn.random_features.weights.draws import check_sizes
 
 # With 23 bits the middle of every cell of width 2^-23 is a float32, strictly between 0 and 1.
@@ -20,7 +20,7 @@ _BITS = 23
 @functools.lru_cache(maxsize=32)
 def _sobol_points(num_points: int, dim: int) -> np.ndarray:
     """The first points of the sequence as integers over 2^_BITS; their later bits are all 0."""
-    from scipy.stats import qmc  # slow to import, and few need it
+    from scipy.stats import qmc  # slow to import
 
     power = (num_points - 1).bit_length()
     points = qmc.Sobol(dim, scramble=False).random_base2(power)[:num_points]
@@ -60,8 +60,8 @@ def halton(key: PRNGKeyArray, num_points: int, dim: int) -> Float[Array, "M H"]:
     """The first M Halton points, each of them uniform in the open cube.
 
     The j-th coordinate is the radical inverse in the j-th prime. Every digit goes through a random permutation,
-    without which the coordinates of large primes are nearly the same; digits that M points do not reach are
-    drawn independently.
+    without which coordinates of large primes are nearly equal; digits that M points do not reach are drawn
+    independently.
     """
     bases = np.array(_primes(dim))
     key_rest, key_digits = jax.random.split(key)
@@ -90,18 +90,16 @@ class QMC(Rows):
     """w_m = Φ⁻¹(u_m), with u_1 … u_M a randomised low-discrepancy sequence in the unit cube.
 
     Every row is N(0, I) (to 23 bits), so what is unbiased with Gaussian rows stays unbiased; together the rows
-    fill the space more evenly than independent ones. The gain shrinks with H: at M of the order of H, only low
-    dimensional projections are even. Sobol is at its best where M is a power of two.
+    fill the space more evenly than independent ones. Take it for narrow heads and large M: at M of the order of H,
+    only low-dimensional projections are even. Sobol is at its best where M is a power of two. O(M H).
 
     Attributes:
         sequence: "sobol" (random linear scramble and digital shift) or "halton" (random digit permutations).
 
     Examples:
-        >>> import jax, jax.numpy as jnp
-        >>> from jaxattn.random_features.weights import QMC
-        >>> weights = QMC.create(jax.random.key(0), head_dim=8, num_rows=12)
-        >>> weights.apply(jnp.ones((2, 8))).shape
-        (2, 12)
+        >>> w = QMC.create(jax.random.key(0), head_dim=8, num_rows=16).matrix()
+        >>> (w > 0).sum(axis=0).tolist()  # exactly half of each coordinate
+        [8, 8, 8, 8, 8, 8, 8, 8]
 
     Reference: Avron, Sindhwani, Yang & Mahoney 2016, "Quasi-Monte Carlo feature maps for shift-invariant
     kernels"; Matoušek 1998, "On the L2-discrepancy for anchored boxes".
@@ -116,7 +114,3 @@ class QMC(Rows):
         check_choice("sequence", sequence, SEQUENCES)
         rows = jax.scipy.special.ndtri(SEQUENCES[sequence](key, num_rows, head_dim))
         return cls(head_dim, num_rows, rows, sequence)
-
-    def resample(self, key: PRNGKeyArray) -> "QMC":
-        """The same sequence, randomised anew."""
-        return self.create(key, self.head_dim, self.num_rows, sequence=self.sequence)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxattn.core.checks import check_choice
 from jaxattn.core.pytree import register
-from jaxattn.random_features.weights.dense import Rows
+from jaxattn.random_features.weights.base import Rows
 from jaxattn.random_features.weights.draws import check_sizes, haar
 
 
@@ -46,28 +46,26 @@ def _grid(dim: int, level: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @register
 @dataclasses.dataclass(frozen=True)
 class SGQ(Rows):
-    """Points of the Smolyak Gauss–Hermite rule, drawn in proportion to |weight| and turned by one rotation.
+    """Points of the Smolyak Gauss–Hermite rule, drawn in proportion to |weight| and rotated together.
 
     The rule Σ a_i f(z_i) integrates every polynomial of degree 3 (level 1) or 5 (level 2) exactly against
     N(0, I). M of its points are drawn, stratified, with probability |a_i|/A, A = Σ |a_i|, and a uniform
-    orthogonal matrix turns them, so that E (1/M) Σ A sign(a_m) f(w_m) is that integral. The rule's own error
+    orthogonal matrix rotates them, so that E (1/M) Σ A sign(a_m) f(w_m) is that integral. The rule's own error
     for other f, such as exp(w·x), stays: this family is biased, the less the smaller |x| is.
 
-    Know what the negative weights do. A is about 2H/3 at level 1 and grows like H² at level 2, and the estimate
-    is a difference of two nearly equal numbers of that size: M must be well above A for it to be of use, its
-    variance is mostly above that of Gaussian rows, and positive features can give negative kernel values and
-    normalisers. It is meant for small H, and for comparison.
+    The rule has negative weights: A is about 2H/3 at level 1 and grows like H² at level 2, and the estimate is a
+    difference of two nearly equal numbers of that size. M must be well above A for it to be of use, its variance is
+    mostly above that of Gaussian rows, and positive features can give negative kernel values and normalisers. Take it
+    for small H, and for comparison. O(M H).
 
     Attributes:
         level: 1 or 2.
         row_signs: sign(a_m).
 
     Examples:
-        >>> import jax
-        >>> from jaxattn.random_features.weights import SGQ
         >>> weights = SGQ.create(jax.random.key(0), head_dim=6, num_rows=64)
-        >>> weights.log_weights.shape, weights.signs.shape
-        ((64,), (64,))
+        >>> round(float(jnp.exp(weights.log_weights[0])), 3)  # A
+        5.0
 
     Reference: Dao, De Sa & Ré 2017, "Gaussian quadrature for kernel features".
     """
@@ -109,7 +107,3 @@ class SGQ(Rows):
     def signs(self) -> Float[Array, " M"]:
         """sign(a_m)."""
         return self.row_signs
-
-    def resample(self, key: PRNGKeyArray) -> "SGQ":
-        """New points and a new rotation."""
-        return self.create(key, self.head_dim, self.num_rows, level=self.level)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxattn.core.pytree import register
 from jaxattn.random_features.weights.base import Weights
-from jaxattn.random_features.weights.draws import check_sizes, haar, row_norms, working
+from jaxattn.random_features.weights.draws import check_sizes, haar, promote, row_norms
 
 _SWEEPS, _CANDIDATES = 2, 128
 
@@ -23,7 +23,7 @@ def _frequencies(count: int, length: int) -> np.ndarray:
     The points are invariant under k → k + 1, so the energy is a sum over their distances to the first one:
     −Σ_(k>0) log(1 − c_k) − Σ_k log(1 − s_k), with c_k and s_k the mean cosine and sine of 2πkλ/length over λ.
     """
-    rng = np.random.default_rng(0)  # a fixed table: what is redrawn are the rotation and the norms
+    rng = np.random.default_rng(0)  # a fixed table; only rotation and norms are redrawn
     chosen = rng.permutation(np.arange(1, length))[:count]
     lags = np.arange(length)
     turns = np.exp(2j * np.pi * lags / length)
@@ -46,14 +46,13 @@ class SSF(Weights):
     """W = diag(r) P R: P holds 2n points spread over the sphere, columns of a Fourier matrix; R a rotation.
 
     With d = 2 ceil(H/2) and frequencies λ_1 … λ_(d/2), point k of the first half is
-    sqrt(2/d) (cos 2πkλ/n, sin 2πkλ/n) and of the second half that turned by 90° in every plane. The
+    sqrt(2/d) (cos 2πkλ/n, sin 2πkλ/n), and of the second half that rotated by 90° in every plane. The
     frequencies are chosen once per (M, H) by coordinate descent on the logarithmic energy of the points. R is a
     uniform orthogonal d×d matrix cut to H columns and r_m ~ χ(d), so that every row is N(0, I) and what is
     unbiased with Gaussian rows stays unbiased; the published map has no rotation and takes evenly spaced
-    quantiles for norms. n is ceil(M/2), at least d/2 + 1;
-    where 2n exceeds M, only the first M points are taken.
+    quantiles for norms. n is ceil(M/2), at least d/2 + 1; where 2n exceeds M, only the first M points are taken.
 
-    O(H² + M log M) time a vector: a product with R and one FFT of length n.
+    Take it where M is several times H. O(H² + M log M): a product with R and one FFT of length n.
 
     Attributes:
         norms: "chi" or "sqrt" (every r_m = sqrt(d)).
@@ -61,11 +60,9 @@ class SSF(Weights):
         radii: r.
 
     Examples:
-        >>> import jax, jax.numpy as jnp
-        >>> from jaxattn.random_features.weights import SSF
-        >>> weights = SSF.create(jax.random.key(0), head_dim=8, num_rows=32)
-        >>> weights.apply(jnp.ones((2, 8))).shape
-        (2, 32)
+        >>> w = SSF.create(jax.random.key(0), head_dim=8, num_rows=32, norms="sqrt").matrix()
+        >>> bool(abs(w.T @ w / 32 - jnp.eye(8)).max() < 1e-4)
+        True
 
     Reference: Lyu 2017, "Spherical structured feature maps for kernel approximation".
     """
@@ -85,7 +82,7 @@ class SSF(Weights):
 
     def apply(self, x: Float[Array, "*batch H"]) -> Float[Array, "*batch M"]:
         """A rotation and an FFT, O(H² + M log M)."""
-        x, rotation, radii = working(x, self.rotation, self.radii)
+        x, rotation, radii = promote(x, self.rotation, self.radii)
         planes = rotation.shape[-2] // 2
         length = max(-(-self.num_rows // 2), planes + 1)
         y = x @ rotation.T
@@ -99,7 +96,3 @@ class SSF(Weights):
     def sq_norms(self) -> Float[Array, " M"]:
         """|w_m|²: what the dense rows have; r_m² where H is even."""
         return super().sq_norms if self.head_dim % 2 else jnp.square(self.radii)
-
-    def resample(self, key: PRNGKeyArray) -> "SSF":
-        """A new rotation and new norms."""
-        return self.create(key, self.head_dim, self.num_rows, norms=self.norms)

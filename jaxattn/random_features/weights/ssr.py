@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxattn.core.checks import check_choice
 from jaxattn.core.pytree import register
-from jaxattn.random_features.weights.dense import Rows
+from jaxattn.random_features.weights.base import Rows
 from jaxattn.random_features.weights.draws import check_sizes, chi, haar, num_blocks
 from jaxattn.random_features.weights.simrf import simplex
 
@@ -21,13 +21,13 @@ class SSR(Rows):
     """Rows ±ρ v Q, v the corners of a simplex or orthoplex, Q a uniform rotation, ρ ~ χ(H + 2).
 
     The rule E f(w) ≈ (1 − H/ρ²) f(0) + (H/ρ²) mean_v [f(ρ v Q) + f(−ρ v Q)] / 2 is exact for polynomials of degree
-    3 and unbiased for every f. A block is one (ρ, Q) with the simplex' 2 (H + 1) or the orthoplex' 2 H points;
-    blocks are stacked, the last one is cut. All blocks share the first row, 0, which has the weight that is left.
+    3 and unbiased for every f. A block is one (ρ, Q) with the 2 (H + 1) points of the simplex or the 2 H of the
+    orthoplex; blocks are stacked, the last one is cut. All blocks share the first row, 0, with the remaining weight.
 
     That weight is 0 on average and negative in about every second draw, where positive features may give a
-    negative kernel value. Without that row ("center=False", always so for M = 1) all weights are positive and
+    negative kernel value. Without that row (`center=False`, always so for M = 1) all weights are positive and
     the rule stays unbiased, but its weights no longer sum to 1, which costs variance. The weight H/ρ² varies most
-    for small H; at H ≤ 2 its variance is infinite.
+    for small H; at H ≤ 2 its variance is infinite. O(M H), and O(M H²) to draw.
 
     Attributes:
         vertices: "simplex" or "orthoplex".
@@ -36,8 +36,6 @@ class SSR(Rows):
         row_signs: the weight's sign; None where all are positive.
 
     Examples:
-        >>> import jax, jax.numpy as jnp
-        >>> from jaxattn.random_features.weights import SSR
         >>> weights = SSR.create(jax.random.key(0), head_dim=6, num_rows=15)
         >>> total = jnp.sum(weights.signs * jnp.exp(weights.log_weights)) / 15
         >>> round(float(total), 4)
@@ -103,7 +101,3 @@ class SSR(Rows):
     def signs(self) -> Float[Array, " M"] | None:
         """1 for all rows but the first."""
         return self.row_signs
-
-    def resample(self, key: PRNGKeyArray) -> "SSR":
-        """New rotations and radii."""
-        return self.create(key, self.head_dim, self.num_rows, vertices=self.vertices, center=self.center)
