@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxattn.core.arguments import check_qkv
+from jaxattn.core.call import Call, check_call
 from jaxattn.core.checks import check_broadcastable, check_dtype
-from jaxattn.core.grouped import Call, prepare
 from jaxattn.tree.pooling import Biases, Leaves
 from jaxattn.tree.tree import Tree
 
@@ -43,25 +42,27 @@ def check_ordered(tree: Tree) -> None:
         )
 
 
-def prepare_tree_call(
+def check_tree_call(
     query: Array,
     key: Array,
     value: Array,
     tree: Tree,
-    key_bias: Array | None,
     sibling_bias: SiblingBias,
     *,
     whole: bool = True,
+    **options: Any,
 ) -> tuple[Call, Biases]:
     """Checks all arguments and splits heads into groups; `whole` if the tokens are all those of the tree."""
-    check_qkv(query, key, value)
+    call = check_call(query, key, value, **options)
     length = query.shape[-3]
     if key.shape[-3] != length:
         raise ValueError(
             f"key must have as many tokens as query, T = {length}: one tree is over both; got S = {key.shape[-3]}."
         )
-    check_tree(tree, query.shape[0] if jnp.ndim(query) == 4 else None, length if whole else None)
-    call = prepare(query, key, value, key_bias)
+    check_tree(tree, query.shape[0] if call.batched else None, length if whole else None)
+    if call.is_causal:
+        check_ordered(tree)
+    call = call.with_key_weights()
     return call, _group_biases(sibling_bias, tree, call)
 
 
@@ -93,15 +94,13 @@ def _group_biases(sibling_bias: SiblingBias, tree: Tree, call: Call) -> Biases:
 
 
 # Jitted, so that calls outside of jit do not compile operation by operation.
-@partial(jax.jit, static_argnums=(0, 4, 5))
-def over_batch(
-    function: Function, tree: Tree, call: Call, biases: Biases, scale: float, include_self: bool
-) -> Array:
+@partial(jax.jit, static_argnums=(0, 4))
+def over_batch(function: Function, tree: Tree, call: Call, biases: Biases, include_self: bool) -> Array:
     """`function` of each sequence of a checked call, heads first."""
 
     def one(tree: Tree, call: Call) -> Array:
-        arrays = (call.query, call.key, call.value, call.key_bias)
+        arrays = (call.query, call.key, call.value, call.key_bias[..., 0])
         leaves = Leaves(*(jnp.moveaxis(x, 0, 1) for x in arrays))
-        return function(tree, leaves, biases, scale, include_self)
+        return function(tree, leaves, biases, call.scale, include_self)
 
     return jax.vmap(one, (0 if tree.is_batched else None, 0))(tree, call)

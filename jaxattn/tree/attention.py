@@ -3,10 +3,11 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxattn.core.arguments import check_scale
-from jaxattn.tree.arguments import SiblingBias, check_ordered, over_batch, prepare_tree_call
+from jaxattn.core.call import Call
+from jaxattn.tree.arguments import SiblingBias, check_tree_call, over_batch
 from jaxattn.tree.bidirectional import attend, energy
 from jaxattn.tree.causal import attend_causal
+from jaxattn.tree.pooling import Biases
 from jaxattn.tree.tree import Tree
 
 
@@ -73,9 +74,10 @@ def hierarchical_attention(
 
     Reference: arXiv 2509.15448, "Hierarchical self-attention", section 3 and theorem 3.2; the causal form is ours.
     """
-    arguments = query, key, value, tree, key_bias, sibling_bias
-    out = _attend(*arguments, scale, is_causal, include_self)
-    return (out if jnp.ndim(query) == 4 else out[0]).astype(query.dtype)
+    call, biases = check_tree_call(
+        query, key, value, tree, sibling_bias, key_bias=key_bias, scale=scale, is_causal=is_causal
+    )
+    return _attend(tree, call, biases, include_self).astype(query.dtype)
 
 
 def hierarchical_weights(
@@ -117,9 +119,10 @@ def hierarchical_weights(
     # The output is linear in the values, so the outputs of unit vectors are the weights.
     length = jnp.shape(key)[-3]
     unit = jnp.broadcast_to(jnp.eye(length)[:, None, :], (*jnp.shape(key)[:-1], length))
-    arguments = query, key, unit, tree, key_bias, sibling_bias
-    weights = jnp.moveaxis(_attend(*arguments, scale, is_causal, include_self), 1, 2)
-    return weights if jnp.ndim(query) == 4 else weights[0]
+    call, biases = check_tree_call(
+        query, key, unit, tree, sibling_bias, key_bias=key_bias, scale=scale, is_causal=is_causal
+    )
+    return jnp.swapaxes(_attend(tree, call, biases, include_self), -2, -3)
 
 
 def hierarchical_energy(
@@ -160,27 +163,13 @@ def hierarchical_energy(
 
     Reference: arXiv 2509.15448, theorem 3.2.
     """
-    call, biases = prepare_tree_call(query, key, key, tree, key_bias, sibling_bias)
-    phi = over_batch(energy, tree, call, biases, check_scale(scale, query.shape[-1]), bool(include_self))
+    call, biases = check_tree_call(query, key, key, tree, sibling_bias, key_bias=key_bias, scale=scale)
+    phi = over_batch(energy, tree, call, biases, bool(include_self))
     phi = phi.reshape(phi.shape[0], -1)
-    return phi if jnp.ndim(query) == 4 else phi[0]
+    return phi if call.batched else phi[0]
 
 
-def _attend(
-    query: Array,
-    key: Array,
-    value: Array,
-    tree: Tree,
-    key_bias: Array | None,
-    sibling_bias: SiblingBias,
-    scale: float | None,
-    is_causal: bool,
-    include_self: bool,
-) -> Array:
-    """(B, T, N, V), with a batch axis of 1 for arrays that have none."""
-    call, biases = prepare_tree_call(query, key, value, tree, key_bias, sibling_bias)
-    if is_causal:
-        check_ordered(tree)
-    form, scale = attend_causal if is_causal else attend, check_scale(scale, query.shape[-1])
-    out = jnp.moveaxis(over_batch(form, tree, call, biases, scale, bool(include_self)), 2, 1)
-    return out.reshape(*out.shape[:2], -1, out.shape[-1])
+def _attend(tree: Tree, call: Call, biases: Biases, include_self: bool) -> Array:
+    """(B, T, N, V), without the batch axis if the caller's arrays had none."""
+    out = over_batch(attend_causal if call.is_causal else attend, tree, call, biases, bool(include_self))
+    return call.merge_heads(jnp.moveaxis(out, 2, 1))

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxattn.core.arguments import check_scale
+from jaxattn.core.call import repeat_heads
 from jaxattn.core.checks import check_rank
 from jaxattn.core.decode import check_sizes
-from jaxattn.tree.arguments import SiblingBias, check_ordered, check_tree, prepare_tree_call
+from jaxattn.tree.arguments import SiblingBias, check_ordered, check_tree, check_tree_call
 from jaxattn.tree.decoding import Token, step_token
 from jaxattn.tree.tree import Tree
 
@@ -130,9 +130,11 @@ def hierarchical_attention_step(
     check_rank("query", query, (4,), "(B, T, N, H)")
     batch, count, num_heads = query.shape[:3]
     heads = state.key[0].shape[1]
-    if heads == num_heads != key.shape[2] and not num_heads % key.shape[2]:
-        key, value = (jnp.repeat(x, num_heads // key.shape[2], axis=2) for x in (key, value))
-    call, biases = prepare_tree_call(query, key, value, tree, key_bias, sibling_bias, whole=False)
+    if heads == num_heads and not num_heads % key.shape[2]:
+        key, value = repeat_heads(key, num_heads), repeat_heads(value, num_heads)
+    call, biases = check_tree_call(
+        query, key, value, tree, sibling_bias, whole=False, key_bias=key_bias, scale=scale
+    )
     found = (batch, call.key.shape[2], tree.branching)
     expected = (state.parent.shape[0], heads, tuple(x.shape[2] for x in state.key))
     if expected != found:
@@ -140,9 +142,9 @@ def hierarchical_attention_step(
             f"state must be for (batch, heads, branching) = {found}, the heads being the query's where key_bias "
             f"differs between them; got {expected}."
         )
-    tree, scale = jax.tree.map(jnp.asarray, tree), check_scale(scale, query.shape[-1])
+    tree = jax.tree.map(jnp.asarray, tree)
     step = jax.vmap(
-        lambda tree, levels, token, at: step_token(tree, levels, token, at, biases, scale, include_self),
+        lambda tree, levels, token, at: step_token(tree, levels, token, at, biases, call.scale, include_self),
         (0 if tree.is_batched else None, 0, 0, None),
     )
 
@@ -151,7 +153,8 @@ def hierarchical_attention_step(
         levels, out = step(tree, levels, token, length)
         return (levels, length + 1), out
 
-    tokens = Token(*(jnp.moveaxis(x, 1, 0) for x in (call.query, call.key, call.value, call.key_bias)))
+    arrays = (call.query, call.key, call.value, call.key_bias[..., 0])
+    tokens = Token(*(jnp.moveaxis(x, 1, 0) for x in arrays))
     carry = state[:-1], state.length
     if count == 1:  # without the overhead of a loop
         carry, out = body(carry, jax.tree.map(lambda x: x[0], tokens))
@@ -159,6 +162,5 @@ def hierarchical_attention_step(
     else:
         carry, out = lax.scan(body, carry, tokens)
     levels, length = carry
-    out = jnp.moveaxis(out, 0, 1).reshape(batch, count, num_heads, -1)
-    out = jnp.where(length <= tree.length, out, jnp.nan)
+    out = jnp.where(length <= tree.length, call.merge_heads(jnp.moveaxis(out, 0, 1)), jnp.nan)
     return HierarchicalState(*levels, length), out.astype(query.dtype)

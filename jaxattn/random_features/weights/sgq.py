@@ -65,7 +65,7 @@ class SGQ(Rows):
     Examples:
         >>> weights = SGQ.create(jax.random.key(0), head_dim=6, num_rows=64)
         >>> round(float(jnp.exp(weights.log_weights[0])), 3)  # A
-        5.0
+        3.0
 
     Reference: Dao, De Sa & Ré 2017, "Gaussian quadrature for kernel features".
     """
