@@ -7,13 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-def leaves(node):
-    return [node] if isinstance(node, int) else [leaf for child in node for leaf in leaves(child)]
+from tests.tree.nested import leaves
 
 
 def depth(node):
-    """Levels of families; all leaves are equally deep."""
+    """The height of a node; all leaves are equally deep."""
     return 0 if isinstance(node, int) else 1 + depth(node[0])
 
 
@@ -165,26 +163,3 @@ def heads_first(query, key, value, key_bias):
     groups = query.shape[2] // key.shape[2]
     key, value = (jnp.repeat(x, groups, axis=2) for x in (key, value))
     return (*(jnp.swapaxes(x, 1, 2) for x in (query, key, value)), jnp.moveaxis(key_bias, 2, 1))
-
-
-def random_nested(rng: np.random.Generator, length: int):
-    """Nested lists over 0 … length − 1 with families of random sizes, unequal depths and single-child chains."""
-
-    def grow(indices, budget):
-        if (len(indices) == 1 and rng.random() < 0.6) or budget == 0:
-            return indices[0] if len(indices) == 1 else list(indices)
-        if rng.random() < 0.15:
-            return [grow(indices, budget - 1)]
-        parts = int(rng.integers(2, 5)) if len(indices) > 1 else 1
-        cuts = np.sort(
-            rng.choice(np.arange(1, len(indices)), size=min(parts, len(indices)) - 1, replace=False)
-        )
-        return [grow(part, budget - 1) for part in np.split(np.asarray(indices), cuts)]
-
-    nested = grow(np.arange(length), 4)
-    nested = nested if isinstance(nested, list) else [nested]
-
-    def plain(node):
-        return [plain(child) for child in node] if isinstance(node, (list, np.ndarray)) else int(node)
-
-    return plain(nested)

@@ -1,0 +1,91 @@
+"""The causal form: no token depends on later ones, and decoding equals the whole."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxattn.testing import assert_causal
+from jaxattn.tree import (
+    Tree,
+    hierarchical_attention,
+    hierarchical_attention_init_state,
+    hierarchical_attention_step,
+)
+from tests.tree.arrays import WIDTH, jitted, normal, sibling_biases, tree_arrays
+
+pytestmark = pytest.mark.usefixtures("optimised")
+
+
+@pytest.mark.parametrize(
+    ("tree", "include_self"),
+    [(Tree.uniform(41, (4, 3)), True), (Tree.from_lengths([[5, 7], [1, 2, 9], [17]]), False)],
+    ids=["uniform", "ragged"],
+)
+def test_causal_at_every_border(tree, include_self):
+    call = jitted(hierarchical_attention, tree, is_causal=True, include_self=include_self)
+    assert_causal(call, tree_arrays(1, length=41), positions=[0, 5, 11, 12, 24, 39])
+
+
+def test_masking_later_siblings_leaks():
+    """The published causal scheme: weights of a token depend on means and energies of later tokens.
+
+    With the token itself, since without it the first of a family has nothing to attend to and all φ are infinite.
+    """
+    tree = Tree.uniform(16, (4, 2))
+
+    @jax.jit
+    def published(query, key, value):
+        masks = [jnp.where(np.tri(b, dtype=bool), 0.0, -jnp.inf)[None] for b in tree.branching]
+        return hierarchical_attention(query, key, value, tree, sibling_bias=masks)
+
+    arrays = tree_arrays(1, length=16)[:3]
+    # No value of a later token is seen: the queries and keys leak.
+    assert_causal(lambda value: published(*arrays[:2], value), arrays[2:])
+    with pytest.raises(AssertionError, match="not causal"):
+        assert_causal(published, arrays)
+
+
+@pytest.mark.parametrize(("kind", "heads"), [("uniform", 1), ("ragged", 2)])
+def test_decoding_equals_the_whole(kind, heads):
+    """Token by token and in pieces, with a key bias and a sibling bias, grouped queries.
+
+    A key bias for each query head needs a state for each; one that they share does not.
+    """
+    tree = Tree.uniform(512, (8, 4))
+    if kind == "ragged":
+        rng = np.random.default_rng(0)
+        tree = Tree.from_lengths([rng.integers(1, 30, 4).tolist() for _ in range(8)])
+    *arrays, key_bias = tree_arrays(1, length=tree.length, heads=2, kv_heads=1)
+    arrays = (*arrays, key_bias[..., :heads])
+    bias = sibling_biases(tree)
+    whole = jitted(hierarchical_attention, tree, sibling_bias=bias, is_causal=True)(*arrays)
+
+    @functools.partial(jax.jit, static_argnames="count")
+    def decode(state, *arrays, count=1):
+        def step(state, tokens):
+            *qkv, key_bias = tokens
+            return hierarchical_attention_step(state, *qkv, tree, key_bias=key_bias, sibling_bias=bias)
+
+        pieces = tuple(jnp.moveaxis(x.reshape(1, -1, count, *x.shape[2:]), 1, 0) for x in arrays)
+        state, out = jax.lax.scan(step, state, pieces)
+        return state, jnp.moveaxis(out, 0, 1).reshape(1, -1, *out.shape[3:])
+
+    start = hierarchical_attention_init_state(1, 1, WIDTH, tree, num_heads=heads)
+    assert sum(x.size for x in start.key) == heads * WIDTH * sum(tree.branching)
+    state, out = decode(start, *arrays)
+    np.testing.assert_allclose(out, whole, rtol=0, atol=1e-5)
+    assert int(state.length) == tree.length
+    # In pieces of several tokens.
+    _, out = decode(start, *(x[:, :100] for x in arrays), count=20)
+    np.testing.assert_allclose(out, whole[:, :100], rtol=0, atol=1e-5)
+
+
+def test_steps_beyond_the_tree_are_nan():
+    tree = Tree.uniform(4, 2)
+    x = normal(0, 1, 5, 1, WIDTH)
+    state = hierarchical_attention_init_state(1, 1, WIDTH, tree)
+    state, out = hierarchical_attention_step(state, x, x, x, tree)
+    assert np.isnan(out).all() and int(state.length) == 5
