@@ -11,7 +11,8 @@ import pytest
 
 import jaxattn
 from jaxattn import FeatureMap, diagnose, dot_product_attention, random_feature_attention
-from jaxattn.random_features.diagnosis.diagnose import PAIRS, DiagnosisRow, _verdict
+from jaxattn.random_features.diagnosis.diagnose import PAIRS
+from jaxattn.random_features.diagnosis.verdict import DiagnosisRow, judge
 
 # One process makes what the tests of this file share.
 pytestmark = pytest.mark.xdist_group("diagnosis")
@@ -102,15 +103,15 @@ def test_more_features_are_asked_for_and_that_many_are_enough():
 )
 def test_extrapolation(errors, verdict):
     rows = [_row(size, error) for size, error in zip((128, 256), errors, strict=True)]
-    found = _verdict(PAIR, rows, 4096)
+    found = judge(PAIR, rows, 4096)
     assert found.verdict == verdict
     if verdict.startswith("needs"):
-        assert _verdict(PAIR, rows, found.num_features - 8).verdict == "not usable"
+        assert judge(PAIR, rows, found.num_features - 8).verdict == "not usable"
 
 
 def test_extrapolation_from_one_measurement():
-    assert _verdict(PAIR, [_row(64, 0.6)], 4096).verdict == "needs M >= 256"
-    assert _verdict(PAIR, [_row(64, 1.2)], 4096).verdict == "not usable"
+    assert judge(PAIR, [_row(64, 0.6)], 4096).verdict == "needs M >= 256"
+    assert judge(PAIR, [_row(64, 1.2)], 4096).verdict == "not usable"
 
 
 @pytest.mark.parametrize("is_causal", [False, True])

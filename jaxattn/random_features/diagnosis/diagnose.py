@@ -1,4 +1,4 @@
-"""Whether random features can stand in for softmax attention on given queries, keys and values."""
+"""The measurement of random features against softmax attention on given queries, keys and values."""
 
 import dataclasses
 import math
@@ -9,22 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxattn.core.arguments import check_qkv, check_scale
-from jaxattn.core.checks import check_broadcastable, check_choice, check_dtype, check_shape
-from jaxattn.core.padding import padding_key_bias
+from jaxattn.core.call import check_scale
 from jaxattn.random_features.components import COMPONENTS
+from jaxattn.random_features.diagnosis.arguments import check_num_features, check_pairs, check_tensors
 from jaxattn.random_features.diagnosis.measure import Data, draw_weights, measure, prepare_data
-from jaxattn.random_features.diagnosis.result import Diagnosis, DiagnosisRow, PairVerdict
+from jaxattn.random_features.diagnosis.result import Diagnosis
+from jaxattn.random_features.diagnosis.verdict import DiagnosisRow, judge, rank, usable_limit
 from jaxattn.random_features.moments import Moments, sum_second
-from jaxattn.random_features.weights import WEIGHTS
 
 PAIRS = ("oprf-orf", "posrf-orf", "oprf-mm", "saderf-orf", "aderf-orf", "oprf-simrf")
-
-# Features need not beat averaging by more than this: below it they are close to softmax whatever averaging does.
-_CLOSE = 0.1
-_BELOW_AVERAGING = 0.8
-# The slowest fall of the error, M^-rate, that is extrapolated; a Monte Carlo estimate falls with 1/2.
-_SLOWEST_RATE = 0.25
 
 
 def diagnose(
@@ -45,28 +38,26 @@ def diagnose(
     max_features: int = 4096,
     norms: Sequence[float] = (1.0, 0.5),
 ) -> Diagnosis:
-    """Measures on your own tensors whether random features come close to softmax attention, and with which M.
+    """Measures on your own tensors whether random features come close to softmax attention, and with how many.
 
     For every pair, M and draw of the random numbers, with K̂_ij = φ_q(x_i)·φ_k(y_j) and A softmax attention,
 
         error = ‖out − exact‖ / ‖exact‖,      relative variance = E_i Σ_j A_ij (K̂_ij / exp(x_i·y_j) − 1)².
 
-    A row is usable if its error is at most `target` and at most 0.8 times that of averaging the values (or 0.1, if
-    that is more: where attention is nearly uniform, averaging is hard to beat and need not be). The verdict on a
-    pair is
+    A row is usable if its error is at most `target` and at most 0.8 times that of averaging the values (or 0.1 if
+    that is more: where attention is nearly uniform, averaging need not be beaten). The verdict on a pair is
 
     - "usable" if one measured M is;
-    - "needs M >= …" if the errors came below 1, fall like M^-rate with a rate of at least 1/4, and so reach the limit
-      at `max_features` or before. The rate is fitted over the measured M; 1/2, that of a Monte Carlo estimate, is
-      the most that is believed, and is assumed with a single M. It is an extrapolation;
+    - "needs M >= …" if the last error is below 1 and an extrapolation by M^-rate reaches the limit at `max_features`
+      or before. The rate is fitted over the measured M, must be at least 1/4, and is capped at 1/2, that of a Monte
+      Carlo estimate, which is also assumed with a single M;
     - "needs qk-norm" if the pair is usable at the largest M once every query and key is divided by its own root mean
       square and multiplied by one of `norms`, measured against softmax attention of the same;
     - "not usable" otherwise.
 
-    Components with statistics are calibrated on these very tensors, all tokens of them. To diagnose that is fair
-    also where the attention is causal; a causal model itself must have its statistics from elsewhere.
-
-    Memory is that of a few arrays (N, Q, S) for Q = min(T, max_tokens), whatever B and `num_draws` are.
+    Components with statistics are calibrated on all tokens of these tensors, also for causal attention; a causal
+    model itself must take its statistics from elsewhere. Memory is that of a few arrays (N, Q, S) with
+    Q = min(T, max_tokens), independent of B and `num_draws`.
 
     Args:
         query: (B, T, N, H) or (T, N, H), as they come to the attention, after rotary positions if there are any.
@@ -82,11 +73,11 @@ def diagnose(
         num_draws: draws of the random numbers. Draw d of every pair and M is made from
             `jax.random.split(jax.random.key(seed), num_draws)[d]`.
         seed: of the draws.
-        max_tokens: if T is more, errors are measured at that many evenly spaced queries of every sequence. All keys
-            take part always.
+        max_tokens: if T is more, errors are measured at that many evenly spaced queries of every sequence, against
+            all keys.
         max_features: the largest M that a verdict may ask for.
-        norms: root mean squares to normalise queries and keys to, tried for pairs that nothing else helps, from the
-            largest on; empty to leave that out.
+        norms: root mean squares to normalise queries and keys to, tried from the largest down for pairs that are
+            otherwise not usable; empty to skip.
 
     Returns:
         A `Diagnosis`: rows, verdicts, a recommended pair and M.
@@ -104,33 +95,27 @@ def diagnose(
 
     Reference: Likhosherstov et al. 2022, "Chefs' random tables", section 3, for the relative variance.
     """
-    check_qkv(query, key, value)
-    names = _checked_pairs(pairs)
-    sizes = _checked_sizes(num_features)
-    for name, number in (
-        ("num_draws", num_draws),
-        ("max_tokens", max_tokens),
-        ("max_features", max_features),
-    ):
+    names, sizes = check_pairs(pairs), check_num_features(num_features)
+    counts = {"num_draws": num_draws, "max_tokens": max_tokens, "max_features": max_features}
+    for name, number in counts.items():
         if number < 1:
             raise ValueError(f"{name} must be at least 1; got {number}.")
     if not 0 < target < math.inf:
         raise ValueError(f"target must be a positive number; got {target}.")
     if any(not norm > 0 for norm in norms):
         raise ValueError(f"norms must be positive numbers; got {tuple(norms)}.")
-    scale = check_scale(scale, query.shape[-1])
+    tensors = check_tensors(query, key, value, key_bias, token_mask)
+    batch, length, heads, width = tensors.query.shape
+    scale = check_scale(scale, width)
     if scale < 0:
         raise ValueError(f"scale must be at least 0: features take its root; got {scale}.")
-    query, key, value, bias, query_mask, key_mask = _prepared(query, key, value, key_bias, token_mask)
-    batch, length, heads, width = query.shape
-    count = min(length, max_tokens)
-    position = np.linspace(0, length - 1, count).round().astype(int)
+    position = np.linspace(0, length - 1, min(length, max_tokens)).round().astype(int)
     keys = jax.random.split(jax.random.key(seed), num_draws)
 
     def given(rms: float | None) -> tuple[Data, Moments, float]:
+        """What to measure on, its statistics and the error of averaging, with queries and keys normalised to rms."""
         size = 0.0 if rms is None else float(rms)
-        tensors = (query, key, value, bias, query_mask, key_mask, jnp.asarray(position))
-        data, moments, averaging, exact = prepare_data(tensors, scale, size, is_causal)
+        data, moments, averaging, exact = prepare_data(tensors, jnp.asarray(position), scale, size, is_causal)
         if exact == 0:
             raise ValueError(
                 "value must give an output other than 0 at some query; got an output of 0 everywhere."
@@ -139,14 +124,13 @@ def diagnose(
 
     def row(
         pair: tuple[str, str], size: int, data: Data, moments: Moments, averaging: float, rms: float | None
-    ):
+    ) -> DiagnosisRow:
         component, family = pair
         drawn = draw_weights(keys, width, COMPONENTS[component].rows_for(size), family)
         sums = measure(data, moments, keys, drawn, component, family, size, is_causal)
         wrong, exact, weighted, plain = (np.asarray(s, np.float64) for s in sums)
         error = np.sqrt(wrong.sum(axis=1) / exact.sum())
         by_head = np.sqrt(wrong / np.where(exact > 0, exact, np.inf)).mean(axis=0)
-        limit = min(target, max(_BELOW_AVERAGING * averaging, _CLOSE))
         return DiagnosisRow(
             *pair,
             num_features=size,
@@ -157,12 +141,12 @@ def diagnose(
             relative_variance=float(weighted.mean()),
             plain_relative_variance=float(plain.mean()),
             averaging_error=averaging,
-            limit=limit,
+            limit=usable_limit(target, averaging),
         )
 
     data, moments, averaging = given(None)
     rows = {pair: [row(pair, size, data, moments, averaging, None) for size in sizes] for pair in names}
-    verdicts = {pair: _verdict(pair, rows[pair], max_features) for pair in names}
+    verdicts = {pair: judge(pair, rows[pair], max_features) for pair in names}
     for rms in sorted(norms, reverse=True):
         hopeless = [pair for pair in names if verdicts[pair].verdict == "not usable"]
         if not hopeless:
@@ -174,7 +158,7 @@ def diagnose(
                 verdicts[pair] = dataclasses.replace(
                     verdicts[pair], verdict="needs qk-norm", num_features=sizes[-1], rms=rms
                 )
-    best = min(names, key=lambda pair: _rank(verdicts[pair], rows[pair]))
+    best = min(names, key=lambda pair: rank(verdicts[pair], rows[pair]))
     found = verdicts[best].num_features is not None
     return Diagnosis(
         rows=tuple(r for pair in names for r in rows[pair]),
@@ -185,90 +169,7 @@ def diagnose(
         averaging_error=averaging,
         sum_square=float(jnp.trace(jax.vmap(sum_second)(moments), axis1=-2, axis2=-1).mean()),
         num_draws=num_draws,
-        shape=(batch, length, key.shape[1], heads, width),
-        num_queries=count,
+        shape=(batch, length, tensors.key.shape[1], heads, width),
+        num_queries=len(position),
         is_causal=is_causal,
     )
-
-
-def _checked_pairs(pairs: Sequence[str | tuple[str, str]]) -> list[tuple[str, str]]:
-    names = []
-    for pair in [pairs] if isinstance(pairs, str) else pairs:
-        parts = tuple(pair.split("-")) if isinstance(pair, str) else tuple(pair)
-        if len(parts) != 2:
-            raise ValueError(f"pairs must hold 'component-weights' or (component, weights); got {pair!r}.")
-        check_choice("pairs: component", parts[0], COMPONENTS)
-        check_choice("pairs: weights", parts[1], WEIGHTS)
-        names.append(parts)
-    if not names:
-        raise ValueError("pairs must name at least one pair; got none.")
-    return list(dict.fromkeys(names))
-
-
-def _checked_sizes(num_features: Sequence[int]) -> list[int]:
-    if not num_features or any(size < 1 for size in num_features):
-        raise ValueError(
-            f"num_features must hold at least one number, all at least 1; got {tuple(num_features)}."
-        )
-    return sorted(set(num_features))
-
-
-def _prepared(query: Array, key: Array, value: Array, key_bias: Array | None, token_mask: Array | None):
-    """Arrays batched, in float32, 0 where they do not count; the key bias (B, S, N); masks (B, T) and (B, S)."""
-    batched = query.ndim == 4
-    if token_mask is not None:
-        check_dtype("token_mask", token_mask, jnp.bool_, "boolean, True where a token counts")
-        check_shape("token_mask", token_mask, key.shape[:-2], "(B, S)" if batched else "(S,)")
-    if key_bias is not None:
-        check_dtype("key_bias", key_bias, jnp.floating, "floating point")
-        layout = "(B, S, N)" if batched else "(S, N)"
-        check_broadcastable("key_bias", key_bias, (*key.shape[:-2], query.shape[-2]), layout)
-    bias = padding_key_bias(token_mask, key_bias)
-    if not batched:
-        query, key, value, bias, token_mask = jax.tree.map(
-            lambda x: x[None], (query, key, value, bias, token_mask)
-        )
-    dtype = jnp.result_type(jnp.float32, query)
-    query, key, value = (x.astype(dtype) for x in (query, key, value))
-    (batch, queries, heads), length = query.shape[:3], key.shape[1]
-    bias = jnp.zeros((), dtype) if bias is None else bias.astype(dtype)
-    bias = jnp.broadcast_to(bias, (batch, length, heads))
-    key_mask = (bias > -jnp.inf).any(axis=-1)
-    query_mask = jnp.ones((batch, queries), bool)
-    if token_mask is not None and queries == length:
-        query_mask = token_mask
-    query = jnp.where(query_mask[..., None, None], query, 0)
-    key, value = (jnp.where(key_mask[..., None, None], x, 0) for x in (key, value))
-    for name, x in (("query", query), ("key", key), ("value", value)):
-        if not bool(jnp.isfinite(x).all()):
-            raise ValueError(f"{name} must be finite where it counts; got NaN or infinity.")
-    if bool((jnp.isnan(bias) | (bias == jnp.inf)).any()):
-        raise ValueError("key_bias must be a number or −inf; got NaN or infinity.")
-    return query, key, value, bias, query_mask, key_mask
-
-
-def _verdict(pair: tuple[str, str], rows: Sequence[DiagnosisRow], max_features: int) -> PairVerdict:
-    rate = None
-    sizes, errors = np.array([r.num_features for r in rows]), np.array([r.error for r in rows])
-    if len(rows) > 1:
-        fits = np.isfinite(errors).all() and (errors > 0).all()
-        rate = float(-np.polyfit(np.log(sizes), np.log(errors), 1)[0]) if fits else 0.0
-    for row in rows:
-        if row.usable and row.num_features <= max_features:
-            return PairVerdict(*pair, "usable", row.num_features, None, rate)
-    believed = 0.5 if rate is None else min(rate, 0.5)
-    # How an error of 1 or more will fall is not known: M^-1/2 holds where it is small.
-    if believed >= _SLOWEST_RATE and errors[-1] < 1:
-        with np.errstate(over="ignore"):
-            needed = sizes[-1] * (errors[-1] / rows[-1].limit) ** (1 / believed)
-        if needed <= max_features:
-            needed = min(8 * math.ceil(needed / 8), max_features)
-            return PairVerdict(*pair, f"needs M >= {needed}", needed, None, rate)
-    return PairVerdict(*pair, "not usable", None, None, rate)
-
-
-def _rank(verdict: PairVerdict, rows: Sequence[DiagnosisRow]) -> tuple[int, float, int, float]:
-    """Smaller is better: the kind of verdict, then the weaker normalisation, fewer features, the smaller error."""
-    kind = ("usable", "needs M", "needs qk-norm", "not usable").index(verdict.verdict.split(" >=")[0])
-    error = min(row.error for row in rows if row.rms == verdict.rms)
-    return (kind, -(verdict.rms or 0.0), verdict.num_features or 0, error)

@@ -1,4 +1,4 @@
-"""The measurements behind `diagnose`: exact attention, averaging, and the error of every draw of a feature map."""
+"""Exact attention, averaging, and the error of every draw of a feature map: what `diagnose` measures."""
 
 import dataclasses
 from functools import partial
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxattn.random_features.diagnosis.arguments import Tensors
 from jaxattn.random_features.feature_map import FeatureMap
 from jaxattn.random_features.moments import Moments
 from jaxattn.random_features.weights.base import Weights
@@ -27,22 +28,22 @@ class Data(NamedTuple):
     position: Array
 
 
-@partial(jax.jit, static_argnums=3)
+@partial(jax.jit, static_argnums=4)
 def prepare_data(
-    tensors: tuple[Array, ...], scale: Array | float, rms: Array | float, is_causal: bool
+    tensors: Tensors, position: Array, scale: Array | float, rms: Array | float, is_causal: bool
 ) -> tuple[Data, Moments, Array, Array]:
-    """What to measure on, its statistics, and sums of squares over all measured queries: of averaging minus exact,
-    and of exact. Queries and keys are normalised unless `rms` is 0.
+    """The data, its statistics, and sums of squares over the measured queries of averaging minus exact and of exact.
+
+    Queries and keys are normalised to `rms` unless it is 0.
     """
-    query, key, value, bias, query_mask, key_mask, position = tensors
 
     def sized(x: Array) -> Array:
         square = jnp.square(x).mean(axis=-1, keepdims=True)
         factor = jnp.where(rms == 0, 1, rms * jax.lax.rsqrt(jnp.maximum(square, 1e-12)))
         return (x * factor * jnp.sqrt(scale)).astype(x.dtype)
 
-    x, y = sized(query), sized(key)
-    data = Data(x[:, position], y, value, bias, query_mask[:, position], position)
+    x, y, query_mask = sized(tensors.query), sized(tensors.key), tensors.query_mask
+    data = Data(x[:, position], y, tensors.value, tensors.key_bias, query_mask[:, position], position)
 
     def one(sequence: Data) -> tuple[Array, Array]:
         allowed, log_prior, _, exact, _ = _exact(sequence, is_causal)
@@ -51,12 +52,12 @@ def prepare_data(
         return _sum_of_squares(wrong, sequence).sum(), _sum_of_squares(exact, sequence).sum()
 
     averaging, exact = jax.lax.map(one, _sequences(data))
-    return data, Moments.of(x, y, query_mask, key_mask), averaging.sum(), exact.sum()
+    return data, Moments.of(x, y, query_mask, tensors.key_mask), averaging.sum(), exact.sum()
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
 def draw_weights(keys: Array, head_dim: int, num_rows: int, weights: str) -> Weights:
-    """The weights of all draws: apart from `measure`, because components share them and compiling them is slow."""
+    """The weights of all draws; not part of `measure`, so that components share the compiled code."""
     return jax.lax.map(lambda key: FeatureMap.create(key, head_dim, num_rows, "posrf", weights).weights, keys)
 
 
@@ -120,7 +121,7 @@ def _sequences(data: Data) -> Data:
 
 
 def _exact(s: Data, is_causal: bool) -> tuple[Array, Array, Array, Array, Array]:
-    """Of one sequence: allowed pairs, the log of their weight but for the score, scores, output and attention.
+    """Of one sequence: allowed pairs, their log weight without the score, scores, output and attention.
 
     All but the output (Q, N, V) are (K, G, Q, S) or broadcast to it.
     """
@@ -128,7 +129,7 @@ def _exact(s: Data, is_causal: bool) -> tuple[Array, Array, Array, Array, Array]
     x = s.x.reshape(s.x.shape[0], groups, -1, s.x.shape[-1])
     scores = jnp.einsum("tkgh,skh->kgts", x, s.y)
     log_prior = s.key_bias.T.reshape(groups, -1, 1, s.key_bias.shape[0])
-    # A bias common to all keys changes nothing, so it may be taken off.
+    # A bias common to all keys cancels.
     top = log_prior.max(axis=-1, keepdims=True)
     log_prior = log_prior - jnp.where(jnp.isfinite(top), top, 0)
     allowed = jnp.broadcast_to(log_prior > -jnp.inf, scores.shape)
