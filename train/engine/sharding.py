@@ -84,8 +84,8 @@ def param_specs(axes: Mapping[str, tuple[str | None, ...]], shapes: Mapping[str,
 
     Examples:
         >>> shape = {"kernel": np.zeros((8, 6))}
-        >>> param_specs({"kernel": ("mlp", "embed")}, shape, fsdp=2)["kernel"]
-        PartitionSpec(None, None, 'fsdp')
+        >>> param_specs({"kernel": ("mlp", "embed")}, shape, fsdp=2)["kernel"] == PartitionSpec(None, None, "fsdp")
+        True
     """
 
     def spec(name: str) -> PartitionSpec:

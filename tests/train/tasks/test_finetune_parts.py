@@ -1,8 +1,7 @@
-"""The parts of fine-tuning by themselves: losses, scores, texts as tokens, TweetEval, rates by layer, the study."""
+"""The parts of fine-tuning by themselves: losses, scores, texts as tokens, TweetEval, rates by layer."""
 
 import dataclasses
 import hashlib
-import json
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,6 @@ from train.data.tables import Texts
 from train.data.text_classification import LabelledTexts
 from train.data.token_examples import token_examples
 from train.errors import UserError
-from train.studies import heads as finetune_study
 from train.tasks.finetune.config import FinetuneOptimizer, parse
 from train.tasks.finetune.model import make_optimizer, rate_share
 from train.tasks.shared.losses import balanced_weights, example_loss, example_losses, probabilities
@@ -214,74 +212,3 @@ def test_layers_below_learn_slower_and_the_head_at_its_own_rate():
     # The first step of Adam has the size of the rate.
     for name, share in (shares | {"head.out.kernel": 3.0}).items():
         np.testing.assert_allclose(updates[name], -1e-2 * share, rtol=1e-4, err_msg=name)
-
-
-def _summary(head, f1, **changes):
-    numbers = {"mean": sum(f1) / len(f1), "spread": 0.01, "per_seed": f1}
-    model = {"encoder": "/somewhere/minilm", "head": head, "filters": 32, "freeze_encoder": False}
-    return {
-        "config": {
-            "model": model,
-            "optimizer": {"batch_size": 32, "lr": 5e-5, "head_lr": None},
-            "evaluation": {"patience": None},
-            "data": {"max_length": 128, "data_path": "/x", "loss": "softmax"},
-        },
-        "seeds": [0, 1],
-        "steps": 10,
-        "parameters": 5000,
-        "data": {"name": "toy", "examples": {"test": 1000}, "trees": False, "notes": []},
-        "measured_on": "test",
-        **dict.fromkeys(("f1", "weighted_f1", "accuracy", "val_f1"), numbers),
-        "seconds_per_step": 0.5,
-        "device": {"kind": "cpu"},
-        "versions": {"jax": "0"},
-    } | changes
-
-
-def test_the_study_compares_heads_seed_by_seed(tmp_path, monkeypatch, capsys):
-    asked = []
-    results = {"cls": [0.60, 0.62], "inceptive": [0.63, 0.64]}
-
-    class Done:
-        returncode = 0
-
-    def run(command):
-        places = {word: i for i, word in enumerate(command) if word.startswith("--")}
-        flags = {word: command[i + 1] for word, i in places.items()}
-        asked.append(flags)
-        folder = tmp_path / "runs" / flags["--out"].rpartition("/")[2]
-        folder.mkdir(parents=True)
-        head = flags.get("--head", "inceptive")
-        (folder / "summary.json").write_text(json.dumps(_summary(head, results[head])))
-        return Done()
-
-    monkeypatch.setattr("subprocess.run", run)
-    page = tmp_path / "page.md"
-    page.write_text("<!-- results:finetune-irony -->\nold\n<!-- /results -->\n")
-    words = [
-        "--variants",
-        "cls",
-        "--kernels 2 3",
-        "--encoder",
-        "/somewhere/minilm",
-        "--encoder-name",
-        "MiniLM",
-    ]
-    words += ["--seeds", "2", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "study.json")]
-    assert finetune_study.main([*words, "--tables", str(page), "--", "--epochs", "2"]) == 0
-    assert [flags.get("--head") for flags in asked] == ["cls", None]
-    assert asked[0]["--epochs"] == "2"
-    record = json.loads((tmp_path / "study.json").read_text())
-    assert record["rows"][1]["difference"]["per_seed"] == pytest.approx([0.03, 0.02])
-    assert "/somewhere" not in json.dumps(record)
-    assert "| `--kernels 2 3` | 63.50 ± 1.00 | +2.50 ± 0.71 |" in page.read_text()
-    assert finetune_study.main([*words, "--", "--epochs", "2"]) == 0
-    assert len(asked) == 2, "finished runs are kept"
-    capsys.readouterr()
-    with pytest.raises(UserError, match="--variants must be of cls, mean"):
-        finetune_study.main(["--variants", "clz"])
-    (tmp_path / "runs" / "cls" / "summary.json").write_text(
-        json.dumps(_summary("cls", [0.5, 0.5], seeds=[3, 4]))
-    )
-    with pytest.raises(UserError, match="differ in more than their head: seeds"):
-        finetune_study.main([*words, "--collect"])

@@ -127,7 +127,7 @@ class _Recorder(MechanismModule):
         self.seen = nnx.data((query, key))
         return value
 
-    def init_state(self, *args: Any) -> Any:
+    def init_state(self, *args: Any, **options: Any) -> Any:
         raise NotImplementedError("a recorder does not decode.")
 
     def step(self, *args: Any, **options: Any) -> Any:

@@ -79,7 +79,7 @@ class _Recorder(MechanismModule):
         self.keep(query, key, value)
         return self.call(query, key, value, given)
 
-    def init_state(self, *args: Any) -> Any:
+    def init_state(self, *args: Any, **options: Any) -> Any:
         raise NotImplementedError("a recorder does not decode.")
 
     def step(self, *args: Any, **options: Any) -> Any:
