@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxattn.core.mechanism import Mechanism
+from jaxattn.core.mechanism import Gate, Mechanism
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class GateRow:
         name: the word after the plus sign.
         syntax: the whole spelling: "+gate[=running|none]".
         help: one line on what it is.
-        mechanism: the class of what `wrap` returns; its field `inner` is the mechanism inside.
+        mechanism: the class of what `wrap` returns.
         wrap: (inner, option if there is one, allow_leak=...) to the mechanism. `allow_leak` says whether the caller
             permits a gate that reads later tokens in a causal model.
         spell: the mechanism to its option, or to an empty tuple.
@@ -52,7 +52,7 @@ class GateRow:
     name: str
     syntax: str
     help: str
-    mechanism: type[Mechanism]
+    mechanism: type[Gate]
     wrap: Callable[..., Mechanism]
     spell: Callable[[Any], tuple[str, ...]]
 
@@ -178,11 +178,11 @@ def spell_mechanism(mechanism: Mechanism) -> str:
     """
     base, gates, leaks = mechanism, "", False
     rows = {gate.mechanism: gate for gate in GATES.values()}
-    while type(base) in rows:
+    while isinstance(base, Gate) and type(base) in rows:
         gate = rows[type(base)]
         gates = f"+{'='.join((gate.name, *gate.spell(base)))}{gates}"
         leaks |= getattr(base, "allow_leak", False)
-        base = base.inner  # type: ignore[attr-defined]
+        base = base.inner
     row = next((row for row in MECHANISMS.values() if row.mechanism is type(base)), None)
     if row is None:
         raise ValueError(f"mechanism must be of a registered class; got {base!r}.")

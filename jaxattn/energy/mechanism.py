@@ -8,13 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxattn.core.checks import check_choice
-from jaxattn.core.mechanism import (
-    AttentionInputs,
-    Flops,
-    LayerSizes,
-    Mechanism,
-    MechanismModule,
-)
+from jaxattn.core.inputs import AttentionInputs, LayerSizes
+from jaxattn.core.mechanism import Gate, GateModule, Mechanism, MechanismModule
 from jaxattn.core.parameters import UndecayedParam, parameter
 from jaxattn.core.registry import GateRow, register_gate
 from jaxattn.energy.attention import (
@@ -29,7 +24,7 @@ NORMALIZATIONS = ("running", "sequence", "prefix", None)
 
 
 @dataclasses.dataclass(frozen=True)
-class EnergyGated(Mechanism):
+class EnergyGated(Gate):
     """Attention weights multiplied by a learned gate of the key token, and normalised again.
 
     e_j = w·x_j per head, g_j = sigmoid(alpha (z_j − tau)) with z the normalised energy, and
@@ -74,24 +69,14 @@ class EnergyGated(Mechanism):
         """The module: energy weights, alpha and tau for every head, and the inner mechanism."""
         return EnergyGatedModule(self, self.inner.build(sizes, rngs=rngs), sizes, rngs=rngs)
 
-    @property
-    def needs_tree(self) -> bool:
-        """Whether the inner mechanism does."""
-        return self.inner.needs_tree
 
-    def flops(self, length: int, num_heads: int, head_dim: int, num_kv_heads: int | None = None) -> Flops:
-        """Those of the inner mechanism; the energies are a projection of the input."""
-        return self.inner.flops(length, num_heads, head_dim, num_kv_heads)
-
-
-class EnergyGatedModule(MechanismModule):
+class EnergyGatedModule(GateModule):
     """Computes the energies, turns them into a key bias and calls the inner mechanism with it."""
 
     def __init__(self, config: EnergyGated, inner: MechanismModule, sizes: LayerSizes, *, rngs: nnx.Rngs):
-        super().__init__(sizes)
+        super().__init__(sizes, inner)
         self.normalization = config.normalization
         self.allow_leak = config.allow_leak
-        self.inner = inner
         width, axis = (sizes.head_dim, "head_dim")
         if sizes.in_features is not None:
             width, axis = (sizes.in_features, "embed")
@@ -109,16 +94,6 @@ class EnergyGatedModule(MechanismModule):
             return parameter(init, rngs.params(), (heads,), ("heads",), sizes.param_dtype, UndecayedParam)
 
         self.alpha, self.tau = gain(2.0), gain(0.0)
-
-    @property
-    def reads_earlier_queries(self) -> bool:
-        """Whether the inner mechanism does."""
-        return self.inner.reads_earlier_queries
-
-    @property
-    def takes(self) -> frozenset[str]:
-        """What the inner mechanism takes."""
-        return self.inner.takes
 
     def energy(
         self, inputs: Float[Array, "B S D"] | None, key: Float[Array, "B S K H"]

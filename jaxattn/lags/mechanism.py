@@ -6,7 +6,8 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxattn.core.mechanism import AttentionInputs, Flops, LayerSizes, Mechanism, MechanismModule
+from jaxattn.core.inputs import AttentionInputs, LayerSizes
+from jaxattn.core.mechanism import Flops, Mechanism, MechanismModule
 from jaxattn.core.parameters import UndecayedParam, parameter
 from jaxattn.core.registry import MechanismRow, register_mechanism, whole_number
 from jaxattn.lags.attention import (

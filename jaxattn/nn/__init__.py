@@ -1,13 +1,8 @@
 """Flax NNX modules: each holds parameters and calls kernels."""
 
-from jaxattn.core.mechanism import (
-    AttentionFn,
-    AttentionInputs,
-    Flops,
-    LayerSizes,
-    Mechanism,
-    MechanismModule,
-)
+from jaxattn.core.flax_mechanism import AttentionFn
+from jaxattn.core.inputs import AttentionInputs, LayerSizes
+from jaxattn.core.mechanism import Flops, Gate, GateModule, Mechanism, MechanismModule
 from jaxattn.core.parameters import HeldVariable, UndecayedParam, decays, logical_axes, parameter
 from jaxattn.core.registry import (
     GATES,
@@ -51,6 +46,8 @@ __all__ = [
     "FeatureDraw",
     "FeatureStatistic",
     "Flops",
+    "Gate",
+    "GateModule",
     "GateRow",
     "HeldVariable",
     "Hierarchical",

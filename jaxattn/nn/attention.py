@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxattn.core.mechanism import AttentionInputs, LayerSizes, Mechanism
+from jaxattn.core.inputs import AttentionInputs, LayerSizes
+from jaxattn.core.mechanism import Mechanism
 from jaxattn.core.parameters import UNDECAYED, Initializer
 from jaxattn.nn.layers import DEFAULT_INIT
 from jaxattn.positions import rotary
@@ -24,13 +25,13 @@ class Attention(nnx.Module):
         num_kv_heads: key/value heads K, a divisor of N; None for N.
         head_dim: width H of a head; None for D / N.
         out_features: width of the output; None for D.
-        qk_norm: divide every query and key by its root mean square and multiply it by a learned gain a coordinate
-            that starts at this number; None for no normalisation. It bounds |q| and |k|, on which the error of
-            random features depends (see `jaxattn.diagnose`).
-        projection_norm: LayerNorm of every query, key and value, head by head, after the projections.
-        query_residual: add every head's query to what it attends to, before the last projection.
+        qk_norm: initial gain of an RMSNorm over each query and key, with one learned gain per coordinate; None for no
+            normalisation. It bounds |q| and |k|, on which the error of random features depends (see
+            `jaxattn.diagnose`).
+        projection_norm: apply LayerNorm over each head of the queries, keys and values after the projections.
+        query_residual: add the queries to the attention's output, before the output projection.
         rotary_base: rotate queries and keys with this base (10000 is usual); None for no rotation.
-        use_bias: whether the projections have offsets.
+        use_bias: whether the projections have biases.
         kernel_init: initial values of the query, key and value projections.
         out_init: initial values of the output projection.
         dtype: dtype of the computation; None follows the inputs and parameters.
@@ -38,7 +39,7 @@ class Attention(nnx.Module):
         rngs: random streams for the initial values.
 
     Raises:
-        ValueError: N is no multiple of K, or D of N when head_dim is None; a qk_norm that is not positive.
+        ValueError: K does not divide N, N does not divide D though head_dim is None, or qk_norm is not positive.
 
     Examples:
         >>> import jax.numpy as jnp

@@ -5,7 +5,8 @@ from typing import TypeVar
 
 from flax import nnx
 
-from jaxattn.core.mechanism import AttentionFn, Mechanism
+from jaxattn.core.flax_mechanism import AttentionFn
+from jaxattn.core.mechanism import Mechanism
 from jaxattn.nn.attention import Attention
 from jaxattn.softmax.mechanism import SoftmaxModule
 from jaxattn.tree import Tree

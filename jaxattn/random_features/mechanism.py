@@ -10,13 +10,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from jaxattn.core.checks import check_choice
-from jaxattn.core.mechanism import (
-    AttentionInputs,
-    Flops,
-    LayerSizes,
-    Mechanism,
-    MechanismModule,
-)
+from jaxattn.core.inputs import AttentionInputs, LayerSizes
+from jaxattn.core.mechanism import Flops, Mechanism, MechanismModule
 from jaxattn.core.parameters import HeldVariable, UndecayedParam
 from jaxattn.core.registry import MechanismRow, register_mechanism, whole_number
 from jaxattn.random_features.attention import (
@@ -31,11 +26,11 @@ from jaxattn.random_features.weights import WEIGHTS
 
 
 class FeatureDraw(HeldVariable):
-    """Random numbers of a feature map, and what their next redraw depends on: not learned."""
+    """Random numbers of a feature map, and the state of their next redraw; not learned."""
 
 
 class FeatureStatistic(HeldVariable):
-    """Statistics of queries and keys, and what follows from them: not learned by gradient."""
+    """Statistics of queries and keys, and parameters computed from them; not learned by gradient."""
 
 
 Options = Mapping[str, Any] | tuple[tuple[str, Any], ...]
@@ -45,22 +40,22 @@ Options = Mapping[str, Any] | tuple[tuple[str, Any], ...]
 class RandomFeatures(Mechanism):
     """Linear-time attention by random features: any component function on any weight matrix.
 
-    Components with statistics (oprf, saderf, …) start as if queries and keys were N(0, I). While the module's
-    `calibrating` is True (`model.set_attributes(calibrating=True)`; training does it), every call ends with the
-    statistics moved towards those of its queries and keys. They are used from the next call on, so that in a causal
-    model no token learns of later ones; in evaluation and decoding they are fixed.
+    Components with statistics (oprf, saderf, …) start from those of queries and keys distributed as N(0, I). While
+    the module's `calibrating` is True (`model.set_attributes(calibrating=True)`, as in training), each call ends by
+    moving the statistics towards those of its own queries and keys. The next call is the first to use them, so no
+    token of a causal model depends on later ones. They are fixed in evaluation and decoding.
 
     Attributes:
         component: a name of `jaxattn.COMPONENTS`.
         weights: a name of `jaxattn.WEIGHTS`.
-        num_features: M, features a head.
-        draw_per_head: whether every key/value head has weights of its own.
+        num_features: M, features per head.
+        draw_per_head: whether each key/value head has its own weights.
         redraw_every: calibrating calls between redraws of the random numbers; None keeps the first draw.
-        momentum: share of the statistics kept at each calibrating call, once there were enough of them.
+        momentum: of the moving average of the statistics; the first calls are averaged with equal weights.
         component_options: the component's own options, such as {"hyperbolic": True} for posrf.
         weight_options: the weight family's own options.
-        stabilizer: "global", or "per_key" to compute what the published code does (no estimate of softmax).
-        chunk_size: tokens a chunk of the causal form; None for 64 on a CPU, 128 elsewhere.
+        stabilizer: "global", or "per_key" as in the published code, which then does not estimate softmax.
+        chunk_size: tokens per chunk of the causal form; None for 64 on a CPU, 128 elsewhere.
 
     Raises:
         ValueError: an unknown name, or a number out of range.

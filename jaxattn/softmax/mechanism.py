@@ -6,7 +6,8 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxattn.core.mechanism import AttentionInputs, Flops, LayerSizes, Mechanism, MechanismModule
+from jaxattn.core.inputs import AttentionInputs, LayerSizes
+from jaxattn.core.mechanism import Flops, Mechanism, MechanismModule
 from jaxattn.core.registry import MechanismRow, register_mechanism
 from jaxattn.softmax.attention import IMPLEMENTATIONS, dot_product_attention
 from jaxattn.softmax.cache import dot_product_attention_init_state, dot_product_attention_step

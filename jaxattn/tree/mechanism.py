@@ -8,7 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxattn.core.checks import check_choice
-from jaxattn.core.mechanism import AttentionInputs, Flops, LayerSizes, Mechanism, MechanismModule
+from jaxattn.core.inputs import AttentionInputs, LayerSizes
+from jaxattn.core.mechanism import Flops, Mechanism, MechanismModule
 from jaxattn.core.registry import MechanismRow, register_mechanism, whole_number
 from jaxattn.tree.attention import hierarchical_attention
 from jaxattn.tree.sibling_bias import KINDS, SiblingBias
@@ -20,17 +21,18 @@ TreeFn = Callable[[int], Tree]
 
 @dataclasses.dataclass(frozen=True)
 class Hierarchical(Mechanism):
-    """Hierarchical self-attention: over a uniform tree of a given branching, or the tree that comes with the call.
+    """Hierarchical self-attention, over a uniform tree of a given branching or the tree passed to the call.
 
     Attributes:
-        branching: sizes of families from the leaves up, the last of which repeats, such as (64, 16): a uniform tree
-            over whatever length comes, also in decoding; None for the tree given at every call.
+        branching: children per node from the leaves up, the last number repeating, such as (64, 16): a uniform tree
+            over any length, also in decoding; None for a tree passed to each call.
         include_self: whether a token attends to itself, as in softmax; False is the published form.
-        sibling_bias: what siblings add to their scores by their offset: None, "learned", "sinusoidal" or "fourier".
-        tree_fn: length -> `Tree`, in place of `branching`; used where no tree comes with the call.
+        sibling_bias: bias on the scores of siblings by their offset: None, "learned", "sinusoidal" or "fourier"; see
+            `SiblingBias`.
+        tree_fn: length -> `Tree`, in place of `branching`; used where no tree is passed to the call.
 
     Raises:
-        ValueError: a family size below 2, an unknown sibling_bias, or both branching and tree_fn.
+        ValueError: fewer than 2 children, an unknown sibling_bias, or both branching and tree_fn.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -59,7 +61,7 @@ class Hierarchical(Mechanism):
             if self.tree_fn is not None:
                 raise ValueError("branching and tree_fn both say what the tree is; give one of them.")
             object.__setattr__(self, "branching", tuple(self.branching))
-            Tree.uniform(1, self.branching)  # complains of bad sizes
+            Tree.uniform(1, self.branching)  # checks the sizes
 
     def build(self, sizes: LayerSizes, *, rngs: nnx.Rngs) -> "HierarchicalModule":
         """The module; its only parameters are those of the sibling bias."""
@@ -74,9 +76,9 @@ class Hierarchical(Mechanism):
         return self.branching is None and self.tree_fn is None
 
     def flops(self, length: int, num_heads: int, head_dim: int, num_kv_heads: int | None = None) -> Flops:
-        """Scores and weighted values inside the families of every level, and mean queries, keys and values above.
+        """Scores and weighted values among the children of each node, and the nodes' mean queries, keys and values.
 
-        With F_l families of b_l places on level l: Σ_l 4 N F_l b_l² H, and Σ_l 6 N F_l b_l H over all levels but the
+        With F_l nodes of b_l children on level l: Σ_l 4 N F_l b_l² H, and Σ_l 6 N F_l b_l H over all levels but the
         root's. The gradient has two products for each.
         """
         if self.needs_tree:

@@ -1,4 +1,4 @@
-"""What siblings in a tree add to each other's scores, by how far apart they are among the children."""
+"""A learned bias on the scores of siblings in a tree, by their offset among the children."""
 
 from typing import Any
 
@@ -15,22 +15,22 @@ KINDS = (None, "learned", "sinusoidal", "fourier")
 
 
 class SiblingFrequencies(HeldVariable):
-    """Frequencies in radians a place; drawn or fixed, not learned."""
+    """Frequencies in radians per child; drawn or fixed, not learned."""
 
 
 class SiblingBias(nnx.Module):
-    r"""A bias (N, b, b) a level from the offset c − d of two children: learned numbers, or learned waves.
+    r"""One bias (N, b, b) per level, a function of the offset c − d of two children: a table, or a sum of waves.
 
-    "learned" has a number an offset, level and head; offsets beyond `reach` share the last. "sinusoidal" and
-    "fourier" have $\sum_f a_f \cos(\omega_f (c - d)) + b_f \sin(\omega_f (c - d))$ with learned a, b and frequencies
-    that fall geometrically from 1 to 1/reach, or are drawn from a normal distribution of that scale. All start at 0:
-    no bias. Levels beyond `levels` have the bias of the last.
+    "learned" is a table over offset, level and head; offsets beyond `reach` share the last entry. "sinusoidal" and
+    "fourier" are $\sum_f a_f \cos(\omega_f (c - d)) + b_f \sin(\omega_f (c - d))$ with learned a, b and frequencies
+    that fall geometrically from 1 to 1/reach, or are drawn from a normal distribution of that scale. The learned
+    numbers start at 0. Levels beyond `levels` share the bias of the last.
 
     Args:
         kind: "learned", "sinusoidal" or "fourier".
         num_heads: heads N.
-        levels: levels from the leaves up that have a bias of their own.
-        reach: largest offset told apart, in places.
+        levels: levels, from the leaves up, with their own bias.
+        reach: largest offset with its own entry.
         frequencies: waves of the last two kinds.
         param_dtype: dtype of the learned numbers.
         rngs: random streams.

@@ -34,7 +34,7 @@ def test_causal(row, flax):
 
 
 @both_homes
-def test_statistics_of_the_whole_sequence_are_found_out(flax):
+def test_statistics_of_the_whole_sequence_are_reported_as_a_leak(flax):
     made, args, axes = arguments(LEAKING_MODULE, flax=flax)
     with pytest.raises(AssertionError, match="not causal"):
         assert_causal(made.call, args, axis=axes)
@@ -62,7 +62,7 @@ def test_reference(row, flax):
     def on_tokens(call):
         return lambda *a: jnp.where(mask[..., None], call(*a, mask=mask), 0.0)
 
-    # Flax's layer is Flax's business; what it calls has its gradients checked in our own.
+    # Gradients of the mechanism are checked in our own layer.
     assert_matches_reference(
         on_tokens(made.call), on_tokens(made.naive), args, rtol=1e-4, atol=1e-4, check_gradients=not flax
     )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxattn.core.mechanism import AttentionInputs
+from jaxattn.core.inputs import AttentionInputs
 from jaxattn.core.parameters import UNDECAYED
 from jaxattn.encoders.config import RelativePositions
 from jaxattn.encoders.deberta.relative import relative_rows
