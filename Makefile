@@ -70,7 +70,8 @@ docs: $(STAMP)  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 notebooks: $(STAMP)  ## run the notebooks and save them with their outputs
-	$(BIN)/jupytext --to ipynb --execute colab/*.py
+	$(BIN)/jupytext --quiet --to ipynb colab/*.py
+	$(BIN)/jupyter execute --inplace --NotebookClient.record_timing=False colab/*.ipynb
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) $(TPU_VENV) $(GPU_VENV) .pytest_cache .mypy_cache .ruff_cache dist
