@@ -170,6 +170,7 @@ def check_call(
     query, key, value = map(with_batch, (query, key, value))
     batch, query_length, num_heads, head_dim = query.shape
     key_length, num_kv_heads = key.shape[1:3]
+    sizes = {"B": batch, "N": num_heads, "T": query_length, "S": key_length}
 
     def split(x: Array, axis: int) -> Array:
         heads = (1, 1) if x.shape[axis] == 1 else (num_kv_heads, num_heads // num_kv_heads)
@@ -180,7 +181,8 @@ def check_call(
         if x is None:
             return None
         check_dtype(name, x, kind, accepted)
-        layout, target = ("B, N, T, S", pairs) if axis == 1 else ("B, S, N", keys)
+        layout = "B, N, T, S" if axis == 1 else "B, S, N"
+        target = tuple(sizes[letter] for letter in layout.split(", "))
         if not batched:
             layout, target = layout.removeprefix("B, "), target[1:]
         check_broadcastable(name, x, target, f"({layout})")
@@ -193,7 +195,6 @@ def check_call(
         check_shape(name, x, (batch,) if batched else (), "(B,)" if batched else "()")
         return with_batch(x)
 
-    keys, pairs = (batch, key_length, num_heads), (batch, num_heads, query_length, key_length)
     key_bias = checked("key_bias", key_bias, 2, jnp.floating, "floating point")
     if key_bias is not None and key_bias.shape[1] != key_length:
         raise ValueError(f"key_bias must have one entry a key, S = {key_length}; got {key_bias.shape[1]}.")
@@ -204,7 +205,7 @@ def check_call(
             raise ValueError(
                 "segment_ids must hold ids for the queries and for the keys; got None for one of them."
             )
-        segment_ids = tuple(map(with_batch, segment_ids))
+        segment_ids = with_batch(segment_ids[0]), with_batch(segment_ids[1])
     return Call(
         query=split(query, 2),
         key=key,

@@ -17,12 +17,14 @@ from jaxattn.energy.statistics import (
 
 NORMALIZATIONS = ("running", "sequence", "prefix", None)
 
+PerHead = Float[Array, "#N"] | Float[Array, ""] | float
+
 
 def energy_gate(
     energy: Float[Array, "*B S N"],
     *,
-    alpha: Float[Array, "#N"] | Float[Array, ""] | float,
-    tau: Float[Array, "#N"] | Float[Array, ""] | float,
+    alpha: PerHead,
+    tau: PerHead,
     normalization: str | None = "running",
     mask: Bool[Array, "*B S"] | Bool[Array, "*B S N"] | None = None,
     segment_ids: Int[Array, "*B S"] | None = None,
@@ -78,8 +80,7 @@ def energy_gate(
         )
     check_leak(normalization, is_causal, allow_leak)
     check_rank("energy", energy, (2, 3), "(B, S, N) or (S, N)")
-    check_dtype("energy", energy, jnp.floating, "floating point")
-    check_gate_parameters(alpha, tau, energy.shape[-1])
+    check_energy(energy, energy.shape, "(B, S, N)", alpha, tau)
     valid = broadcast_mask("mask", mask, energy)
     if segment_ids is not None:
         check_dtype("segment_ids", segment_ids, jnp.integer, "integer")
@@ -124,8 +125,8 @@ def energy_gate_step(
     state: Statistics,
     energy: Float[Array, "B T N"],
     *,
-    alpha: Float[Array, "#N"] | Float[Array, ""] | float,
-    tau: Float[Array, "#N"] | Float[Array, ""] | float,
+    alpha: PerHead,
+    tau: PerHead,
     normalization: str | None = "running",
     mask: Bool[Array, "B T"] | Bool[Array, "B T N"] | None = None,
 ) -> tuple[Statistics, Float[Array, "B T N"]]:
@@ -160,9 +161,8 @@ def energy_gate_step(
             "use energy_gated_attention_step, or 'running' or None."
         )
     check_rank("energy", energy, (3,), "(B, T, N)")
-    check_dtype("energy", energy, jnp.floating, "floating point")
+    check_energy(energy, energy.shape, "(B, T, N)", alpha, tau)
     check_shape("state.count", state.count, (energy.shape[0], energy.shape[2]), "energy's (B, N)")
-    check_gate_parameters(alpha, tau, energy.shape[-1])
     valid = broadcast_mask("mask", mask, energy)
     energy = clean_energy(energy, valid)
     statistics = continue_statistics(state, energy, valid)
@@ -216,8 +216,13 @@ def check_leak(normalization: str | None, is_causal: bool, allow_leak: bool) -> 
         )
 
 
-def check_gate_parameters(alpha: Array | float, tau: Array | float, num_heads: int) -> None:
-    """Raises unless alpha and tau are scalars or have one entry a head."""
+def check_energy(
+    energy: Array, shape: tuple[int, ...], layout: str, alpha: Array | float, tau: Array | float
+) -> None:
+    """Raises unless the energies have a shape, and alpha and tau are scalars or have one entry a head."""
+    check_shape("energy", energy, shape, layout)
+    check_dtype("energy", energy, jnp.floating, "floating point")
+    num_heads = shape[-1]
     for name, parameter in (("alpha", alpha), ("tau", tau)):
         if jnp.shape(parameter) not in ((), (1,), (num_heads,)):
             raise ValueError(

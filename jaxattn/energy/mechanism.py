@@ -12,12 +12,15 @@ from jaxattn.core.inputs import AttentionInputs, LayerSizes
 from jaxattn.core.mechanism import Gate, GateModule, Mechanism, MechanismModule
 from jaxattn.core.parameters import UndecayedParam, parameter
 from jaxattn.core.registry import GateRow, register_gate
-from jaxattn.energy.attention import (
+from jaxattn.energy import (
+    energy_gate,
+    energy_gate_init_state,
+    energy_gate_step,
     energy_gated_attention,
     energy_gated_attention_init_state,
     energy_gated_attention_step,
 )
-from jaxattn.energy.gate import energy_gate, energy_gate_init_state, energy_gate_step, is_causal_mask
+from jaxattn.energy.gate import is_causal_mask
 from jaxattn.softmax.mechanism import Softmax, SoftmaxModule
 
 NORMALIZATIONS = ("running", "sequence", "prefix", None)

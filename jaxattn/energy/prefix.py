@@ -11,8 +11,6 @@ from jaxattn.energy.gate import log_gate
 from jaxattn.energy.statistics import Statistics, standardize
 from jaxattn.softmax.attention import dot_product_attention
 
-QUERY_CHUNK = 256  # queries whose gates exist at once: at S = 32k, 32 MiB a head in float32
-
 
 def attend_to_prefixes(
     query: Float[Array, "B T N H"],
@@ -30,6 +28,7 @@ def attend_to_prefixes(
     segment_ids: tuple[Int[Array, "B T"], Int[Array, "B S"]] | None = None,
     scale: float | None = None,
     implementation: str | None = None,
+    query_chunk: int = 256,
 ) -> Float[Array, "B T N V"]:
     """Attends causally with log g_ij = log sigmoid(alpha ((e_j − mu_i)/sigma_i − tau)) added to the scores.
 
@@ -48,6 +47,7 @@ def attend_to_prefixes(
         segment_ids: of queries and keys.
         scale: as in `dot_product_attention`.
         implementation: as in `dot_product_attention`.
+        query_chunk: queries whose gates exist at once; 256 take 32 MiB a head in float32 at S = 32k.
 
     Returns:
         The outputs of the queries. Memory O(S) a query chunk, forward and backward; time O(T S).
@@ -94,10 +94,10 @@ def attend_to_prefixes(
         )
 
     arrays = {name: array for name, (array, _) in by_query.items()}
-    if length <= QUERY_CHUNK:
+    if length <= query_chunk:
         return attend(arrays)
     cut = {
-        name: jax.tree.map(lambda x, axis=axis: _cut(x, axis), array)
+        name: jax.tree.map(lambda x, axis=axis: _cut(x, axis, query_chunk), array)
         for name, (array, axis) in by_query.items()
     }
     out = lax.map(jax.checkpoint(attend), cut)  # (chunks, B, C, N, V)
@@ -109,11 +109,11 @@ def _heads_first(parameter: Array | float) -> Float[Array, "N 1 1"] | Float[Arra
     return jnp.reshape(jnp.asarray(parameter, jnp.float32), (-1, 1, 1))
 
 
-def _cut(x: Array, axis: int) -> Array:
+def _cut(x: Array, axis: int, chunk: int) -> Array:
     """Pads `axis` with its last entry to whole chunks and moves the chunks to the front."""
-    count = -(-x.shape[axis] // QUERY_CHUNK)
-    missing = count * QUERY_CHUNK - x.shape[axis]
+    count = -(-x.shape[axis] // chunk)
+    missing = count * chunk - x.shape[axis]
     # The last entry, not 0: padded queries then compute something finite, and get no cotangent.
     x = jnp.pad(x, [(0, missing if a == axis else 0) for a in range(x.ndim)], mode="edge")
-    x = x.reshape(*x.shape[:axis], count, QUERY_CHUNK, *x.shape[axis + 1 :])
+    x = x.reshape(*x.shape[:axis], count, chunk, *x.shape[axis + 1 :])
     return jnp.moveaxis(x, axis, 0)

@@ -10,7 +10,7 @@ from jaxattn.core.inputs import AttentionInputs, LayerSizes
 from jaxattn.core.mechanism import Flops, Mechanism, MechanismModule
 from jaxattn.core.parameters import UndecayedParam, parameter
 from jaxattn.core.registry import MechanismRow, register_mechanism, whole_number
-from jaxattn.lags.attention import (
+from jaxattn.lags import (
     cross_correlation_attention,
     cross_correlation_attention_init_state,
     cross_correlation_attention_step,

@@ -2,9 +2,10 @@
 
 from jaxtyping import Array, Float, Int
 
-from jaxattn.core.arguments import check_qkv
-from jaxattn.core.grouped import prepare
-from jaxattn.linear.call import IDENTITY, attend_call, check_chunk_size
+from jaxattn.core.call import Call, check_call
+from jaxattn.linear.padded import attend_padded
+from jaxattn.linear.plan import IDENTITY, FeatureFunctions, Parameters, Tiling, choose_tiling
+from jaxattn.linear.segments import attend_segments, check_segments
 
 
 def linear_attention(
@@ -59,9 +60,16 @@ def linear_attention(
     Reference: Katharopoulos et al. 2020, "Transformers are RNNs", equations 5 to 12; the chunked form as in Hua et
     al. 2022, "Transformer quality in linear time", section 3.3.
     """
-    check_qkv(phi_q, phi_k, value)
-    check_chunk_size(chunk_size)
-    out = attend_call(
-        prepare(phi_q, phi_k, value, key_bias, segment_ids), IDENTITY, [], is_causal, chunk_size
-    )
-    return (out if phi_q.ndim == 4 else out[0]).astype(value.dtype)
+    check_segments(segment_ids, phi_q, phi_k)
+    call = check_call(phi_q, phi_k, value, key_bias=key_bias, is_causal=is_causal, segment_ids=segment_ids)
+    return attend(call, IDENTITY, [], choose_tiling(chunk_size)).astype(value.dtype)
+
+
+def attend(
+    call: Call, features: FeatureFunctions, parameters: Parameters, tiling: Tiling
+) -> Float[Array, "*B T N V"]:
+    """Linear attention of the features that `features` make of queries and keys, in the accumulation dtype."""
+    call = call.with_key_weights()
+    parameters = features.repeat_parameters(parameters, call.key.shape[2])
+    attend_call = attend_padded if call.segment_ids is None else attend_segments
+    return call.merge_heads(attend_call(call, features, parameters, tiling))

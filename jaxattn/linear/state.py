@@ -1,18 +1,17 @@
 """Linear attention one call at a time, over a state of constant size."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxattn.core.arguments import check_qkv
-from jaxattn.core.checks import check_rank
-from jaxattn.core.decode import check_sizes
-from jaxattn.core.grouped import prepare
-from jaxattn.linear import chunked as _linear_core
-from jaxattn.linear.blocks import State
-from jaxattn.linear.call import IDENTITY, FeatureFunctions, make_plan, pad, per_key_head
+from jaxattn.core.call import Call
+from jaxattn.core.decode import check_sizes, check_step, with_heads_of_state
+from jaxattn.linear.heads import over_batch
+from jaxattn.linear.padded import pad_to_blocks
+from jaxattn.linear.passes import causal_pass
+from jaxattn.linear.plan import IDENTITY, FeatureFunctions, Parameters, Tiling, choose_tiling, make_plan
+from jaxattn.linear.sums import State
 
 
 class LinearAttentionState(NamedTuple):
@@ -101,45 +100,30 @@ def linear_attention_step(
         >>> out.shape
         (1, 3, 2, 8)
     """
-    return step(state, phi_q, phi_k, value, key_bias, IDENTITY, [], chunk_size)
+    call = check_step(phi_q, phi_k, value, key_bias)
+    state, out = step(state, call, IDENTITY, [], choose_tiling(chunk_size))
+    return state, out.astype(value.dtype)
 
 
 def step(
     state: LinearAttentionState,
-    query: Array,
-    key: Array,
-    value: Array,
-    key_bias: Array | None,
+    call: Call,
     features: FeatureFunctions,
-    parameters: Sequence[Array],
-    chunk_size: int | None = None,
-) -> tuple[LinearAttentionState, Array]:
-    """`linear_attention_step` with features made on the way."""
-    check_rank("query", query, (4,), "(B, T, N, H)")
-    check_qkv(query, key, value)
-    num_heads, num_kv_heads = query.shape[2], key.shape[2]
-    heads = state.total.shape[1]
-    if heads == num_heads != num_kv_heads:
-        key, value = (jnp.repeat(x, num_heads // num_kv_heads, axis=2) for x in (key, value))
-    call = prepare(query, key, value, key_bias)
-    if state.top.shape != (query.shape[0], call.key.shape[2]):
-        raise ValueError(
-            f"state must have (batch, heads) = {(query.shape[0], call.key.shape[2])}, the heads being the query's "
-            f"where key_bias differs between them, else the key's or the query's; got {state.top.shape}."
-        )
-    length = query.shape[1]
-    parameters = per_key_head(parameters, features, call.key.shape[2])
-    plan = make_plan(features, length, length, True, chunk_size)
-    padded = -(-length // plan.key_block) * plan.key_block
+    parameters: Parameters,
+    tiling: Tiling,
+) -> tuple[LinearAttentionState, Float[Array, "B T N V"]]:
+    """`linear_attention_step` with features made on the way, its output in the accumulation dtype."""
+    batch, heads = state.top.shape
+    call = with_heads_of_state(call, batch, heads).with_key_weights()
+    length, dtype = call.query.shape[1], call.value.dtype
+    parameters = features.repeat_parameters(parameters, heads)
+    plan = make_plan(features, tiling, length, length, is_causal=True)
 
-    dtype = call.value.dtype
-
-    def sequence(tree: tuple[_linear_core.Operands, Array, Array]) -> tuple[Array, Array, Array]:
+    def sequence(tree: tuple[Call, Array, Array]) -> tuple[Array, Array, Array]:
         x, total, top = tree
         before = State(total.astype(dtype), top.astype(dtype), None)
-        last, _, out, _ = _linear_core.causal_pass(plan, parameters, x, before)
+        last, _, out, _ = causal_pass(plan, parameters, x, before)
         return last.total.astype(total.dtype), last.top.astype(top.dtype), out
 
-    total, top, out = _linear_core.over_batch(plan, sequence, (pad(call, padded, padded), *state))
-    out = out[:, :length].reshape(*query.shape[:3], -1)
-    return LinearAttentionState(total, top), out.astype(value.dtype)
+    total, top, out = over_batch(plan, sequence, (pad_to_blocks(call, plan), *state))
+    return LinearAttentionState(total, top), call.merge_heads(out[:, :length])

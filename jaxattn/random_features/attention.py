@@ -5,10 +5,12 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxattn.core.arguments import check_qkv, check_scale
-from jaxattn.core.grouped import prepare
+from jaxattn.core.call import check_call
+from jaxattn.core.decode import check_step
 from jaxattn.linear import LinearAttentionState, linear_attention_init_state
-from jaxattn.linear.call import attend_call, check_chunk_size
+from jaxattn.linear.attention import attend
+from jaxattn.linear.plan import choose_tiling
+from jaxattn.linear.segments import check_segments
 from jaxattn.linear.state import step
 from jaxattn.random_features.feature_map import FeatureMap
 
@@ -67,12 +69,12 @@ def random_feature_attention(
     Reference: Choromanski et al. 2021, "Rethinking attention with Performers", section 2; arXiv 2405.15310,
     "Spectraformer", section 3.
     """
-    check_qkv(query, key, value)
-    check_chunk_size(chunk_size)
-    functions, parameters = feature_map.functions(check_scale(scale, query.shape[-1]))
-    call = prepare(query, key, value, key_bias, segment_ids)
-    out = attend_call(call, functions, parameters, is_causal, chunk_size)
-    return (out if query.ndim == 4 else out[0]).astype(query.dtype)
+    check_segments(segment_ids, query, key)
+    call = check_call(
+        query, key, value, key_bias=key_bias, scale=scale, is_causal=is_causal, segment_ids=segment_ids
+    )
+    out = attend(call, *feature_map.functions(call.scale), choose_tiling(chunk_size))
+    return out.astype(query.dtype)
 
 
 def random_feature_attention_init_state(
@@ -160,7 +162,6 @@ def random_feature_attention_step(
         >>> out.shape
         (1, 3, 2, 16)
     """
-    check_chunk_size(chunk_size)
-    functions, parameters = feature_map.functions(check_scale(scale, query.shape[-1]))
-    state, out = step(state, query, key, value, key_bias, functions, parameters, chunk_size)
+    call = check_step(query, key, value, key_bias, scale)
+    state, out = step(state, call, *feature_map.functions(call.scale), choose_tiling(chunk_size))
     return state, out.astype(query.dtype)

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from jaxattn.core.arguments import check_scale
+from jaxattn.core.call import check_qk, check_scale, repeat_heads
 from jaxattn.core.checks import check_choice, check_dtype, check_rank, check_shape
 from jaxattn.core.pytree import register
-from jaxattn.linear.call import FeatureFunctions
+from jaxattn.linear.plan import FeatureFunctions
 from jaxattn.random_features.components import COMPONENTS
 from jaxattn.random_features.components.base import Component
 from jaxattn.random_features.moments import Moments
@@ -210,8 +210,8 @@ class FeatureMap:
         """φ_q(x_i)·φ_k(y_j) for every pair, the estimate of exp(scale q_i·k_j): T×S numbers, for inspection."""
         check_qk(query, key)
         (phi_q, scale_q), (phi_k, scale_k) = self.query(query, scale=scale), self.key(key, scale=scale)
-        group = query.shape[-2] // key.shape[-2]
-        phi_k, scale_k = jnp.repeat(phi_k, group, axis=-2), jnp.repeat(scale_k, group, axis=-1)
+        heads = query.shape[-2]
+        phi_k, scale_k = repeat_heads(phi_k, heads, axis=-2), repeat_heads(scale_k, heads, axis=-1)
         scales = jnp.moveaxis(scale_q, -1, -2)[..., :, None] + jnp.moveaxis(scale_k, -1, -2)[..., None, :]
         return jnp.einsum("...tnm,...snm->...nts", phi_q, phi_k) * jnp.exp(scales)
 
@@ -219,9 +219,8 @@ class FeatureMap:
     def num_features(self) -> int:
         """The number of features of a token."""
         functions, parameters = self.functions(1.0)
-        one = [p[0] if by_head else p for p, by_head in zip(parameters, functions.by_head, strict=True)]
         x = jax.ShapeDtypeStruct((1, self.weights.head_dim), jnp.float32)
-        return jax.eval_shape(functions.key, one, x, None)[0].shape[-1]
+        return jax.eval_shape(functions.key, functions.of_one_head(parameters), x, None)[0].shape[-1]
 
     def check_width(self, name: str, width: int) -> None:
         """Raises unless `width` is the map's."""
@@ -239,9 +238,8 @@ class FeatureMap:
             raise ValueError(f"{role} must have a multiple of the map's {heads[0]} heads; got {x.shape[-2]}.")
         x = x.astype(jnp.result_type(jnp.float32, x))
         x = x.reshape(*x.shape[:-2], -1, groups, x.shape[-1])
-        axes = [0 if by_head else None for by_head in functions.by_head]
         if heads:
-            values, scales = jax.vmap(function, (axes, -3, None), (-3, -2))(parameters, x, None)
+            values, scales = jax.vmap(function, (functions.axes(), -3, None), (-3, -2))(parameters, x, None)
         else:
             values, scales = function(parameters, x, None)
         return values.reshape(*values.shape[:-3], -1, values.shape[-1]), scales.reshape(
@@ -281,20 +279,3 @@ class _Function:
         # What comes back as `scale` under per_key is not the scale of the values.
         values, scale = make(weights, self.root * x, None if self.per_key else scale)
         return values, jnp.zeros_like(scale) if self.per_key else scale
-
-
-def check_qk(query: Array, key: Array) -> None:
-    """Raises unless query and key fit each other."""
-    for name, array in (("query", query), ("key", key)):
-        check_dtype(name, array, jnp.floating, "floating point")
-    check_rank("query", query, (3, 4), "(T, N, H) or (B, T, N, H)")
-    check_rank("key", key, (jnp.ndim(query),), "(S, K, H) or (B, S, K, H), batched as query is")
-    if (
-        key.shape[-1] != query.shape[-1]
-        or query.shape[-2] % key.shape[-2]
-        or key.shape[:-3] != query.shape[:-3]
-    ):
-        raise ValueError(
-            "key must have the batch and width of query, and a number of heads that divides the query's; "
-            f"got query {query.shape}, key {key.shape}."
-        )

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxattn
 from jaxattn.energy import energy_gated_attention_init_state
-from jaxattn.energy import prefix as _prefix
+from jaxattn.energy.prefix import attend_to_prefixes
+from jaxattn.energy.statistics import prefix_statistics
 from jaxattn.softmax import dot_product_attention
 from jaxattn.testing import (
     assert_causal,
@@ -68,38 +68,34 @@ def test_prefix_is_the_published_formula_on_every_prefix():
         np.testing.assert_allclose(whole[:, i], published[:, i], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", ["plain", "mask, bias and segments"])
-def test_prefix_in_chunks_equals_prefix_at_once(options, monkeypatch):
+@pytest.mark.parametrize("options", ["plain", "masks, biases and segments"])
+def test_prefix_in_chunks_equals_prefix_at_once(options):
     length = 11  # with chunks of 4 the last one is padded
     q, k, v, energy = qkve(length=length)
-    more = {}
+    segments, more, key_bias = None, {}, jnp.zeros((B, length, 1))
     if options != "plain":
+        segments = jnp.array([[0] * 4 + [1] * 7, [3] * 9 + [4] * 2])
+        key_bias = normal(8, B, length, 1).at[:, 2].set(-jnp.inf)
         more = {
-            "token_mask": normal(5, B, length) > -1.0,
             "mask": normal(6, B, 1, length, length) > -1.0,
             "bias": normal(7, 1, N, length, length),
-            "key_bias": normal(8, B, length, 1),
-            "segment_ids": jnp.array([[0] * 4 + [1] * 7, [3] * 9 + [4] * 2]),
+            "segment_ids": (segments, segments),
         }
 
-    def fn(q, k, v, energy, alpha, tau):
-        # Not the compiled one: it would not be traced again for another size of chunks.
-        out = jaxattn.energy_gated_attention(
-            q, k, v, energy, alpha=alpha, tau=tau, normalization="prefix", is_causal=True, **more
-        )
-        return (out * normal(9, *out.shape)).sum(), out
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(query_chunk, *args):
+        def loss(q, k, v, energy, alpha, tau):
+            statistics = prefix_statistics(energy, jnp.ones(energy.shape, bool), segments)
+            out = attend_to_prefixes(
+                *(q, k, v, energy, statistics, jnp.arange(length)),
+                **{"alpha": alpha, "tau": tau, "key_bias": key_bias, "query_chunk": query_chunk, **more},
+            )
+            return (out * normal(9, *out.shape)).sum(), out
 
-    def run():
-        traced = jax.jit(jax.value_and_grad(fn, argnums=range(6), has_aux=True)).trace(
-            q, k, v, energy, ALPHA, TAU
-        )
-        (_, out), gradients = traced.lower().compile()(q, k, v, energy, ALPHA, TAU)
-        return str(traced.jaxpr), out, gradients
+        return jax.value_and_grad(loss, argnums=range(6), has_aux=True)(*args)
 
-    program, whole, gradients = run()
-    monkeypatch.setattr(_prefix, "QUERY_CHUNK", 4)
-    chunked_program, chunked, chunked_gradients = run()
-    assert chunked_program.count("scan[") > program.count("scan[")  # it was traced anew
+    (_, whole), gradients = run(256, q, k, v, energy, ALPHA, TAU)
+    (_, chunked), chunked_gradients = run(4, q, k, v, energy, ALPHA, TAU)
     np.testing.assert_allclose(chunked, whole, rtol=1e-5, atol=1e-6)
     for a, b in zip(chunked_gradients, gradients, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
@@ -107,7 +103,7 @@ def test_prefix_in_chunks_equals_prefix_at_once(options, monkeypatch):
 
 def test_prefix_never_holds_the_scores_at_once():
     """The largest intermediate of forward and backward is a chunk, at T = 8 chunks."""
-    length = 8 * _prefix.QUERY_CHUNK
+    length = 8 * 256
     q, k, v, energy = (jax.ShapeDtypeStruct((1, length, 1, d), jnp.float32) for d in (8, 8, 8, 1))
     energy = jax.ShapeDtypeStruct((1, length, 1), jnp.float32)
 

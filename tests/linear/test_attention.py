@@ -5,11 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxattn.linear import call as _linear_call
+from jaxattn.core.call import check_call
 from jaxattn.linear import linear_attention, linear_attention_init_state, linear_attention_step
+from jaxattn.linear.attention import attend
+from jaxattn.linear.plan import IDENTITY, Tiling, choose_tiling
 from jaxattn.testing import assert_matches_reference
 
 B, N, K, M, V = 2, 4, 2, 5, 3
+SMALL = Tiling(block=16, chunk=4, loop_heads=True)
 RNG = np.random.default_rng(0)
 
 
@@ -42,10 +45,12 @@ def dense(phi_q, phi_k, value, key_bias, *, is_causal, segment_ids=None):
     return jnp.einsum("bnts,bsnv->btnv", weights / jnp.where(total == 0, 1.0, total), value)
 
 
-def compare(args, **options):
-    chunk = options.pop("chunk_size", None)
+def compare(args, tiling, **options):
+    def linear(query, key, value, key_bias):
+        return attend(check_call(query, key, value, key_bias=key_bias, **options), IDENTITY, [], tiling)
+
     assert_matches_reference(
-        jax.jit(lambda *a: linear_attention(*a[:3], key_bias=a[3], chunk_size=chunk, **options)),
+        jax.jit(linear),
         lambda *a: dense(*a, **options),
         args,
         rtol=1e-4,
@@ -56,30 +61,26 @@ def compare(args, **options):
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("bias_heads", [1, N], ids=["shared bias", "bias a head"])
 def test_shared_keys(is_causal, bias_heads):
-    compare(arrays(21, bias_heads=bias_heads), is_causal=is_causal, chunk_size=8)
+    compare(arrays(21, bias_heads=bias_heads), choose_tiling(8), is_causal=is_causal)
 
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
-def test_several_blocks(is_causal, monkeypatch):
+def test_several_blocks(is_causal):
     """Lengths that the blocks do not divide, and more or fewer keys than queries."""
-    monkeypatch.setattr(_linear_call, "_CPU_BLOCK", 16)
-    compare(arrays(37, 50), is_causal=is_causal, chunk_size=4)
+    compare(arrays(37, 50), SMALL, is_causal=is_causal)
     if is_causal:
-        compare(arrays(37, 20), is_causal=True, chunk_size=4)
+        compare(arrays(37, 20), SMALL, is_causal=True)
 
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
-def test_heads_all_at_once(is_causal, monkeypatch):
-    """The form for accelerators."""
-    monkeypatch.setattr(_linear_call, "_on_cpu", lambda: False)
-    compare(arrays(21), is_causal=is_causal, chunk_size=8)
+def test_vmapped_heads(is_causal):
+    compare(arrays(21), choose_tiling(8, "gpu"), is_causal=is_causal)
 
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
-def test_segments_in_any_order(is_causal, monkeypatch):
-    monkeypatch.setattr(_linear_call, "_CPU_BLOCK", 16)
+def test_segments_in_any_order(is_causal):
     segment_ids = jnp.asarray(RNG.integers(-1, 3, (B, 37)))
-    compare(arrays(37), is_causal=is_causal, segment_ids=segment_ids, chunk_size=4)
+    compare(arrays(37), SMALL, is_causal=is_causal, segment_ids=segment_ids)
 
 
 def test_a_later_key_of_enormous_weight_leaves_earlier_queries_alone():
@@ -173,7 +174,7 @@ def test_bad_arguments(change, message, no_typecheck):
 
 def test_a_state_that_does_not_fit(no_typecheck):
     phi_q, phi_k, value, _ = arrays(7)
-    with pytest.raises(ValueError, match="state must have"):
+    with pytest.raises(ValueError, match="state must be for"):
         linear_attention_step(linear_attention_init_state(B, 3, M, value_dim=V), phi_q, phi_k, value)
     with pytest.raises(ValueError, match="head_dim must be at least 1"):
         linear_attention_init_state(B, 3, 0, value_dim=V)

@@ -1,0 +1,61 @@
+"""Functions of one head of one sequence, over all heads and sequences: in a loop or vmapped; tokens in blocks."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxattn.linear.plan import Parameters, Plan
+
+
+def over_heads(
+    plan: Plan, function: Callable[..., Any], parameters: Parameters, shared: Any, heads: Any, tokens: Any
+):
+    """`function(parameters, shared, heads, tokens) -> (heads, tokens)` of one head, over all heads.
+
+    Heads are axis 0 of `heads` and of the parameters that have them, and axis 1 of `tokens`.
+    """
+    split = [x if by_head else None for x, by_head in zip(parameters, plan.features.by_head, strict=True)]
+    common = [None if by_head else x for x, by_head in zip(parameters, plan.features.by_head, strict=True)]
+
+    def one(split: Any, heads: Any, tokens: Any) -> Any:
+        return function(
+            [a if b is None else b for a, b in zip(common, split, strict=True)], shared, heads, tokens
+        )
+
+    if not plan.loop_heads:
+        return jax.vmap(one, (0, 0, 1), (0, 1))(split, heads, tokens)
+    count = jax.tree.leaves(tokens)[0].shape[1]
+    results = []
+    for n in range(count):
+        first, second = (partial(lax.index_in_dim, index=n, axis=axis, keepdims=False) for axis in (0, 1))
+        results.append(
+            one(jax.tree.map(first, split), jax.tree.map(first, heads), jax.tree.map(second, tokens))
+        )
+    leading, following = zip(*results, strict=True)
+    return (
+        jax.tree.map(lambda *xs: jnp.stack(xs, 0), *leading),
+        jax.tree.map(lambda *xs: jnp.stack(xs, 1), *following),
+    )
+
+
+def over_batch(plan: Plan, function: Callable[[Any], Any], tree: Any) -> Any:
+    """`function` of one sequence, over the leading axis of all arrays."""
+    if not plan.loop_heads:
+        return jax.vmap(function)(tree)
+    if jax.tree.leaves(tree)[0].shape[0] == 1:
+        return jax.tree.map(lambda x: x[None], function(jax.tree.map(lambda x: x[0], tree)))
+    return lax.map(function, tree)
+
+
+def in_blocks(tree: Any, block: int) -> Any:
+    """(T, ...) -> (T / block, block, ...)."""
+    return jax.tree.map(lambda x: x.reshape(-1, block, *x.shape[1:]), tree)
+
+
+def joined(tree: Any) -> Any:
+    """(T / block, block, ...) -> (T, ...)."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)

@@ -1,0 +1,52 @@
+"""Linear attention of a call of any length: padded to whole blocks."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxattn.core.call import Call
+from jaxattn.linear.chunked import chunked_attention
+from jaxattn.linear.plan import FeatureFunctions, Parameters, Plan, Tiling, make_plan
+
+
+def attend_padded(
+    call: Call, features: FeatureFunctions, parameters: Parameters, tiling: Tiling, **options: Any
+) -> Array:
+    """(B, T, K, G, V) weighted means, or sums as `options` say; see `make_plan`. Segments must be contiguous."""
+    length, key_length = call.query.shape[1], call.key.shape[1]
+    if call.is_causal:
+        call, key_length = _keys_like_queries(call), length
+    plan = make_plan(features, tiling, length, key_length, is_causal=call.is_causal, **options)
+    return chunked_attention(plan, list(parameters), pad_to_blocks(call, plan))[:, :length]
+
+
+def pad_to_blocks(call: Call, plan: Plan) -> Call:
+    """Adds queries nobody reads and keys nobody sees, up to multiples of the plan's blocks."""
+    query_length, key_length = (
+        -(-x.shape[1] // block) * block
+        for x, block in ((call.query, plan.query_block), (call.key, plan.key_block))
+    )
+    return _pad(call, query_length, key_length)
+
+
+def _keys_like_queries(call: Call) -> Call:
+    """As many keys as queries: later keys are seen by nobody, missing ones are removed keys."""
+    length = call.query.shape[1]
+    key, value, key_bias = (x[:, :length] for x in (call.key, call.value, call.key_bias))
+    return _pad(call.replace(key=key, value=value, key_bias=key_bias), length, length)
+
+
+def _pad(call: Call, query_length: int, key_length: int) -> Call:
+    def widen(x: Array, length: int, **options: Any) -> Array:
+        missing = length - x.shape[1]
+        return jnp.pad(x, [(0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)], **options) if missing else x
+
+    ids = call.segment_ids
+    return call.replace(
+        query=widen(call.query, query_length),
+        key=widen(call.key, key_length),
+        value=widen(call.value, key_length),
+        key_bias=widen(call.key_bias, key_length, constant_values=-jnp.inf),
+        segment_ids=None if ids is None else tuple(widen(x, key_length, mode="edge") for x in ids),
+    )

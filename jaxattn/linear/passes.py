@@ -1,0 +1,91 @@
+"""Forward passes of linear attention over the blocks of one sequence, with features made on the way."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from jaxattn.core.call import Call
+from jaxattn.linear.blocks import causal_block
+from jaxattn.linear.heads import in_blocks, joined, over_heads
+from jaxattn.linear.plan import Parameters, Plan
+from jaxattn.linear.sums import State, add_keys, divide
+
+
+def tokens_of(x: Call) -> tuple[Array, Array, Array, Array]:
+    """(query, key, value, key_bias), all with an axis of tokens before one of heads."""
+    return x.query, x.key, x.value, x.key_bias
+
+
+def key_ids(x: Call) -> Array | None:
+    """The segments of keys, which are those of the queries here."""
+    return None if x.segment_ids is None else x.segment_ids[1]
+
+
+def empty_state(plan: Plan, parameters: Parameters, x: Call) -> State:
+    """The state of one sequence before its first key, every array with a leading axis of heads."""
+    heads, width = x.key.shape[-2:]
+    one = plan.features.of_one_head(parameters)
+    features = jax.eval_shape(plan.features.key, one, jax.ShapeDtypeStruct((1, width), x.key.dtype), None)[0]
+    return State(
+        jnp.zeros((heads, features.shape[-1], x.value.shape[-1] + 1), x.value.dtype),
+        jnp.full((heads,), -jnp.inf, x.value.dtype),
+        None,
+    )
+
+
+def finish(plan: Plan, sums: Array) -> tuple[Array, Array | None]:
+    """The result of a block, and what the gradient of the division needs besides."""
+    return divide(sums) if plan.divided else (sums, None)
+
+
+def causal_pass(plan: Plan, parameters: Parameters, x: Call, state: State) -> tuple[State, State, Array, Any]:
+    """One sequence, forward: (the last state, the states before every block, out, what else the gradient needs)."""
+
+    def head(parameters: Parameters, segments: Array | None, state: State, tokens: Any) -> Any:
+        query, key, value, key_bias = tokens
+        phi_q, scale_q = plan.features.query(parameters, query, None)
+        phi_k, scale_k = plan.features.key(parameters, key, None)
+        state, sums = causal_block(
+            state, phi_q, phi_k, scale_k + key_bias[:, 0], value, segments, plan.chunk, plan.strict
+        )
+        out, weight = finish(plan, sums)
+        return state, (out, (weight, scale_q, scale_k))
+
+    def body(state: State, block: Call) -> Any:
+        state_after, result = over_heads(plan, head, parameters, key_ids(block), state, tokens_of(block))
+        return state_after, (state, result)
+
+    ids = key_ids(x)
+    if ids is not None:
+        # Which segment an empty state belongs to does not matter: every weight on it is 0.
+        state = state._replace(segment=jnp.broadcast_to(ids[0], state.top.shape))
+    last, (states, (out, kept)) = lax.scan(body, state, in_blocks(x, plan.key_block))
+    return last, states, joined(out), joined(kept)
+
+
+def whole_pass(plan: Plan, parameters: Parameters, x: Call) -> tuple[State, Array, Any]:
+    """One sequence, forward, every query meeting every key."""
+
+    def add(parameters: Parameters, _: None, state: State, tokens: Any) -> Any:
+        key, value, key_bias = tokens
+        phi, scale = plan.features.key(parameters, key, None)
+        return add_keys(state, phi, scale + key_bias[:, 0], value), scale
+
+    def ask(parameters: Parameters, _: None, state: State, query: Array) -> Any:
+        phi, scale = plan.features.query(parameters, query, None)
+        return (), (*finish(plan, phi @ state.total), scale)
+
+    state, scale_k = lax.scan(
+        lambda state, block: over_heads(plan, add, parameters, None, state, block),
+        empty_state(plan, parameters, x),
+        in_blocks(tokens_of(x)[1:], plan.key_block),
+    )
+    _, (out, weight, scale_q) = lax.scan(
+        lambda _, query: (None, over_heads(plan, ask, parameters, None, state, query)[1]),
+        None,
+        in_blocks(x.query, plan.query_block),
+    )
+    return state, joined(out), joined((weight, scale_q, scale_k))

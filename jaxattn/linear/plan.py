@@ -1,0 +1,136 @@
+"""What a linear-attention kernel knows at trace time: feature functions and the sizes of its blocks."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxattn.core.call import repeat_heads
+
+# The arrays that feature functions need; those with a set for each key/value head have heads as axis 0.
+Parameters = Sequence[Array]
+# (parameters of one head, x (..., D), log scale or None) -> features (..., F) of magnitude about 1 at most and their
+# log scale (...). The backward pass hands in the log scale of the forward pass, which then need not be found again.
+Features = Callable[[Parameters, Array, Array | None], tuple[Array, Array]]
+
+
+class FeatureFunctions(NamedTuple):
+    """How queries and keys become features.
+
+    Attributes:
+        query: makes features of queries, of which only the direction matters.
+        key: makes features of keys.
+        by_head: for every parameter array, whether its first axis counts key/value heads.
+    """
+
+    query: Features
+    key: Features
+    by_head: tuple[bool, ...] = ()
+
+    def axes(self) -> list[int | None]:
+        """The axis of heads of every parameter array, as `jax.vmap` takes it."""
+        return [0 if by_head else None for by_head in self.by_head]
+
+    def of_one_head(self, parameters: Parameters) -> list[Array]:
+        """The parameters of the first head."""
+        return [p[0] if by_head else p for p, by_head in zip(parameters, self.by_head, strict=True)]
+
+    def repeat_parameters(self, parameters: Parameters, heads: int) -> list[Array]:
+        """One set for each of `heads`: repeated where keys were repeated for a group of queries."""
+        found = {p.shape[0] for p, by_head in zip(parameters, self.by_head, strict=True) if by_head}
+        if any(heads % count for count in found):
+            raise ValueError(
+                f"feature_map must have parameters for {heads} heads, or one set for all; got {found}."
+            )
+        return [
+            repeat_heads(p, heads, axis=0) if by_head else p
+            for p, by_head in zip(parameters, self.by_head, strict=True)
+        ]
+
+
+def _identity(_: Parameters, x: Array, __: Array | None) -> tuple[Array, Array]:
+    return x, jnp.zeros(x.shape[:-1], x.dtype)
+
+
+IDENTITY = FeatureFunctions(_identity, _identity)
+
+
+class Tiling(NamedTuple):
+    """How a platform likes its work cut.
+
+    Attributes:
+        block: the most tokens worked on at a time; on a CPU they should stay in cache.
+        chunk: the most tokens inside which causal pairs meet one by one: a larger one has larger products and more
+            such pairs.
+        loop_heads: whether batch and heads are looped over, which suits the products of a CPU; else vmapped.
+    """
+
+    block: int
+    chunk: int
+    loop_heads: bool
+
+
+def choose_tiling(chunk_size: int | None, platform: str | None = None) -> Tiling:
+    """The tiling for a platform, by default the one JAX runs on, with the caller's chunk size if there is one."""
+    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+        raise ValueError(f"chunk_size must be None or a positive integer; got {chunk_size!r}.")
+    if (platform or jax.default_backend()) == "cpu":
+        return Tiling(2048, chunk_size or 64, True)
+    return Tiling(16384, chunk_size or 128, False)
+
+
+class Plan(NamedTuple):
+    """Everything static about one pass over the tokens.
+
+    Attributes:
+        features: the feature functions.
+        is_causal: whether query i meets keys up to i only.
+        strict: whether it does not meet key i itself (with is_causal).
+        divided: whether the result is the weighted mean; else the weighted sums (…, V + 1).
+        query_block: queries worked on at a time.
+        key_block: keys worked on at a time; the same if causal.
+        chunk: divides the block; inside a chunk causal pairs meet one by one.
+        loop_heads: see `Tiling`.
+    """
+
+    features: FeatureFunctions
+    is_causal: bool
+    strict: bool
+    divided: bool
+    query_block: int
+    key_block: int
+    chunk: int
+    loop_heads: bool
+
+
+def make_plan(
+    features: FeatureFunctions,
+    tiling: Tiling,
+    length: int,
+    key_length: int,
+    *,
+    is_causal: bool,
+    strict: bool = False,
+    divided: bool = True,
+) -> Plan:
+    """Block and chunk sizes for the lengths: no larger than the tiling's and equal, so that little is padded."""
+
+    def block(length: int, multiple: int = 1) -> int:
+        count = -(-length // tiling.block)
+        return -(-length // (count * multiple)) * multiple
+
+    chunks = -(-length // tiling.chunk)
+    chunk = -(-length // chunks) if is_causal else 1
+    query_block = block(length, chunk)
+    return Plan(
+        features=features,
+        is_causal=is_causal,
+        strict=strict,
+        divided=divided,
+        query_block=query_block,
+        key_block=query_block if is_causal else block(key_length),
+        chunk=chunk,
+        loop_heads=tiling.loop_heads,
+    )

@@ -1,0 +1,72 @@
+"""Linear attention of packed sequences: tokens are sorted by segment, and sums restart with each."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxattn.core.call import Call
+from jaxattn.linear.padded import attend_padded
+from jaxattn.linear.plan import IDENTITY, FeatureFunctions, Parameters, Tiling
+from jaxattn.linear.sums import ratio, segmented_cummax
+
+
+def check_segments(segment_ids: Any, query: Array, key: Array) -> None:
+    """Raises unless the segments, if any, are those of queries and keys alike."""
+    if segment_ids is None:
+        return
+    if isinstance(segment_ids, tuple | list):
+        raise ValueError("segment_ids must be one array, for queries and keys alike; got a pair.")
+    length, key_length = jnp.shape(query)[-3], jnp.shape(key)[-3]
+    if length != key_length:
+        raise ValueError(
+            f"segment_ids needs as many keys as queries (T = S); got T = {length}, S = {key_length}."
+        )
+
+
+def attend_segments(call: Call, features: FeatureFunctions, parameters: Parameters, tiling: Tiling) -> Array:
+    """(B, T, K, G, V) weighted means inside segments, whose ids may come in any order."""
+    # Equal ids become neighbours; a stable sort keeps the order inside each segment, which is all that
+    # causality means there.
+    order = jnp.argsort(call.segment_ids[1], axis=1, stable=True)
+    call = jax.tree.map(lambda x: _take(x, order), call)
+    if call.is_causal:
+        out = attend_padded(call, features, parameters, tiling)
+    else:
+        out = _attend_both_ways(_with_features(call, features, parameters), tiling)
+    return _take(out, jnp.argsort(order, axis=1))
+
+
+def _take(x: Array, order: Array) -> Array:
+    return jnp.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+
+def _with_features(call: Call, features: FeatureFunctions, parameters: Parameters) -> Call:
+    """The call with features in place of queries and keys."""
+    axes = (features.axes(), 2, None)
+    phi_q, _ = jax.vmap(features.query, axes, 2)(parameters, call.query, None)
+    phi_k, scale = jax.vmap(features.key, axes, 2)(parameters, call.key, None)
+    return call.replace(query=phi_q, key=phi_k, key_bias=call.key_bias + scale[..., None])
+
+
+def _attend_both_ways(call: Call, tiling: Tiling) -> Array:
+    """Keys up to each query plus keys after it, inside (contiguous) segments; features are made already."""
+    forward = call.replace(is_causal=True)
+    backward = jax.tree.map(lambda x: jnp.flip(x, axis=1), forward)
+    so_far = attend_padded(forward, IDENTITY, [], tiling, divided=False)
+    to_come = attend_padded(backward, IDENTITY, [], tiling, strict=True, divided=False)
+    # The two sums are relative to the largest key bias on their side of the query.
+    left, right = _running_max(forward), jnp.flip(_running_max(backward), axis=1)
+    top = jnp.maximum(left, right)
+    left, right = (jax.lax.stop_gradient(ratio(x, top))[..., None] for x in (left, right))
+    sums = so_far * left + jnp.flip(to_come, axis=1) * right
+    weight = sums[..., -1:]
+    nothing = weight == 0
+    return jnp.where(nothing, 0, sums[..., :-1] / jnp.where(nothing, 1, weight))
+
+
+def _running_max(call: Call) -> Array:
+    """(B, S, K, 1), over the keys so far of the same segment."""
+    over_heads = jax.vmap(segmented_cummax, (1, None), 1)
+    return jax.vmap(over_heads)(call.key_bias[..., 0], call.segment_ids[1])[..., None]
