@@ -5,8 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+TPU_VENV ?= .venv-tpu
+GPU_VENV ?= .venv-gpu
+COMPILED ?= benchmarks/results/compiled.json
+COMPILE_ARGS ?=
 
-.PHONY: help demo test test-all lint format docs notebooks build clean
+.PHONY: help demo test test-all check-tpu check-gpu lint format docs notebooks build clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -27,6 +31,28 @@ test: $(STAMP)  ## run the tests but for the slow ones (about 8 minutes on 2 cor
 test-all: $(STAMP)  ## run every test: also notebooks, killed and resumed runs, sweeps, fine-tuning
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
+$(TPU_VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TPU_VENV)
+	$(TPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . libtpu
+	@touch $@
+
+$(GPU_VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@# Without their dependencies: CUDA's libraries are gigabytes, and only the assembler and cuDNN are needed here.
+	version=$$($(GPU_VENV)/bin/python -c 'import jax; print(jax.__version__)') && \
+	$(GPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  jax-cuda12-plugin==$$version jax-cuda12-pjrt==$$version nvidia-cuda-nvcc-cu12 nvidia-cudnn-cu12
+	@touch $@
+
+check-tpu: $(TPU_VENV)/.installed  ## compile all kernels for TPU v5e, v6e, v5p and 7x on this CPU, in a .venv-tpu
+	$(TPU_VENV)/bin/python -m benchmarks compile --targets v5e v6e v5p tpu7x --out $(COMPILED) $(COMPILE_ARGS)
+	$(TPU_VENV)/bin/python -m benchmarks check $(COMPILED)
+
+check-gpu: $(GPU_VENV)/.installed  ## compile all kernels for an NVIDIA H100 on this CPU, in a .venv-gpu
+	$(GPU_VENV)/bin/python -m benchmarks compile --targets h100 --out $(COMPILED) $(COMPILE_ARGS)
+	$(GPU_VENV)/bin/python -m benchmarks check $(COMPILED)
+
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,7 +70,8 @@ docs: $(STAMP)  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 notebooks: $(STAMP)  ## run the notebooks and save them with their outputs
-	$(BIN)/jupytext --to ipynb --execute colab/*.py
+	$(BIN)/jupytext --quiet --to ipynb colab/*.py
+	$(BIN)/jupyter execute --inplace --NotebookClient.record_timing=False colab/*.ipynb
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist
+	rm -rf $(VENV) $(TPU_VENV) $(GPU_VENV) .pytest_cache .mypy_cache .ruff_cache dist

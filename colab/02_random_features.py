@@ -11,26 +11,20 @@
 # %% [markdown]
 # # Attention by random features
 #
-# Softmax attention needs every pair of tokens. With features whose products estimate exp(x·y), keys can be summed before
-# queries come: time and memory grow linearly with length, and a decoder's state stays constant. The price is an error,
-# and this notebook is about its size: how it depends on the features, their number, and above all on the queries and
-# keys.
+# Softmax attention scores every pair of tokens. With random features whose products estimate exp(x·y), the sums over keys
+# are computed before any query is seen: time and memory grow linearly with length, and a decoder's state has constant
+# size. The price is an error. This notebook measures it: how it depends on the features, on their number, and above all
+# on the queries and keys.
 
 # %%
-# In Colab this installs the library from its repository; elsewhere it does nothing.
 import importlib.util
 import os
-import subprocess
-import sys
 
-if "google.colab" in sys.modules and importlib.util.find_spec("jaxattn") is None:
-    repository = os.environ.get("JAXATTN_REPOSITORY", "https://github.com/jaxattn/jaxattn")
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", f"jaxattn @ git+{repository}", "matplotlib"],
-        check=True,
-    )
+if importlib.util.find_spec("jaxattn") is None:  # in Colab
+    os.system("pip install -q git+https://github.com/jaxattn/jaxattn")
 
 # %%
+# %matplotlib inline
 import time
 
 import jax
@@ -46,8 +40,8 @@ print("jaxattn", jaxattn.__version__, "on", jax.devices()[0].platform)
 # %% [markdown]
 # ## 1. A feature map
 #
-# A feature map is any component function (what is computed from w·x) on any weight matrix (what the w are). `calibrate`
-# fits the component's parameters to statistics of queries and keys; nothing is trained.
+# A feature map pairs a component function (what is computed from w·x) with a weight matrix (the distribution of w).
+# `calibrate` fits the component's parameters to statistics of queries and keys; nothing is trained.
 
 # %%
 length, heads, width = 256, 2, 16
@@ -65,8 +59,8 @@ print("relative error", float(jnp.linalg.norm(out - exact) / jnp.linalg.norm(exa
 # ## 2. Is it good enough? Ask `diagnose`
 #
 # `diagnose` takes your own queries, keys and values and measures the output error over several draws. It compares it
-# with what plain averaging of the values would give: an approximation that is no better than that is none. The error falls
-# with the root of the number of features.
+# with that of the plain mean of the values: an approximation that is no better is useless. The error falls with the
+# square root of the number of features.
 
 # %%
 diagnosis = diagnose(q, k, v, pairs=["oprf-orf", "posrf-gaussian"], num_features=(32, 128), is_causal=True)
@@ -74,9 +68,9 @@ print(diagnosis)
 diagnosis.plot()
 
 # %% [markdown]
-# The same with queries and keys four times as large. The relative variance of the estimate grows like exp(|x + y|²), and no
-# number of features that one would pay for makes up for that. Smaller, normalised queries and keys do: the verdict
-# says whether they would help.
+# The same with queries and keys four times as large. The relative variance of the estimate grows like exp(|x + y|²),
+# which no affordable number of features compensates. Normalised queries and keys may: the verdict says whether they
+# would help.
 
 # %%
 too_large = diagnose(
@@ -88,16 +82,12 @@ assert diagnosis.verdict == "usable" and too_large.verdict != "usable"
 # %% [markdown]
 # ## 3. Every component on every weight matrix
 #
-# These queries and keys are anisotropic, and differently so: some coordinates are large in queries and small in keys.
-# Components that balance the two (`saderf`, `aderf`) gain most there.
+# Here queries and keys are anisotropic in opposite ways: coordinates that are large in queries are small in keys.
+# Components that balance the two (`saderf`, `aderf`) gain most.
 
 # %%
 components = ["posrf", "oprf", "saderf"]
-families = [
-    "gaussian",
-    "orf",
-    "mm",
-]  # any of jaxattn.WEIGHTS, as the components are any of jaxattn.COMPONENTS
+families = ["gaussian", "orf", "mm"]  # any names in jaxattn.COMPONENTS and jaxattn.WEIGHTS
 stretch = jnp.geomspace(0.25, 4.0, width)
 anisotropic = (q * stretch, k / stretch, v)
 
@@ -117,8 +107,8 @@ plt.show()
 # %% [markdown]
 # ## 4. Time and memory over length
 #
-# Exact attention with all its scores in memory needs time and memory in proportion to T², features in proportion to T. Raise
-# `lengths` to see it; at small T there is little between them.
+# Exact attention with all scores in memory takes time and memory proportional to T², features proportional to T. Raise
+# `lengths` to see it; at small T there is little difference.
 
 # %%
 lengths = [256, 1024]  # [1024, 2048, 4096, 8192, 16384] for a picture worth having
@@ -146,7 +136,7 @@ for name, function in functions.items():
         inputs = jax.random.normal(jax.random.key(0), (3, t, heads, width)) / 2
         compiled = jax.jit(function).lower(*inputs).compile()
         times.append(best_time(compiled, inputs) * 1e3)
-        # What a call needs beside inputs and outputs, as the compiler plans it.
+        # Memory besides inputs and outputs, as the compiler plans it.
         scratch.append(compiled.memory_analysis().temp_size_in_bytes / 2**20)
     left.loglog(lengths, times, marker="o", label=name)
     right.loglog(lengths, scratch, marker="o", label=name)
@@ -158,8 +148,8 @@ plt.show()
 # %% [markdown]
 # ## 5. Generating with a state of constant size
 #
-# What a decoder keeps is a sum over the tokens so far. It does not grow, and any split of a sequence into steps gives the
-# same result as the whole at once.
+# A decoder keeps one sum over the tokens so far. It does not grow, and any split of a sequence into steps gives the same
+# result as one call on the whole.
 
 # %%
 state = jaxattn.random_feature_attention_init_state(1, heads, width, feature_map)
@@ -175,7 +165,6 @@ print("largest difference", float(jnp.abs(jnp.concatenate(outputs, axis=1)[0] - 
 print("numbers in the state", sum(x.size for x in jax.tree.leaves(state)), "after", length, "tokens")
 
 # %% [markdown]
-# One thing to mind in a causal model: the statistics behind `calibrate` must not come from the sequence that is attended to,
-# or every token would learn of its future. Take them from other data or earlier training steps; the module
-# `jaxattn.nn.RandomFeatures` does the latter. Here the state carries no statistics, only sums, so the steps above are
-# causal given the map.
+# In a causal model the statistics behind `calibrate` must not come from the sequence that is attended to, or every token
+# would learn about its future. Take them from other data or from earlier training steps, as the module
+# `jaxattn.nn.RandomFeatures` does.

@@ -11,23 +11,16 @@
 # %% [markdown]
 # # Attention over a tree
 #
-# Text has paragraphs, sentences and words. Hierarchical self-attention takes such a tree and lets every node attend to
-# its siblings as one. This notebook draws a tree, looks at its attention beside softmax, measures what it costs, and
-# generates text with a causal model over a tree.
+# Text has paragraphs, sentences and words. Hierarchical self-attention takes such a tree, and every node attends to each
+# sibling as a whole. This notebook draws a tree, compares its attention with softmax, measures its cost, and generates text
+# with a causal model over a tree.
 
 # %%
-# In Colab this installs the library from its repository; elsewhere it does nothing.
 import importlib.util
 import os
-import subprocess
-import sys
 
-if "google.colab" in sys.modules and importlib.util.find_spec("jaxattn") is None:
-    repository = os.environ.get("JAXATTN_REPOSITORY", "https://github.com/jaxattn/jaxattn")
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", f"jaxattn @ git+{repository}", "matplotlib", "optax"],
-        check=True,
-    )
+if importlib.util.find_spec("jaxattn") is None:  # in Colab
+    os.system("pip install -q git+https://github.com/jaxattn/jaxattn")
 
 # %%
 import time
@@ -48,7 +41,7 @@ print("jaxattn", jaxattn.__version__, "on", jax.devices()[0].platform)
 # %% [markdown]
 # ## 1. A tree over a text
 #
-# Numbers of tokens are enough: here two paragraphs, the first of two sentences.
+# The numbers of tokens are enough: here two paragraphs, the first with two sentences.
 
 # %%
 sentences = [["the tree stands still", "its leaves do not"], ["autumn came early"]]
@@ -62,13 +55,13 @@ plt.show()
 # %% [markdown]
 # ## 2. Its attention, beside softmax
 #
-# The weights of a token are the same for all tokens below one sibling of one of its ancestors. Among all matrices with
-# these blocks it is the one closest to softmax.
+# A token gives equal weight to all tokens below one sibling of one of its ancestors. Among all matrices with these blocks
+# this is the one closest to softmax.
 
 # %%
 length = len(tokens)
 q, k = jax.random.normal(jax.random.key(0), (2, length, 1, 16))
-unit = jnp.eye(length)[:, None]  # values that show the weights
+unit = jnp.eye(length)[:, None]  # with these values the output is the weights
 
 softmax = dot_product_attention(q, k, unit)[:, 0]
 over_tree = hierarchical_weights(q, k, tree)[0]
@@ -88,8 +81,8 @@ plt.show()
 np.testing.assert_allclose(over_tree.sum(-1), 1, atol=1e-5)
 
 # %% [markdown]
-# How close? The divergence of the rows from softmax is what `hierarchical_energy` says, plus the log partition
-# functions of softmax: that is the theorem behind the mechanism, and it can be checked.
+# How close? By the theorem behind the mechanism, the divergence of the rows from softmax is the tree's free energy, which
+# `hierarchical_energy` returns, plus the log partition functions of softmax.
 
 # %%
 scores = jnp.einsum("tnh,snh->ts", q, k) / 16**0.5
@@ -99,12 +92,12 @@ print("divergence          ", divergence)
 print("T phi + sum of log Z", length * energy + jax.nn.logsumexp(scores, axis=-1).sum())
 
 flat = hierarchical_weights(q, k, Tree.uniform(length, length))[0]
-print("one family is softmax, to", abs(flat - softmax).max())
+print("a tree with one inner node is softmax, to", abs(flat - softmax).max())
 
 # %% [markdown]
 # ## 3. What it costs
 #
-# Forward and backward, over a uniform tree of families of 64 and then 16.
+# Forward and backward, over a uniform tree: nodes of 64 tokens, then of 16 of those.
 
 # %%
 lengths = [256, 512, 1024, 2048, 4096]
@@ -145,8 +138,8 @@ plt.show()
 # %% [markdown]
 # ## 4. A causal model over a tree
 #
-# Every token scores the means of what lies before it by its own query: nothing of the future reaches it. Decoding keeps
-# the nodes of the open families only.
+# Every token scores the means of earlier nodes with its own query, so nothing of the future reaches it. Decoding keeps only
+# the nodes beside the current path through the tree.
 
 # %%
 jaxattn.testing.assert_causal(
@@ -194,8 +187,8 @@ print("".join(vocabulary[int(i)] for i in generated[0]))
 # %% [markdown]
 # ## 5. Into a model that exists
 #
-# `inject` puts attention over a tree into chosen layers of a trained model; its weights stay as they are. With one family
-# it is softmax, with smaller ones an approximation.
+# `inject` puts attention over a tree into chosen layers of a trained model and keeps its weights. With one inner node it is
+# softmax, with more an approximation.
 
 # %%
 from jaxattn.nn import Encoder, inject
@@ -205,4 +198,4 @@ x = jax.random.normal(jax.random.key(1), (1, 64, 32))
 before = encoder(x)
 for branching in (64, 16, 4):
     changed = inject(encoder, lambda length, b=branching: Tree.uniform(length, b), layers=[1, 3])
-    print(f"families of {branching:2d}: output changes by", abs(changed(x) - before).mean())
+    print(f"nodes of {branching:2d}: output changes by", abs(changed(x) - before).mean())

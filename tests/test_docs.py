@@ -6,11 +6,14 @@ import importlib.util
 import io
 import pathlib
 import re
+import shlex
 import textwrap
 
 import pytest
+import tyro
 
 import jaxattn
+import train.__main__
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -66,3 +69,28 @@ def test_the_reference_has_every_public_name(package):
     assert set(importlib.import_module(package).__all__) - documented <= set(jaxattn._SUBPACKAGES) | {
         "positions"
     }
+
+
+class Parsed(Exception):
+    """Raised in place of running a command whose options were accepted."""
+
+
+def training_commands():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for command in re.findall(r"python -m train ([^`|\n]*--[^`|\n]*)", text):
+            yield pytest.param(shlex.split(command, comments=True), id=f"{page.stem}-{command[:40]}")
+
+
+@pytest.mark.parametrize("words", list(training_commands()))
+def test_training_commands_are_accepted(words, monkeypatch):
+    """The options of every command on the pages exist and have valid values."""
+    real = tyro.cli
+
+    def parse_and_stop(*args, **kwargs):
+        real(*args, **kwargs)
+        raise Parsed
+
+    monkeypatch.setattr(tyro, "cli", parse_and_stop)
+    with pytest.raises(Parsed):
+        train.__main__.main(words)

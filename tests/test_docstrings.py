@@ -4,6 +4,7 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
 
 import pytest
 
@@ -37,5 +38,20 @@ def _public():
 def test_public_names_are_documented(thing):
     text = inspect.getdoc(thing) or ""
     assert text.splitlines()[:1] and text.splitlines()[0].strip(), "no summary line"
-    assert ">>>" in text or not inspect.isfunction(thing), "no runnable example"
     assert "Example:" not in text, "the pages show examples under the heading Examples:"
+    if inspect.isfunction(thing):
+        signature = inspect.signature(thing)
+        assert ">>>" in text, "no runnable example"
+        assert "Returns:" in text or signature.return_annotation is None, "says not what it returns"
+        described = text.partition("Args:")[2]
+        missing = [
+            name for name in signature.parameters if not re.search(rf"^ +\**{name}\b.*:", described, re.M)
+        ]
+        assert not missing, "arguments without a description"
+
+
+@pytest.mark.parametrize("name", [*jaxattn.COMPONENTS, *jaxattn.WEIGHTS])
+def test_components_and_weights_are_documented(name):
+    kind = {**jaxattn.COMPONENTS, **jaxattn.WEIGHTS}[name]
+    text = kind.__doc__ or ""
+    assert len(text) > 60 and not text.startswith(f"{kind.__name__}("), "the docstring that dataclasses make"

@@ -10,7 +10,7 @@ from benchmarks.measure.provenance import provenance
 
 Row = Mapping[str, Any]
 # The subcommands that write a result file, which says in "benchmark" whose it is.
-KINDS = ("attention", "features", "training-step", "head-step")
+KINDS = ("attention", "features", "training-step", "head-step", "compile")
 
 
 def new_document(kind: str, settings: Mapping[str, Any], rows: Sequence[Row] = ()) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def new_document(kind: str, settings: Mapping[str, Any], rows: Sequence[Row] = (
 
 
 def load(path: pathlib.Path, *kinds: str) -> dict[str, Any]:
-    """The document in a result file.
+    """The document in a result file; the list of rows that `compile` writes becomes one.
 
     Args:
         path: the file.
@@ -39,12 +39,14 @@ def load(path: pathlib.Path, *kinds: str) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from error
+    if isinstance(document, list):  # rows of several runs, each with its own versions
+        document = {"benchmark": "compile", "rows": document}
     if not isinstance(document, dict) or document.get("benchmark") not in kinds:
         raise ValueError(f"{path} is not a result of `python -m benchmarks {' or '.join(kinds)}`.")
     return document
 
 
-def write(document: Mapping[str, Any], path: pathlib.Path) -> None:
+def write(document: Mapping[str, Any] | Sequence[Row], path: pathlib.Path) -> None:
     """Replaces the file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.measure.results import Row, load
+from benchmarks.suites.compiled import key
 from benchmarks.suites.ours import CAUSAL, RAGGED, UNIFORM_TREE
 
 VERDICTS = {True: "PASS", False: "FAIL", None: "OPEN"}
@@ -16,9 +17,11 @@ GATED = "softmax+gate=running"
 GATE_BOUNDS = {"cpu": (("both",), 2048, 1.15), "gpu": (("forward", "both"), 4096, 1.05)}
 # From T to 2T, with some room: T×S work or memory would take 4.
 BLOCKWISE_MEMORY_GROWTH = 2.5
-LINEAR_TIME_GROWTH = 2.2
+LINEAR_GROWTH = 2.2
 # Of causal random features with 2 heads: (T, bytes).
 FEATURES_MEMORY = 65536, 4e9
+# Of temporaries in HBM, besides: what may have stayed on the chip at T, in bytes.
+ON_CHIP = 2**27
 # Training steps with random features over those with softmax: (shortest T judged, bound).
 TRAINING_STEP = 4096, 1 / 3
 
@@ -44,7 +47,9 @@ TIMES: tuple[tuple[str, str, int, float, float, bool], ...] = (
 
 def run(paths: Sequence[pathlib.Path]) -> int:
     """Prints the verdict on every promise of the files; exit status 1 if one is missed or none can be judged."""
-    verdicts = [verdict for path in paths for verdict in judge(load(path, "attention", "training-step"))]
+    verdicts = [
+        verdict for path in paths for verdict in judge(load(path, "attention", "training-step", "compile"))
+    ]
     for text, kept in verdicts:
         print(f"{VERDICTS[kept]}  {text}")
     judged = [kept for _, kept in verdicts if kept is not None]
@@ -55,6 +60,9 @@ def run(paths: Sequence[pathlib.Path]) -> int:
 
 def judge(document: Mapping[str, Any]) -> Iterator[Verdict]:
     """The verdicts on one result."""
+    if document["benchmark"] == "compile":
+        yield from _compiled(document["rows"])
+        return
     on_cpu, rows = document["provenance"]["platform"] == "cpu", document["rows"]
     if document["benchmark"] == "training-step":
         yield from _training_steps(rows) if on_cpu else ()
@@ -95,8 +103,8 @@ def _growth(found: Mapping[int, Row]) -> Iterator[Verdict]:
     for length, row in found.items():
         if length // 2 in found:
             growth = row["median_s"] / found[length // 2]["median_s"]
-            text = f"{_where(row)}: time x {growth:.2f} from T / 2 (at most {LINEAR_TIME_GROWTH})"
-            yield text, growth <= LINEAR_TIME_GROWTH
+            text = f"{_where(row)}: time x {growth:.2f} from T / 2 (at most {LINEAR_GROWTH})"
+            yield text, growth <= LINEAR_GROWTH
 
 
 def _feature_memory(rows: Sequence[Row]) -> Iterator[Verdict]:
@@ -124,6 +132,21 @@ def _blockwise_memory(rows: Sequence[Row]) -> Iterator[Verdict]:
             growth = double["peak_bytes"] / row["peak_bytes"]
             text = f"peak memory x {growth:.2f} from T to 2T (at most {BLOCKWISE_MEMORY_GROWTH})"
             yield f"{_where(row)}: {text}", growth <= BLOCKWISE_MEMORY_GROWTH
+
+
+def _compiled(rows: Sequence[Row]) -> Iterator[Verdict]:
+    found = {key(row): row for row in rows}
+    for (*same, length), row in found.items():
+        name = " ".join(map(str, (*same, f"T {length}")))
+        if row["status"] != "ok":
+            yield f"{name}: {row['status']}, {row['message']}", False
+        elif (double := found.get((*same, 2 * length), {})).get("status") == "ok":
+            before, after = row["temp_bytes"], double["temp_bytes"]
+            text = f"{name}: temporaries {before / 2**20:.0f} MiB, {after / 2**20:.0f} MiB at 2T"
+            yield (
+                f"{text} (at most x {LINEAR_GROWTH}, and what fits on the chip)",
+                (after <= LINEAR_GROWTH * before + ON_CHIP),
+            )
 
 
 def _training_steps(rows: Sequence[Row]) -> Iterator[Verdict]:

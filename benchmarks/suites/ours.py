@@ -1,6 +1,7 @@
 """Registered mechanisms as cases: which implementations they have, and how they are called."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from flax import nnx
 from benchmarks.measure.prepared import Prepared, compile_case
 from benchmarks.suites.cases import Case, inner, inputs, parse
 from jaxattn import Tree
-from jaxattn.nn import MECHANISMS, AttentionInputs, LayerSizes, Mechanism
+from jaxattn.nn import MECHANISMS, AttentionInputs, LayerSizes, Mechanism, MechanismModule
 
 # Variants of an implementation: over a tree whose inner nodes have random numbers of children, not a uniform one; and
 # causal, whatever --causal says.
@@ -29,20 +30,34 @@ def has(implementation: str, mechanism: Mechanism) -> bool:
 
 def prepare(case: Case, limit_bytes: int | None) -> Prepared:
     """Compiles the mechanism's module; its learned parameters get gradients too. See `compile_case`."""
+    function, arguments = call(case)
+    return compile_case(function, arguments, case.direction, limit_bytes)
+
+
+def module(case: Case) -> MechanismModule:
+    """The module of a case, with random features fitted to its queries and keys."""
     mechanism = _with_backend(parse(case.mechanism), case.implementation)
-    module = mechanism.build(LayerSizes(case.heads, case.head_dim, case.kv_heads), rngs=nnx.Rngs(0))
-    query, key, value = inputs(case)
-    for _, part in nnx.iter_modules(module):
+    built = mechanism.build(LayerSizes(case.heads, case.head_dim, case.kv_heads), rngs=nnx.Rngs(0))
+    query, key, _ = inputs(dataclasses.replace(case, length=min(case.length, CALIBRATION_LENGTH)))
+    for _, part in nnx.iter_modules(built):
         if hasattr(part, "calibrate"):
-            part.calibrate(query[:, :CALIBRATION_LENGTH], key[:, :CALIBRATION_LENGTH])
-    graph, learned, *rest = nnx.split(module, nnx.Param, ...)
-    tree = ragged_tree(case.length, branching(mechanism)) if case.implementation.endswith(RAGGED) else None
-    given = AttentionInputs(tree=tree, is_causal=case.causal or case.implementation.endswith(CAUSAL))
+            part.calibrate(query, key)
+    return built
+
+
+def call(case: Case) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Attention as a function of query, key, value and the learned parameters, and these arguments."""
+    graph, learned, *rest = nnx.split(module(case), nnx.Param, ...)
+    sizes = branching(parse(case.mechanism)) if case.implementation.endswith(RAGGED) else None
+    given = AttentionInputs(
+        tree=None if sizes is None else ragged_tree(case.length, sizes),
+        is_causal=case.causal or case.implementation.endswith(CAUSAL),
+    )
 
     def attend(query: Any, key: Any, value: Any, learned: Any) -> Any:
         return nnx.merge(graph, learned, *rest)(query, key, value, given)
 
-    return compile_case(attend, (query, key, value, learned), case.direction, limit_bytes)
+    return attend, (*inputs(case), learned)
 
 
 def _with_backend(mechanism: Any, implementation: str) -> Mechanism:

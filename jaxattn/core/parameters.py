@@ -35,6 +35,12 @@ HELD = (HeldVariable, nnx.BatchStat)
 def decays(variable: nnx.Variable) -> bool:
     """Whether weight decay applies to a variable; see the head of this file for the rule.
 
+    Args:
+        variable: of a module.
+
+    Returns:
+        True for learned arrays of two dimensions or more that are not `UndecayedParam`.
+
     Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
@@ -59,6 +65,28 @@ def parameter(
     """A parameter with one logical axis name (or None) per dimension, kept in its metadata as `axes`.
 
     Flax's own `out_sharding` metadata shards at creation and demands a mesh, so the names live beside it.
+
+    Args:
+        init: initializer, `(key, shape, dtype) -> array`.
+        key: random key.
+        shape: of the parameter.
+        axes: a name, or None, for every dimension.
+        dtype: of the parameter.
+        kind: `nnx.Param` or `UndecayedParam`.
+
+    Returns:
+        The variable.
+
+    Raises:
+        ValueError: `axes` does not name every dimension.
+
+    Examples:
+        >>> import jax
+        >>> from flax import nnx
+        >>> from jaxattn.nn import parameter
+        >>> kernel = parameter(nnx.initializers.ones, jax.random.key(0), (2, 3), ("embed", "heads"))
+        >>> kernel.shape, kernel.get_metadata()["axes"]
+        ((2, 3), ('embed', 'heads'))
     """
     if len(shape) != len(axes):
         raise ValueError(f"axes must name every dimension of shape {shape}; got {axes}.")

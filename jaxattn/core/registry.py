@@ -64,8 +64,20 @@ GATES: dict[str, GateRow] = {}
 def register_mechanism(row: MechanismRow) -> None:
     """Adds a mechanism to what `parse_mechanism`, all commands and the benchmarks accept.
 
+    Args:
+        row: its name, spelling and class.
+
     Raises:
         ValueError: the name is taken or cannot be spelled.
+
+    Examples:
+        >>> from jaxattn.nn import MechanismRow, Softmax, parse_mechanism, register_mechanism
+        >>> class Exact(Softmax):
+        ...     pass
+        >>> register_mechanism(MechanismRow("exact", "exact", "softmax", Exact, Exact, lambda mechanism: ()))
+        >>> parse_mechanism("exact")
+        Exact(implementation=None)
+        >>> _ = MECHANISMS.pop("exact")
     """
     _register(MECHANISMS, row)
 
@@ -73,8 +85,17 @@ def register_mechanism(row: MechanismRow) -> None:
 def register_gate(row: GateRow) -> None:
     """Adds a gate to what `parse_mechanism` and all commands accept.
 
+    Args:
+        row: its name, spelling and class.
+
     Raises:
         ValueError: the name is taken or cannot be spelled.
+
+    Examples:
+        >>> from jaxattn.nn import GATES, register_gate
+        >>> register_gate(GATES["gate"])  # the same class again is no error: a notebook's cell may run twice
+        >>> GATES["gate"].syntax
+        '+gate[=running|prefix|none|sequence]'
     """
     _register(GATES, row)
 
@@ -96,7 +117,18 @@ def accepted_spellings() -> str:
 
 
 def mechanism_help() -> str:
-    """Every spelling and what it is, for --help."""
+    """Every spelling and what it is, for --help.
+
+    Returns:
+        Two lines for each mechanism and gate.
+
+    Examples:
+        >>> from jaxattn.nn import mechanism_help
+        >>> print(mechanism_help())
+          features...
+          softmax
+              ...
+    """
     rows = [*_rows(MECHANISMS), *_rows(GATES)]
     return "\n".join(f"  {row.syntax}\n      {row.help}" for row in rows)
 
@@ -166,6 +198,9 @@ def spell_mechanism(mechanism: Mechanism) -> str:
     Args:
         mechanism: of a registered class.
 
+    Returns:
+        A spelling that `parse_mechanism` reads.
+
     Raises:
         ValueError: no spelling says all of its options.
 
@@ -195,8 +230,24 @@ def spell_mechanism(mechanism: Mechanism) -> str:
 def whole_number(name: str, text: str) -> int:
     """An option that is a whole number.
 
+    Args:
+        name: of the option, for the message.
+        text: the option as spelled.
+
+    Returns:
+        The number.
+
     Raises:
         ValueError: it is none; the message has `name`.
+
+    Examples:
+        >>> from jaxattn.nn import whole_number
+        >>> whole_number("lags", "8")
+        8
+        >>> whole_number("lags", "8.5")
+        Traceback (most recent call last):
+        ...
+        ValueError: lags must be a whole number; got '8.5'
     """
     if not re.fullmatch(r"-?[0-9]+", text):
         raise ValueError(f"{name} must be a whole number; got {text!r}")

@@ -89,6 +89,15 @@ def sample_token(
 ) -> Int[Array, " B"]:
     """One token a row from softmax(logits / temperature) over the top k; the most likely one at temperature 0.
 
+    Args:
+        logits: of the next token.
+        key: random key.
+        temperature: above 1 for more variety, below for less.
+        top_k: how many of the most likely tokens to draw from; None for all.
+
+    Returns:
+        Token ids.
+
     Examples:
         >>> import jax, jax.numpy as jnp
         >>> from jaxattn.models import sample_token

@@ -177,21 +177,23 @@ class RandomFeaturesModule(MechanismModule):
         query: Float[Array, "B T N H"],
         key: Float[Array, "B S K H"],
         token_mask: Bool[Array, "B S"] | None = None,
+        query_mask: Bool[Array, "B T"] | None = None,
     ) -> None:
-        """Moves the statistics towards those of these queries and keys; early calls count more."""
+        """Moves the statistics towards those of these queries and keys; the masks are those of `AttentionInputs`."""
         if self.feature_map.component.calibrates:
             calls = self.calls[...]
             # The mean over the first calls, then a moving average.
             momentum = jnp.minimum(self.momentum, calls / (calls + 1))
-            self._hold(self.feature_map.calibrate(query, key, token_mask=token_mask, momentum=momentum))
+            masks: dict[str, Any] = {"token_mask": token_mask, "query_mask": query_mask}
+            self._hold(self.feature_map.calibrate(query, key, **masks, momentum=momentum))
             self.calls[...] = calls + 1
 
     def redraw(self, key: jax.Array) -> None:
         """Replaces the random numbers; learned parameters and statistics stay."""
         self._hold(self.feature_map.resample(key))
 
-    def _after_training_call(self, query: Array, key: Array, token_mask: Array | None) -> None:
-        self.calibrate(query, key, token_mask)
+    def _after_training_call(self, query: Array, key: Array, given: AttentionInputs) -> None:
+        self.calibrate(query, key, given.token_mask, given.query_mask)
         if self.redraw_every is None:
             return
         count = self.since_redraw[...] + 1
@@ -218,7 +220,7 @@ class RandomFeaturesModule(MechanismModule):
             chunk_size=self.chunk_size,
         )
         if self.calibrating:
-            self._after_training_call(query, key, given.token_mask)
+            self._after_training_call(query, key, given)
         return out
 
     def init_state(self, batch: int, max_length: int, dtype: Any, *, gated: bool = False) -> Any:

@@ -3,6 +3,7 @@
 import json
 
 from benchmarks.__main__ import main
+from benchmarks.report import documents
 from benchmarks.suites.cases import Case
 
 SMALL = ["--lengths", "16", "--batch", "1", "--heads", "2", "--head-dim", "8", "--repeats", "2"]
@@ -88,3 +89,9 @@ def feature_rows():
         for length in (1024, 2048, 16384)
     ]
     return [*times, ours | {"length": 65536, "heads": 2, "kv_heads": 2, "peak_bytes": 3_900_000_000}]
+
+
+def between(name, text="old"):
+    """Text between the markers of a table."""
+    start, end = next(place.markers for place in documents.PLACES if place.name == name)
+    return f"{start}\n{text}\n{end}\n"

@@ -9,9 +9,9 @@ import pytest
 
 import jaxattn
 from benchmarks.__main__ import main
-from benchmarks.report import documents
 from benchmarks.suites import accuracy
 from benchmarks.suites.features import summary
+from tests.benchmarks.cases import between
 
 ACCURACY = [
     "features",
@@ -59,10 +59,7 @@ def test_accuracy(tmp_path, capsys):
     assert "other settings" in capsys.readouterr().err
     assert main([*options, "--weights", "nonesuch"]) == 2
     readme = tmp_path / "README.md"
-    start, end = next(
-        place.markers for place in documents.PLACES if place.name == "results:features-accuracy"
-    )
-    readme.write_text(f"{start}\nold\n{end}\nafter\n")
+    readme.write_text(f"{between('results:features-accuracy')}after\n")
     assert main(["report", "--results", str(out.parent), "--root", str(tmp_path)]) == 0
     text = readme.read_text()
     assert "plain mean of the values has error" in text and "| `oprf` |" in text and "old" not in text

@@ -10,14 +10,7 @@ import pytest
 from benchmarks.__main__ import RESULTS, ROOT, main, parser
 from benchmarks.report import check, documents
 from benchmarks.report.markdown import two_digits
-from tests.benchmarks.cases import feature_rows, gate_rows, write_result
-
-MARKERS = {place.name: place.markers for place in documents.PLACES}
-
-
-def between(name, text="old"):
-    start, end = MARKERS[name]
-    return f"{start}\n{text}\n{end}\n"
+from tests.benchmarks.cases import between, feature_rows, gate_rows, write_result
 
 
 @pytest.fixture

@@ -5,18 +5,12 @@ import json
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.report import check, documents
+from benchmarks.report import check
 from benchmarks.suites import steps
+from tests.benchmarks.cases import between
 
 # One process makes what the tests of this file share.
 pytestmark = pytest.mark.xdist_group("benchmarks_steps")
-
-MARKERS = {place.name: place.markers for place in documents.PLACES}
-
-
-def between(name):
-    start, end = MARKERS[f"results:{name}"]
-    return f"{start}\nold\n{end}\n"
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +36,7 @@ def test_every_attention_has_a_row_and_failures_are_recorded(result):
 def test_the_table_goes_between_its_markers(result, tmp_path):
     page = tmp_path / "docs/lra.md"
     page.parent.mkdir()
-    page.write_text(f"before\n{between('training-step')}after\n")
+    page.write_text(f"before\n{between('results:training-step')}after\n")
     assert main(["report", "--results", str(result.parent), "--root", str(tmp_path)]) == 0
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
@@ -86,6 +80,6 @@ def test_heads_of_an_encoder_are_timed_beside_the_first(tmp_path, monkeypatch):
     assert unknown["status"] == "unsupported" and "nonesuch" in unknown["message"]
     page = tmp_path / "docs/heads.md"
     page.parent.mkdir()
-    page.write_text(between("head-step"))
+    page.write_text(between("results:head-step"))
     assert main(["report", "--results", str(out.parent), "--root", str(tmp_path)]) == 0
     assert "| `mean` |" in page.read_text() and "old" not in page.read_text()

@@ -205,6 +205,22 @@ def test_flax_cross_attention_with_padded_keys(mechanism, queries):
     )
 
 
+def test_statistics_in_cross_attention_count_all_queries():
+    """Padding of the context says nothing of the queries, also where there are as many of them."""
+    x, context = jax.random.normal(jax.random.key(0), (2, 1, 7, 16))
+
+    def statistics(context, mask):
+        layer = flax_layer(RandomFeatures(num_features=8), decode=False)
+        layer.set_attributes(calibrating=True)
+        layer(x, context, mask=mask)
+        return layer.attention_fn.mechanism.feature_map.moments
+
+    found = statistics(context, (jnp.arange(7) < 4)[None, None, None])
+    expected = statistics(context[:, :4], None)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_flax_self_attention_over_left_padding():
     """make_attention_mask says which queries are padding, so that no later query reads them."""
     layer = flax_layer(CrossCorrelation(2), decode=False)

@@ -120,7 +120,7 @@ def test_the_paper_preset_is_the_published_set_up(task):
     np.testing.assert_allclose(
         [rate(0), rate(o.warmup_steps), rate(half), rate(o.steps)], [0, o.lr, o.lr / 2, 0], atol=1e-8
     )
-    data = config.data_config()
+    data = config.data
     assert data.sizes is None
     assert data.max_length is None
     assert data.closing_brackets == (task != "listops")

@@ -15,8 +15,9 @@ from train.data.text_classification import LabelledTexts
 from train.errors import UserError
 from train.tasks.lra import image, retrieval, text
 from train.tasks.lra.image import load_image, to_grey
+from train.tasks.lra.options import LRADataOptions
 from train.tasks.lra.published import TASKS
-from train.tasks.lra.registry import LRA_TASKS, LRAConfig
+from train.tasks.lra.registry import LRA_TASKS
 from train.tasks.lra.retrieval import load_retrieval
 from train.tasks.lra.text import load_text
 
@@ -245,7 +246,8 @@ def test_every_task_loads_within_its_description(name, tmp_path, cifar, pairs, r
     reviews("good", "bad film")
     path = {"retrieval": pairs[0], "image": cifar[0]}.get(name)
     sizes = (10, 3, 4)
-    config = LRAConfig(data_path=path and str(path), sizes=sizes, workers=1, cache=str(tmp_path / "made"))
+    made = {"workers": 1, "data_cache": str(tmp_path)} if name in ("listops", "pathfinder") else {}
+    config = LRADataOptions(data_path=path and str(path), sizes=sizes, **made)
     splits = task.load(config)
     assert [len(part) for part in splits[:3]] == list(sizes)
     json.dumps(splits.facts)
@@ -265,7 +267,7 @@ def test_every_task_loads_within_its_description(name, tmp_path, cifar, pairs, r
 
 
 def test_listops_without_closing_brackets(tmp_path):
-    config = LRAConfig(sizes=(10, 3, 4), workers=1, cache=str(tmp_path))
+    config = LRADataOptions(sizes=(10, 3, 4), workers=1, data_cache=str(tmp_path))
     whole = LRA_TASKS["listops"].load(config)
     bare = LRA_TASKS["listops"].load(dataclasses.replace(config, closing_brackets=False))
     for a, b in zip(whole[:3], bare[:3], strict=True):
@@ -275,12 +277,12 @@ def test_listops_without_closing_brackets(tmp_path):
             tokens = with_brackets.tokens[row]
             expected = tokens[(tokens != 15) & (tokens != 0)]
             np.testing.assert_array_equal(without.tokens[row, : without.lengths[row]], expected)
-    with pytest.raises(UserError, match="closing brackets"):
-        LRA_TASKS["image"].load(LRAConfig(closing_brackets=False))
+    with pytest.raises(UserError, match="--no-closing-brackets is for listops; got it with --task image"):
+        LRA_TASKS["image"].load(LRADataOptions(closing_brackets=False))
 
 
 def test_what_a_task_cannot_use_is_refused(tmp_path):
-    with pytest.raises(UserError, match="--data-path is not for listops"):
-        LRA_TASKS["listops"].load(LRAConfig(data_path=str(tmp_path)))
+    with pytest.raises(UserError, match="--data-path is for the tasks that are read from files"):
+        LRA_TASKS["listops"].load(LRADataOptions(data_path=str(tmp_path)))
     with pytest.raises(UserError, match=r"--data-path .* holds none of: pathfinder32"):
-        LRA_TASKS["pathfinder"].load(LRAConfig(data_path=str(tmp_path)))
+        LRA_TASKS["pathfinder"].load(LRADataOptions(data_path=str(tmp_path)))

@@ -32,7 +32,7 @@ def load_data(config: LRARunConfig) -> LRAData:
         UserError: a file is missing or damaged, or there is less than asked for.
     """
     task = LRA_TASKS[config.task]
-    return as_classification(task, task.load(config.data_config()), config.data.max_length)
+    return as_classification(task, task.load(config.data), config.data.max_length)
 
 
 def lra_classifier(config: LRARunConfig, data: LRAData, example: Batch) -> Functional:

@@ -8,15 +8,13 @@ from typing import Any, ClassVar, Literal
 from train.cli.options import (
     EvaluationOptions,
     OptimizerOptions,
-    Options,
     TaskConfig,
     check_attention,
-    flag,
 )
 from train.cli.parsing import named_in, parse_with_presets
-from train.data.generators.listops_trees import TreeSpec
 from train.errors import UserError
-from train.tasks.lra.registry import LRA_TASKS, LRAConfig
+from train.tasks.lra.options import LRADataOptions
+from train.tasks.lra.registry import LRA_TASKS
 from train.tasks.shared.options import ClassifierOptions
 
 Task = Literal["listops", "text", "retrieval", "image", "pathfinder"]
@@ -38,35 +36,6 @@ class LRAModelConfig(ClassifierOptions, at_least={"head_features": 1}):
         if int(self.mlp_ratio * self.features) < 1:
             raise UserError(f"--mlp-ratio must give the MLPs a width of at least 1; got {self.mlp_ratio}.")
         check_attention(self.attention)
-
-
-@dataclasses.dataclass(frozen=True)
-class LRADataConfig(Options, at_least={"max_length": 1, "min_length": 0, "data_seed": 0, "workers": 1}):
-    """The data. None takes what the task is published with."""
-
-    data_path: str | None = None
-    """Where the files of text, retrieval, image or the released pathfinder lie, instead of JAXATTN_DATA, the cache or
-    a download; pathfinder without it is generated, as listops always is."""
-    sizes: tuple[int, int, int] | None = None
-    """Examples for training, validation and test; of files, evenly spaced ones."""
-    max_length: int | None = None
-    """text and retrieval: bytes of a text, cut there; listops: expressions are shorter."""
-    min_length: int | None = None
-    """listops: expressions are longer."""
-    max_depth: int | None = None
-    """listops: depth of the deepest digit, the root having 1."""
-    contour_length: int | None = None
-    """pathfinder, generated: dashes of the two long paths; published are 14."""
-    distractors: int | None = None
-    """pathfinder, generated: short paths, at most; published are 5."""
-    closing_brackets: bool = True
-    """listops: keep the token "]", which the published pipeline loses."""
-    data_seed: int | None = None
-    """Of generated data; by default 0. All runs that are compared should have the same."""
-    workers: int | None = None
-    """Processes that generate; by default one for each processor."""
-    data_cache: str | None = None
-    """Folder for generated data and pictures read once; by default the user's cache."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +73,7 @@ class LRARunConfig(TaskConfig):
     preset: Literal["quick", "paper"] = "quick"
     """Which set of defaults to start from."""
     model: LRAModelConfig = LRAModelConfig()
-    data: LRADataConfig = LRADataConfig()
+    data: LRADataOptions = dataclasses.field(default_factory=LRADataOptions)
     optimizer: LRAOptimizerConfig = LRAOptimizerConfig()
 
     def out(self) -> str:
@@ -112,52 +81,7 @@ class LRARunConfig(TaskConfig):
         return self.run.out or f"runs/lra-{self.task}-{self.preset}-{slug(self.model.attention)}"
 
     def _check(self) -> None:
-        data, task = self.data, self.task
-        files = task == "pathfinder" and data.data_path is not None
-        drawn = task in ("listops", "pathfinder") and not files
-        for names, fine, whose in (
-            (["data_path"], task != "listops", "the tasks that are read from files"),
-            (["min_length", "max_depth"], task == "listops", "listops"),
-            (["max_length"], task in ("listops", "text", "retrieval"), "listops, text and retrieval"),
-            (["contour_length", "distractors"], task == "pathfinder" and not files, "pathfinder, generated"),
-            (["data_seed", "workers"], drawn, "listops and pathfinder, generated"),
-            (["data_cache"], task in ("listops", "pathfinder"), "listops and pathfinder"),
-        ):
-            for name in names:
-                if getattr(data, name) is not None and not fine:
-                    raise UserError(f"{flag(name)} is for {whose}; got it with --task {task}.")
-        if not data.closing_brackets and task != "listops":
-            raise UserError(f"--no-closing-brackets is for listops; got it with --task {task}.")
-        if data.sizes is not None and min(data.sizes) < 1:
-            raise UserError(f"--sizes must be at least 1 each; got {' '.join(map(str, data.sizes))}.")
-        for name, least, most in (("contour_length", 2, 14), ("distractors", 0, 5), ("max_depth", 2, 20)):
-            value = getattr(data, name)
-            if value is not None and not least <= value <= most:
-                raise UserError(f"{flag(name)} must be {least} to {most}; got {value}.")
-        if task == "listops":
-            self.data_config()  # raises where no length is between the bounds
-
-    def data_config(self) -> LRAConfig:
-        """Which data of the task."""
-        data, usual = self.data, TreeSpec()
-        listops = self.task == "listops"
-        expressions = TreeSpec(
-            min_length=usual.min_length if data.min_length is None else data.min_length,
-            max_length=data.max_length if listops and data.max_length is not None else usual.max_length,
-            max_depth=data.max_depth or usual.max_depth,
-        )
-        return LRAConfig(
-            data_path=data.data_path,
-            sizes=data.sizes,
-            seed=data.data_seed or 0,
-            workers=data.workers,
-            max_length=None if listops else data.max_length,
-            contour_length=data.contour_length,
-            distractors=data.distractors,
-            expressions=expressions,
-            closing_brackets=data.closing_brackets,
-            cache=data.data_cache,
-        )
+        self.data.check_for(self.task)
 
 
 def slug(attention: str) -> str:
@@ -175,7 +99,7 @@ def _paper(task: Task) -> LRARunConfig:
     return LRARunConfig(
         task=task,
         preset="paper",
-        data=LRADataConfig(closing_brackets=task != "listops"),
+        data=LRADataOptions(closing_brackets=task != "listops"),
         model=LRAModelConfig(dropout=0.1),
         optimizer=LRAOptimizerConfig(
             steps=published.steps,
@@ -202,7 +126,7 @@ def _quick(
     return LRARunConfig(
         task=task,
         preset="quick",
-        data=LRADataConfig(**data),
+        data=LRADataOptions(**data),
         model=model,
         optimizer=LRAOptimizerConfig(
             steps=steps,

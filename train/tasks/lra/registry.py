@@ -2,48 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import numpy as np
 
-from train.data import download
 from train.data.generators import listops, pathfinder
-from train.data.generators.listops_trees import TreeSpec
 from train.data.sequences import Splits
 from train.errors import UserError
 from train.tasks.lra import image, retrieval, text
+from train.tasks.lra.options import LRADataOptions
 from train.tasks.lra.pathfinder_released import load_released
 from train.tasks.lra.published import TRAINING, Accuracy, Training, published
-
-
-@dataclasses.dataclass(frozen=True)
-class LRAConfig:
-    """Which data of a task; None is the published value."""
-
-    data_path: str | None = None
-    """Location of its files, instead of JAXATTN_DATA, the cache or a download; Pathfinder then is released."""
-    sizes: tuple[int, int, int] | None = None
-    """Examples for training, validation and test; of files, evenly spaced ones."""
-    seed: int = 0
-    """Of generated data."""
-    workers: int | None = None
-    """Processes that generate; None takes one for each processor."""
-    max_length: int | None = None
-    """text and retrieval: bytes of a text, truncated there."""
-    contour_length: int | None = None
-    """Generated Pathfinder: dashes of a long path; 14 as published."""
-    distractors: int | None = None
-    """Generated Pathfinder: short paths, at most; 5 as published."""
-    expressions: TreeSpec = dataclasses.field(default_factory=TreeSpec)
-    """ListOps: the distribution of expressions."""
-    closing_brackets: bool = True
-    """ListOps: whether it has them; the published accuracies are without."""
-    cache: str | None = None
-    """Folder for generated data; None takes the user's cache."""
-
-    def cache_folder(self) -> Path:
-        """Where generated data are kept."""
-        return Path(self.cache) if self.cache is not None else download.cache() / "lra"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,30 +24,19 @@ class LRATask:
     """Ids are below."""
     max_length: int
     """Tokens of the longest sequence; of each of the two, if there are two."""
-    reader: Callable[[LRAConfig], Splits]
+    reader: Callable[[LRADataOptions], Splits]
     """What `load` calls."""
     two_tower: bool = False
     """Whether an example is two sequences, whose relation is the class."""
 
-    def load(self, config: LRAConfig) -> Splits:
+    def load(self, options: LRADataOptions) -> Splits:
         """Reads or generates the data.
 
-        Args:
-            config: which.
-
         Raises:
-            UserError: a file is missing or malformed, or the task lacks what is asked for.
+            UserError: a file is missing or malformed, or an option is not for this task.
         """
-        if not config.closing_brackets and self.name != "listops":
-            raise UserError(f"only listops has closing brackets to leave out; the task is {self.name}.")
-        if config.max_length is not None and self.name not in ("text", "retrieval"):
-            raise UserError(f"only text and retrieval can be cut; the task is {self.name}.")
-        easier = (config.contour_length, config.distractors) != (None, None)
-        if easier and (self.name != "pathfinder" or config.data_path is not None):
-            raise UserError(
-                f"only the generated pathfinder has contour_length and distractors; the task is {self.name}."
-            )
-        return self.reader(config)
+        options.check_for(self.name)
+        return self.reader(options)
 
     @property
     def published(self) -> Mapping[str, Accuracy]:
@@ -92,37 +49,34 @@ class LRATask:
         return TRAINING[self.name]
 
 
-def _listops(config: LRAConfig) -> Splits:
-    if config.data_path is not None:
-        raise UserError(
-            f"--data-path is not for listops, which is generated; got {config.data_path}. It is for text, retrieval, "
-            "image and the released pathfinder."
-        )
-    spec = listops.ListOpsSpec(config.seed, config.sizes or listops.SIZES, trees=config.expressions)
-    splits = listops.load_listops(spec, folder=config.cache_folder(), workers=config.workers)
-    return splits if config.closing_brackets else listops.without_closing_brackets(splits)
+def _listops(options: LRADataOptions) -> Splits:
+    sizes = options.sizes or listops.SIZES
+    spec = listops.ListOpsSpec(options.data_seed or 0, sizes, trees=options.expressions())
+    splits = listops.load_listops(spec, folder=options.cache(), workers=options.workers)
+    return splits if options.closing_brackets else listops.without_closing_brackets(splits)
 
 
-def _pathfinder(config: LRAConfig) -> Splits:
-    if config.data_path is not None:
-        return _fewer(load_released(config.data_path, cache=config.cache_folder()), config.sizes)
-    given = {name: getattr(config, name) for name in ("seed", "sizes", "contour_length", "distractors")}
-    spec = pathfinder.PathfinderSpec(**{name: value for name, value in given.items() if value is not None})
-    return pathfinder.load_pathfinder(spec, folder=config.cache_folder(), workers=config.workers)
+def _pathfinder(options: LRADataOptions) -> Splits:
+    if options.data_path is not None:
+        return _fewer(load_released(options.data_path, cache=options.cache()), options.sizes)
+    given = {name: getattr(options, name) for name in ("sizes", "contour_length", "distractors")}
+    given = {name: value for name, value in given.items() if value is not None}
+    spec = pathfinder.PathfinderSpec(options.data_seed or 0, **given)
+    return pathfinder.load_pathfinder(spec, folder=options.cache(), workers=options.workers)
 
 
-def _text(config: LRAConfig) -> Splits:
-    longest = config.max_length or text.MAX_LENGTH
-    return _fewer(text.load_text(config.data_path, max_length=longest), config.sizes)
+def _text(options: LRADataOptions) -> Splits:
+    longest = options.max_length or text.MAX_LENGTH
+    return _fewer(text.load_text(options.data_path, max_length=longest), options.sizes)
 
 
-def _retrieval(config: LRAConfig) -> Splits:
-    longest = config.max_length or text.MAX_LENGTH
-    return _fewer(retrieval.load_retrieval(config.data_path, max_length=longest), config.sizes)
+def _retrieval(options: LRADataOptions) -> Splits:
+    longest = options.max_length or text.MAX_LENGTH
+    return _fewer(retrieval.load_retrieval(options.data_path, max_length=longest), options.sizes)
 
 
-def _image(config: LRAConfig) -> Splits:
-    return _fewer(image.load_image(config.data_path), config.sizes)
+def _image(options: LRADataOptions) -> Splits:
+    return _fewer(image.load_image(options.data_path), options.sizes)
 
 
 def _fewer(splits: Splits, sizes: tuple[int, int, int] | None) -> Splits:

@@ -1,0 +1,132 @@
+"""Compilation for accelerators that are not present, by their own compilers on this machine's CPU.
+
+The TPU compiler comes with the package libtpu, XLA's GPU compiler with jax-cuda12-plugin and jax-cuda12-pjrt;
+`make check-tpu` and `make check-gpu` install them into environments of their own.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from benchmarks.measure.traffic import hbm_bytes
+
+# What lets a CPU host load libtpu, several processes at a time.
+_TPU_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One kind of device: its platform, the name of a small topology, and the packages that compile for it."""
+
+    platform: str
+    topology: str
+    packages: tuple[str, ...]
+
+    @functools.cached_property
+    def sharding(self) -> NamedSharding:
+        """Everything on one such device.
+
+        Raises:
+            NotImplementedError: the compiler is not installed.
+        """
+        options: dict[str, Any] = {}
+        if self.platform == "tpu":
+            for name, value in _TPU_ENVIRONMENT.items():
+                os.environ.setdefault(name, value)
+        else:
+            description = pathlib.Path(__file__).with_name(f"{self.topology}.txtpb")
+            options = {"target_config": description.read_text(), "topology": "1x1x1"}
+        missing = [name for name in self.packages if _version(name) is None]
+        if missing:
+            raise NotImplementedError(
+                f"{', '.join(missing)} is not installed: pip install {' '.join(missing)}."
+            )
+        platform = "cuda" if self.platform == "gpu" else self.platform
+        topology = topologies.get_topology_desc(platform=platform, topology_name=self.topology, **options)
+        return NamedSharding(Mesh(np.asarray(topology.devices[:1]), ("device",)), PartitionSpec())
+
+    def versions(self) -> dict[str, str]:
+        """Versions of JAX and of the compiler."""
+        return {name: version for name in ("jax", "jaxlib", *self.packages) if (version := _version(name))}
+
+
+_GPU_PACKAGES = ("jax-cuda12-plugin", "jax-cuda12-pjrt")
+TARGETS = {
+    "v5e": Target("tpu", "v5e:1x1", ("libtpu",)),
+    "v6e": Target("tpu", "v6e:1x1", ("libtpu",)),
+    "v5p": Target("tpu", "v5p:2x2x1", ("libtpu",)),
+    "tpu7x": Target("tpu", "tpu7x:1x1x1", ("libtpu",)),
+    "h100": Target("gpu", "h100", _GPU_PACKAGES),
+}
+
+
+def measure_compiled(name: str, function: Callable[..., Any], arguments: Sequence[Any]) -> dict[str, Any]:
+    """Compiles a program for a target and counts.
+
+    Args:
+        name: of `TARGETS`.
+        function: what to compile.
+        arguments: what it is called with, arrays or their shapes.
+
+    Returns:
+        `bytes` read from and written to HBM, see `hbm_bytes`, None if the rounds of a loop depend on data;
+        `ideal_bytes`, every argument and result once; `temp_bytes` of temporaries; `compile_s`, tracing included.
+
+    Raises:
+        NotImplementedError: the compiler is not installed.
+    """
+    target = TARGETS[name]
+
+    def placed(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=target.sharding)
+
+    shapes = jax.tree.map(placed, tuple(arguments))
+    start = time.perf_counter()
+    with _kernels_choose_for(target.platform):
+        traced = jax.jit(function).trace(*shapes)
+        platform = "cuda" if target.platform == "gpu" else target.platform
+        compiled = traced.lower(lowering_platforms=(platform,)).compile()
+    seconds = time.perf_counter() - start
+    plan: Any = compiled.memory_analysis()
+    whole = jax.tree.leaves((shapes, traced.out_info))
+    try:
+        moved = hbm_bytes(compiled.as_text())
+    except ValueError:
+        moved = None
+    return {
+        "bytes": moved,
+        "ideal_bytes": sum(x.size * x.dtype.itemsize for x in whole),
+        "temp_bytes": plan.temp_size_in_bytes,
+        "compile_s": round(seconds, 2),
+    }
+
+
+@contextlib.contextmanager
+def _kernels_choose_for(platform: str) -> Iterator[None]:
+    """Lets code that asks for the default backend while it is traced see the platform it is compiled for."""
+    with mock.patch.object(jax, "default_backend", lambda: platform):
+        yield
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
