@@ -59,7 +59,9 @@ class Pooling(nnx.Module):
             weights = jax.nn.softmax(scores, axis=-1)
             return jnp.einsum("bl,bld->bd", weights, wide).astype(x.dtype)
         if self.kind == "max":
-            pooled = jnp.where(real, x, -jnp.inf).max(axis=1)
+            pooled = jnp.where(real, x, -jnp.inf).max(axis=1, initial=-jnp.inf)
         else:
-            pooled = jnp.take_along_axis(x, token_mask.argmax(axis=1)[:, None, None], axis=1)[:, 0]
+            # A column of padding more, so that there is an argmax in sequences of length 0.
+            first = jnp.argmax(jnp.pad(token_mask, ((0, 0), (0, 1))), axis=1)
+            pooled = jnp.take_along_axis(x, first[:, None, None], axis=1, mode="fill")[:, 0]
         return jnp.where(real.any(axis=1), pooled, 0)

@@ -1,4 +1,4 @@
-"""Absolute position encodings as modules that are added to the token embedding."""
+"""Absolute position encodings, added to the token embedding."""
 
 from typing import Any
 
@@ -55,8 +55,9 @@ class LearnedPositions(_Table):
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxattn.nn import LearnedPositions
-        >>> LearnedPositions(16, 8, rngs=nnx.Rngs(0))(jnp.zeros((1, 5, 8))).shape
-        (1, 5, 8)
+        >>> positions = LearnedPositions(16, 8, rngs=nnx.Rngs(0))
+        >>> bool((positions(jnp.zeros((1, 5, 8)))[0, 3] == positions.embedding[3]).all())
+        True
     """
 
     def __init__(
@@ -81,8 +82,8 @@ class SinusoidalPositions(_Table):
     Examples:
         >>> import jax.numpy as jnp
         >>> from jaxattn.nn import SinusoidalPositions
-        >>> SinusoidalPositions(16, 8)(jnp.zeros((1, 5, 8))).shape
-        (1, 5, 8)
+        >>> SinusoidalPositions(16, 4)(jnp.zeros((1, 5, 4)))[0, 0]  # cosines and sines of 0
+        Array([1., 0., 1., 0.], dtype=float32)
     """
 
     def __init__(self, length: int, features: int):
@@ -95,7 +96,7 @@ class SinusoidalPositions(_Table):
 
 
 class MorletPositionalEncoding(_Table):
-    """Waves under learned Gaussian windows; see `jaxattn.morlet_encoding`.
+    """Waves in learned Gaussian windows; see `jaxattn.morlet_encoding`.
 
     Args:
         length: number of positions.
@@ -109,8 +110,9 @@ class MorletPositionalEncoding(_Table):
     Examples:
         >>> import jax.numpy as jnp
         >>> from jaxattn.nn import MorletPositionalEncoding
-        >>> MorletPositionalEncoding(16, 8, center="learned")(jnp.zeros((1, 5, 8))).shape
-        (1, 5, 8)
+        >>> encoding = MorletPositionalEncoding(64, 8)(jnp.zeros((1, 64, 8)))[0]
+        >>> float(abs(encoding[0]).max()), bool(abs(encoding[-1]).max() < 1e-3)  # windows at the origin have passed
+        (1.0, True)
 
     Reference: arXiv 2606.01258, Morlet positional encoding.
     """
