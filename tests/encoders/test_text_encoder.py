@@ -43,3 +43,10 @@ def test_bad_calls_are_named():
     distil = random_encoder(CONFIGS["distilbert"])
     with pytest.raises(ValueError, match="token_type_ids must be None: distilbert here has no token types"):
         distil(np.array([[0, 1]]), token_type_ids=np.array([[0, 1]]))
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "deberta-v2-convolution", "modernbert"])
+def test_an_empty_batch_has_empty_vectors(name):
+    encoder = random_encoder(CONFIGS[name])
+    states = encoder.hidden_states(jnp.zeros((0, 5), int))
+    assert {state.shape for state in states} == {(0, 5, 16)}
