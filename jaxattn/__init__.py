@@ -36,6 +36,13 @@ from jaxattn.random_features import (
     random_feature_attention_init_state,
     random_feature_attention_step,
 )
+from jaxattn.recency import (
+    alibi_key_bias,
+    alibi_slopes,
+    forget_key_bias,
+    forget_key_bias_init_state,
+    forget_key_bias_step,
+)
 from jaxattn.softmax import (
     dot_product_attention,
     dot_product_attention_init_state,
@@ -73,6 +80,8 @@ __all__ = [
     "FeatureMap",
     "Tree",
     "TreeShape",
+    "alibi_key_bias",
+    "alibi_slopes",
     "cross_correlation",
     "cross_correlation_attention",
     "cross_correlation_attention_init_state",
@@ -88,6 +97,9 @@ __all__ = [
     "energy_gated_attention",
     "energy_gated_attention_init_state",
     "energy_gated_attention_step",
+    "forget_key_bias",
+    "forget_key_bias_init_state",
+    "forget_key_bias_step",
     "hierarchical_attention",
     "hierarchical_energy",
     "hierarchical_attention_init_state",

@@ -21,6 +21,8 @@ FAMILIES = {
     "jaxattn/tree": CORE,
     "jaxattn/energy": {*CORE, "jaxattn.softmax"},
     "jaxattn/lags": {*CORE, "jaxattn.softmax"},
+    "jaxattn/output_gate": {*CORE, "jaxattn.softmax"},
+    "jaxattn/recency": {*CORE, "jaxattn.softmax"},
     "jaxattn/random_features": {*CORE, "jaxattn.linear"},
 }
 NN = CORE | {room.replace("/", ".") for room in FAMILIES}

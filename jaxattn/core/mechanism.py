@@ -4,6 +4,7 @@ import abc
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -60,6 +61,28 @@ class MechanismModule(nnx.Module):
         self, query: Array, key: Array, value: Array, given: AttentionInputs
     ) -> Float[Array, "B T N V"]:
         """What a call does; of tree, bias and segment_ids only those in `takes` are ever given."""
+
+    def read_tokens(
+        self,
+        kernel: Float[Array, "D N"] | Float[Array, "H N"],
+        inputs: Float[Array, "B S D"] | None,
+        key: Float[Array, "B S K H"],
+    ) -> Float[Array, "B S N"]:
+        """One number a token and query head: from the layer's input, or from its keys where the layer passes none.
+
+        Raises:
+            ValueError: the module was built for inputs and gets none.
+        """
+        if self.sizes.in_features is None:
+            # Query heads that share keys read the same ones.
+            grouped = kernel.reshape(kernel.shape[0], key.shape[2], -1)
+            out = jnp.einsum("BSKH,HKG->BSKG", key, grouped, preferred_element_type=jnp.float32)
+            return out.reshape(*key.shape[:2], -1)
+        if inputs is None:
+            raise ValueError(
+                f"inputs must be the layer's input (B, S, D): {type(self).__name__} reads it; got None."
+            )
+        return jnp.einsum("BSD,DN->BSN", inputs, kernel, preferred_element_type=jnp.float32)
 
     @abc.abstractmethod
     def init_state(self, batch: int, max_length: int, dtype: Any, *, gated: bool = False) -> Any:

@@ -102,15 +102,7 @@ class EnergyGatedModule(GateModule):
         self, inputs: Float[Array, "B S D"] | None, key: Float[Array, "B S K H"]
     ) -> Float[Array, "B S N"]:
         """e = w·x per head, from the layer input, or from the keys where the module was built without one."""
-        kernel = self.kernel[...]
-        if self.sizes.in_features is None:
-            key = jnp.repeat(key, self.sizes.num_heads // key.shape[-2], axis=-2)
-            return jnp.einsum("BSNH,HN->BSN", key, kernel, preferred_element_type=jnp.float32)
-        if inputs is None:
-            raise ValueError(
-                "inputs must be the layer's input (B, S, D): the energy gate reads it; got None."
-            )
-        return jnp.einsum("BSD,DN->BSN", inputs, kernel, preferred_element_type=jnp.float32)
+        return self.read_tokens(self.kernel[...], inputs, key)
 
     def attend(
         self, query: Array, key: Array, value: Array, given: AttentionInputs

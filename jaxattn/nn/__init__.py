@@ -18,6 +18,7 @@ from jaxattn.core.registry import (
 )
 from jaxattn.energy.mechanism import EnergyGated
 from jaxattn.lags.mechanism import CrossCorrelation
+from jaxattn.linear.mechanism import Linear
 from jaxattn.nn.attention import Attention
 from jaxattn.nn.blocks import MLP, TransformerBlock
 from jaxattn.nn.decoder import Decoder
@@ -27,15 +28,19 @@ from jaxattn.nn.inceptive_head import InceptiveHead
 from jaxattn.nn.inject import inject, replace_attention
 from jaxattn.nn.pooling import Pooling
 from jaxattn.nn.positions import LearnedPositions, MorletPositionalEncoding, SinusoidalPositions
+from jaxattn.output_gate.mechanism import OutputGated
 from jaxattn.random_features.mechanism import FeatureDraw, FeatureStatistic, RandomFeatures
+from jaxattn.recency.mechanism import Alibi, Forgetting
 from jaxattn.softmax.mechanism import Softmax
 from jaxattn.tree.mechanism import Hierarchical
 from jaxattn.tree.sibling_bias import SiblingBias
 
 __all__ = [
+    "Forgetting",
     "GATES",
     "MECHANISMS",
     "MLP",
+    "Alibi",
     "Attention",
     "AttentionFn",
     "AttentionInputs",
@@ -54,11 +59,13 @@ __all__ = [
     "InceptiveHead",
     "LayerSizes",
     "LearnedPositions",
+    "Linear",
     "Mechanism",
     "MechanismModule",
     "MechanismRow",
     "MorletPositionalEncoding",
     "Pooling",
+    "OutputGated",
     "PoolingHead",
     "RandomFeatures",
     "SiblingBias",

@@ -33,7 +33,8 @@ def attend_causal(tree: Tree, leaves: Leaves, biases: Biases, scale: float, incl
     top = jnp.where(jnp.isfinite(top), top, 0)
     total, out = jnp.zeros((), query.dtype), jnp.zeros((), query.dtype)
     for tokens, logits, values in levels:
-        powers = jnp.exp(logits - tokens.split(top)[..., None])
+        # Where a tile has no token, a large key bias would overflow and its gradient become 0 times infinity.
+        powers = jnp.exp(logits - tokens.split(top, jnp.inf)[..., None])
         total += tokens.join(powers.sum(axis=-1))
         out += tokens.join(weighted_sum(powers, values))
     return divide(out, total[..., None])

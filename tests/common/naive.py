@@ -165,6 +165,25 @@ def linear(query, key, value, key_bias, *, features, mask=None, segment_ids=None
     return attend(scores + jnp.moveaxis(key_bias, 1, 2)[:, :, None], value, allowed)
 
 
+def elu(query, key, value, key_bias, **keywords):
+    return linear(query, key, value, key_bias, features=lambda x: jax.nn.elu(x) + 1, **keywords)
+
+
+def alibi(query, key, value, key_bias, *, core, **keywords):
+    """Slopes of two heads; the query's own position cancels."""
+    slopes = jnp.asarray([2.0**-4, 2.0**-8], key_bias.dtype)
+    return core(query, key, value, key_bias + jnp.arange(key.shape[1])[:, None] * slopes, **keywords)
+
+
+def forgetting(query, key, value, key_bias, logits, *, core, mask=None, **keywords):
+    """Decays of the tokens after each key, summed from the right: another order than a running sum."""
+    logs = jax.nn.log_sigmoid(logits)
+    if mask is not None:
+        logs = jnp.where(mask[..., None], logs, 0.0)
+    decay = jnp.flip(jnp.cumsum(jnp.flip(logs, 1), axis=1), 1) - logs
+    return core(query, key, value, key_bias + decay, mask=mask, **keywords)
+
+
 def random_feature_scores(query, key, feature_map):
     """log Σ_m f(w_m, x) f(w_m, y) of OPRF, from the rows and a; factors common to all pairs are left out."""
     rows = feature_map.weights.matrix().astype(query.dtype)
@@ -227,6 +246,13 @@ def layer(x, parameters, core, own, *, reads_keys, **keywords):
         # Built without a layer input, the module reads the keys instead.
         kernel = found["kernel"]
         found["energy"] = jnp.einsum("btnh,hn->btn", key, kernel) if reads_keys else x @ kernel
+    if "forget" in own:
+        kernel = found["kernel"]
+        logits = jnp.einsum("btnh,hn->btn", key, kernel) if reads_keys else x @ kernel
+        found["forget"] = logits + found["bias"]
     zero = jnp.zeros(query.shape[:3], x.dtype)
-    out = core(query, key, value, zero, *(found[name] for name in own), **keywords)
+    out = core(query, key, value, zero, *(found[name] for name in own if name != "output"), **keywords)
+    if "output" in own:
+        equation = "btnh,nhv->btnv" if reads_keys else "btd,dnv->btnv"
+        out = out * jax.nn.sigmoid(jnp.einsum(equation, query if reads_keys else x, found["kernel"]))
     return jnp.einsum("btnh,nhd->btd", out, parameters["out.kernel"]) + parameters["out.bias"]

@@ -13,7 +13,18 @@ import jax
 import jax.numpy as jnp
 
 import jaxattn
-from jaxattn.nn import CrossCorrelation, EnergyGated, Hierarchical, Mechanism, RandomFeatures, Softmax
+from jaxattn.nn import (
+    Alibi,
+    CrossCorrelation,
+    EnergyGated,
+    Forgetting,
+    Hierarchical,
+    Linear,
+    Mechanism,
+    OutputGated,
+    RandomFeatures,
+    Softmax,
+)
 from tests.common import naive
 
 
@@ -349,9 +360,10 @@ class Module:
         mechanism: the description.
         core: the naive reference of what it does to queries, keys and values.
         own: the parameters that the reference takes, by their names in the module; "energy" stands for the energies
-            that a gate projects.
+            that a gate projects, "forget" for the logits of the forgetting gate, "output" for a gate on the output.
         draws: whether the reference also takes the module's feature map, whose random numbers are no parameters.
         segments: whether there are segment ids.
+        only_causal: whether the mechanism exists with a causal mask only.
     """
 
     name: str
@@ -360,6 +372,18 @@ class Module:
     own: tuple[str, ...] = ()
     draws: bool = False
     segments: bool = True
+    only_causal: bool = False
+
+
+def _forgetting(name: str, inner: Mechanism, core: Callable[..., Any], **options: Any) -> Module:
+    return Module(
+        f"{name}-forget",
+        Forgetting(inner),
+        functools.partial(naive.forgetting, core=core),
+        ("forget",),
+        only_causal=True,
+        **options,
+    )
 
 
 GATE = ("energy", "alpha", "tau")
@@ -371,6 +395,7 @@ def _gated_module(normalization: str | None, **options: Any) -> Module:
         EnergyGated(normalization=normalization, **options),
         functools.partial(naive.energy_gated, normalization=normalization),
         GATE,
+        only_causal=normalization == "prefix",
     )
 
 
@@ -400,6 +425,20 @@ MODULES = (
         naive.gated_hierarchical,
         GATE,
         segments=False,
+    ),
+    Module("linear", Linear(), naive.elu),
+    Module("softmax-alibi", Alibi(), functools.partial(naive.alibi, core=naive.softmax), only_causal=True),
+    _forgetting("softmax", Softmax(), naive.softmax),
+    _forgetting("linear", Linear(), naive.elu),
+    _forgetting("features", RandomFeatures(num_features=14), naive.random_features, draws=True),
+    _forgetting("tree", Hierarchical((3, 2)), naive.hierarchical, segments=False),
+    Module("softmax-outgate", OutputGated(), naive.softmax, ("output",)),
+    Module(
+        "features-outgate",
+        OutputGated(RandomFeatures(num_features=14), "channel"),
+        naive.random_features,
+        ("output",),
+        draws=True,
     ),
 )
 

@@ -70,9 +70,11 @@ def test_reference(row, flax):
 
 @every_module
 def test_full_attention(row):
-    if "prefix" in row.name:
-        pytest.skip("causal by definition")
     made, args, _ = arguments(row, flax=False)
+    if row.only_causal:
+        with pytest.raises(ValueError, match="is_causal must be True"):
+            made.call(*args, is_causal=False)
+        return
     assert_matches_reference(
         lambda *a: made.call(*a, is_causal=False),
         lambda *a: made.naive(*a, is_causal=False),

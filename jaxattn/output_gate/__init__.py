@@ -1,0 +1,1 @@
+"""A gate on the output of attention."""
