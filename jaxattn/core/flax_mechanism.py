@@ -42,8 +42,8 @@ class AttentionFn(nnx.Module):
 
         Raises:
             ValueError: the layer has other heads than the mechanism was built for, or something is asked that these
-                kernels cannot do: dropout of weights, stored weights, a bias on the scores, a `precision`, or
-                `is_causal` where queries and keys are not the same tokens.
+                kernels cannot do: dropout of weights, stored weights, a `precision`, a `bias` where the mechanism
+                forms no scores, or `is_causal` where queries and keys are not the same tokens.
         """
         sizes = self.mechanism.sizes
         for name, array in (("query", query), ("key", key)):
@@ -57,12 +57,11 @@ class AttentionFn(nnx.Module):
                 f"dropout_rate must be 0 here: no T×S weights exist to drop; got {dropout_rate}. "
                 "Use dropout on the layer's output instead."
             )
-        for name, given, reason in (
+        for name, setting, reason in (
             ("sow_weights", module, "no T×S weights exist to store"),
-            ("bias", bias, "attention_fn takes none; use jaxattn's kernels directly"),
             ("precision", precision, "products are accumulated in float32"),
         ):
-            if given is not None:
+            if setting is not None:
                 raise ValueError(f"{name} must not be set: {reason}.")
         length, key_length = query.shape[1], key.shape[1]
         if is_causal and length != key_length:
@@ -83,9 +82,7 @@ class AttentionFn(nnx.Module):
             token_mask = jnp.broadcast_to(mask.any(axis=(-3, -2)), key.shape[:2])
             seen = mask.any(axis=(-3, -1)) if mask.shape[-2] > 1 else jnp.ones((1, 1), bool)
             query_mask = jnp.broadcast_to(seen, query.shape[:2])
-        return self.mechanism(
-            query,
-            key,
-            value,
-            AttentionInputs(token_mask=token_mask, query_mask=query_mask, mask=mask, is_causal=is_causal),
+        given = AttentionInputs(
+            token_mask=token_mask, query_mask=query_mask, mask=mask, bias=bias, is_causal=is_causal
         )
+        return self.mechanism(query, key, value, given)

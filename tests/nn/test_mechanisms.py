@@ -166,11 +166,14 @@ def test_attention_fn_refuses_what_it_cannot_do():
     for message, options in {
         "dropout_rate must be 0": {"dropout_rate": 0.1, "deterministic": False},
         "sow_weights must not be set": {"module": fn},
-        "bias must not be set": {"bias": jnp.zeros((1, 2, 3, 3))},
         "precision must not be set": {"precision": jax.lax.Precision.HIGHEST},
     }.items():
         with pytest.raises(ValueError, match=message):
             fn(x, x, x, **options)
+    bias = jax.random.normal(jax.random.key(0), (1, 2, 3, 3))
+    np.testing.assert_allclose(fn(x, x, x, bias=bias), jaxattn.dot_product_attention(x, x, x, bias=bias))
+    with pytest.raises(ValueError, match="bias is for mechanisms that form the scores of single pairs"):
+        RandomFeatures().attention_fn(2, 4, rngs=nnx.Rngs(0))(x, x, x, bias=bias)
     for unknown in ("segment_ids", "is_casual"):
         with pytest.raises(TypeError, match=f"unexpected keyword argument '{unknown}'"):
             fn(x, x, x, **{unknown: None})
