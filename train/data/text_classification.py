@@ -1,6 +1,7 @@
 """Labelled texts: SST-2, IMDB, or the user's own files with a column of texts and one of labels."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ _SST2_HOME = "https://raw.githubusercontent.com/forest-snow/alps/main/data/SST-2
 _SST2_HELP = (
     "Without a network: put train.tsv, dev.tsv and test.tsv (columns sentence and label) of that repository's "
     "data/SST-2 into a folder sst2 of a data folder, and set JAXATTN_DATA to the data folder or give --data-path; "
-    "or use --dataset files with files of your own."
+    "or use --train-file with files of your own."
 )
 SST2 = {
     part: RemoteFile(
@@ -149,10 +150,12 @@ def load_files(
     Raises:
         UserError: a file or a column is missing, or a part would be empty.
     """
-    columns = {"text_column": text_column, "label_column": label_column}
-    parts = read_table(Path(train), **columns)
+    read = functools.partial(
+        read_table, text_column=text_column, label_column=label_column, label_separator=label_separator
+    )
+    parts = read(Path(train))
     if validation is not None:
-        kept = read_table(Path(validation), **columns)
+        kept = read(Path(validation))
     else:
         count = round(len(parts.texts) * validation_share)
         if not 0 < count < len(parts.texts):
@@ -166,7 +169,7 @@ def load_files(
                 "every text is the only one with some label, so that none is left for validation; give "
                 "--validation-file."
             )
-    tested = None if test is None else read_table(Path(test), **columns)
+    tested = None if test is None else read(Path(test))
     return LabelledTexts(Path(train).name, parts, kept, tested)
 
 

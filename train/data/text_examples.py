@@ -9,7 +9,7 @@ import numpy as np
 from train.data.classification import ClassificationData
 from train.data.sentences import SHORT, join_short, sentence_lengths
 from train.data.sequences import Sequences
-from train.data.tables import Texts
+from train.data.tables import Texts, refuse
 from train.data.text_classification import LabelledTexts
 from train.data.trees import bounded
 from train.data.words import Vocabulary, plain, split_words
@@ -55,7 +55,7 @@ def text_examples(
             f"the training texts of {texts.name} must have at least 2 labels; all are {labels[0]!r}."
         )
     for name, part in parts.items():
-        check_labels(name, part, labels)
+        check_labels(name, part, [[label] for label in part.labels], labels)
     read = {name: _read(part, max_length, max_branching) for name, part in parts.items()}
     vocabulary = Vocabulary.of(read["train"].words, vocabulary_size)
     sequences = {
@@ -126,11 +126,22 @@ def counted(counts: Mapping[str, int | Sized]) -> str:
     return ", ".join(f"{n:,} {name}" for name, n in numbers.items())
 
 
-def check_labels(name: str, part: Texts, known: Sequence[str]) -> None:
-    """Raises where a text has a label that is not among the known ones of the training texts."""
-    for i, label in enumerate(part.labels):
-        if label not in known:
-            raise UserError(
-                f"the {name} text {part.ids[i]} has the label {label!r}, which no training text has; those have "
-                f"{', '.join(map(repr, known[:20]))}."
-            )
+def check_labels(name: str, part: Texts, rows: Sequence[Sequence[str]], known: Sequence[str]) -> None:
+    """Raises where a text has a label that no training text has.
+
+    Args:
+        name: of the part.
+        part: the texts.
+        rows: the labels of each.
+        known: those of the training texts.
+    """
+    there = set(known)
+    problems = [
+        f"{part.place(i, name)} has the label {label!r}, which no training text has."
+        for i, row in enumerate(rows)
+        for label in row
+        if label not in there
+    ]
+    if problems:
+        problems[0] = f"{problems[0].removesuffix('.')}; those have {', '.join(map(repr, known[:20]))}."
+    refuse(problems)

@@ -8,7 +8,7 @@ import numpy as np
 
 from train.data.classification import ClassificationData
 from train.data.sequences import Sequences
-from train.data.tables import Texts, split_labels
+from train.data.tables import refuse, split_labels
 from train.data.text_classification import LabelledTexts
 from train.data.text_examples import check_labels, counted
 from train.errors import UserError
@@ -56,15 +56,9 @@ def token_examples(
     sequences, cut = {}, {}
     for name, part in parts.items():
         rows = [split_labels(label, separator) for label in part.labels]
-        every = Texts(
-            [],
-            [x for row in rows for x in row],
-            [i for i, row in zip(part.ids, rows, strict=True) for _ in row],
-        )
-        check_labels(name, every, known)
-        ids, cut[name] = token_ids(
-            encoder, part.texts, max_length, names=[f"{name} text {i}" for i in part.ids]
-        )
+        check_labels(name, part, rows, known)
+        names = [part.place(i, name) for i in range(len(rows))]
+        ids, cut[name] = token_ids(encoder, part.texts, max_length, names=names)
         number = {label: place for place, label in enumerate(known)}
         labels: Any = [[x in row for x in known] if several else number[row[0]] for row in rows]
         sequences[name] = Sequences.of(ids, labels)
@@ -106,13 +100,17 @@ def token_ids(
         names: of the texts, for error messages.
 
     Raises:
-        UserError: an empty text, or what the tokenizer does not accept.
+        UserError: empty texts, ones that are not Unicode text, or what the tokenizer does not accept.
     """
+    problems = []
     for name, text in zip(names, texts, strict=True):
-        if not text.strip():
-            raise UserError(f"the {name} is empty; remove it.")
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise UserError(f"the {name} must be Unicode text; it holds a lone surrogate: {text[:40]!r}.")
+        if not isinstance(text, str):
+            problems.append(f"{name} must be a string; got {text!r}.")
+        elif not text.strip():
+            problems.append(f"{name} is empty; remove it.")
+        elif any("\ud800" <= character <= "\udfff" for character in text):
+            problems.append(f"{name} must be Unicode text; it holds a lone surrogate: {text[:40]!r}.")
+    refuse(problems)
     limit = encoder.config.max_length
     if max_length > limit:
         raise UserError(

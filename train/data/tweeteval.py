@@ -38,7 +38,7 @@ TWEETEVAL: dict[str, dict[str, RemoteFile]] = {
             f"{name}.txt of TweetEval {task}",
             f"Without a network: put the files of that repository's datasets/{task} into a folder "
             f"tweeteval/{task} of a data folder, and set JAXATTN_DATA to the data folder or give --data-path; or use "
-            "--dataset files with files of your own.",
+            "--train-file with files of your own.",
         )
         for name, sha256 in files.items()
     }

@@ -108,7 +108,10 @@ def test_other_data_in_the_same_folder_is_refused(finished, cli, tmp_path):
     ("flags", "message"),
     [
         ("--preset tiny", "--preset must be one of sst2-quick, sst2-study, imdb-quick, imdb-study"),
-        ("--train-file a.csv", "--train-file is for --dataset files; got it with --dataset sst2"),
+        (
+            "--dataset sst2 --train-file a.csv",
+            "--train-file is for --dataset files; got it with --dataset sst2",
+        ),
         (
             "--text-column x --preset imdb-quick",
             "--text-column is for --dataset files; got it with --dataset imdb",

@@ -263,7 +263,7 @@ def _leaves(tree):
         ("--patience 0", "--patience must be at least 1"),
         ("--attention tree", "--attention must say the sizes of a tree"),
         ("--head-attention nonsense", "'nonsense' is not known"),
-        ("--train-file a.csv", "--train-file is for --dataset files"),
+        ("--dataset irony --train-file a.csv", "--train-file is for --dataset files"),
         ("--dataset files", "--dataset files needs --train-file"),
         ("--preset other", "--preset must be one of irony, emotion, sst2"),
         ("--encoder /nowhere/at/all", "--encoder /nowhere/at/all: name_or_path must be a folder"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,10 @@ from sklearn import metrics
 from tests.train.tiny_encoder import save_tiny_encoder
 from train.data import tweeteval
 from train.data.tables import Texts
-from train.data.text_classification import LabelledTexts
+from train.data.text_classification import LabelledTexts, load_files
 from train.data.token_examples import token_examples
 from train.errors import UserError
+from train.tasks.classify.config import parse as parse_classify
 from train.tasks.finetune.config import FinetuneOptimizer, parse
 from train.tasks.finetune.model import make_optimizer, rate_share
 from train.tasks.shared.losses import balanced_weights, example_loss, example_losses, probabilities
@@ -212,3 +214,45 @@ def test_layers_below_learn_slower_and_the_head_at_its_own_rate():
     # The first step of Adam has the size of the rate.
     for name, share in (shares | {"head.out.kernel": 3.0}).items():
         np.testing.assert_allclose(updates[name], -1e-2 * share, rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("parse", [parse, parse_classify])
+def test_a_training_file_alone_is_the_data_set(parse):
+    assert parse(["--train-file", "a.csv"]).data.dataset == "files"
+    assert parse(["--train-file=a.csv", "--test-file=b.csv"]).data.dataset == "files"
+    with pytest.raises(UserError, match="--train-file is for --dataset files"):
+        parse(["--train-file", "a.csv", "--dataset", "sst2"])
+    with pytest.raises(UserError, match="--test-file is for --dataset files"):
+        parse(["--test-file", "a.csv"])
+
+
+def test_lists_of_labels_in_json_lines_are_several_labels(encoder, tmp_path):
+    path = tmp_path / "a.jsonl"
+    labels = [["joy", "love"], ["anger"], "love", []]
+    path.write_text(
+        "".join(json.dumps({"text": f"w{i}", "label": x}) + "\n" for i, x in enumerate(labels * 5))
+    )
+    columns = {"text_column": "text", "label_column": "label", "label_separator": ","}
+    data = token_examples(
+        load_files(str(path), str(path), None, **columns), encoder, max_length=8, loss="multilabel"
+    )
+    assert data.classes == ("anger", "joy", "love")
+    assert data.train.labels[:4].tolist() == [[0, 1, 1], [1, 0, 0], [0, 0, 1], [0, 0, 0]]
+
+
+def test_unusable_texts_and_labels_are_named_by_line(encoder, tmp_path):
+    for name, rows in (
+        ("train", ["w1,a", "w2,b"]),
+        ("validation", ["w1,a", "w2,c", "w3,d"]),
+        ("test", ["w1,a", " ,b"]),
+    ):
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *rows]))
+    train, validation, test = (str(tmp_path / f"{name}.csv") for name in ("train", "validation", "test"))
+    columns = {"text_column": "text", "label_column": "label"}
+    with pytest.raises(UserError) as raised:
+        token_examples(load_files(train, validation, None, **columns), encoder, max_length=8)
+    first, second = str(raised.value).splitlines()
+    assert first == f"{validation}:3 has the label 'c', which no training text has; those have 'a', 'b'."
+    assert second == f"{validation}:4 has the label 'd', which no training text has."
+    with pytest.raises(UserError, match=f"{test}:3 is empty; remove it"):
+        token_examples(load_files(train, train, test, **columns), encoder, max_length=8)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from train.cli.options import EvaluationOptions, OptimizerOptions, TaskConfig
 from train.cli.parsing import parse_with_presets
 from train.errors import UserError
-from train.tasks.shared.options import ClassifierOptions, TextOptions
+from train.tasks.shared.options import ClassifierOptions, TextOptions, imply_files
 
 Preset = Literal["sst2-quick", "sst2-study", "imdb-quick", "imdb-study"]
 DEFAULT_BRANCHING = 32
@@ -42,7 +42,7 @@ class ClassifyConfig(TaskConfig):
 
     Start with --preset sst2-quick or imdb-quick (minutes on two CPU cores), or sst2-study or imdb-study (for
     comparisons over seeds); any flag overrides the preset. The same command again resumes the run. For your own
-    texts: --dataset files --train-file texts.csv.
+    texts: --train-file texts.csv.
     """
 
     command: ClassVar[str] = "classify"
@@ -111,4 +111,4 @@ def parse(argv: Sequence[str]) -> ClassifyConfig:
         >>> parse(["--preset", "imdb-quick", "--attention", "tree"]).max_branching()
         32
     """
-    return parse_with_presets(argv, PRESETS, command="classify")
+    return parse_with_presets(imply_files(argv), PRESETS, command="classify")

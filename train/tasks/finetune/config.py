@@ -15,7 +15,7 @@ from train.cli.options import (
 )
 from train.cli.parsing import parse_with_presets
 from train.errors import UserError
-from train.tasks.shared.options import LossKind, TextOptions
+from train.tasks.shared.options import LossKind, TextOptions, imply_files
 
 Preset = Literal["irony", "emotion", "sst2"]
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -155,7 +155,7 @@ class FinetuneConfig(TaskConfig):
     """Fine-tunes a pretrained text encoder with a head, keeps the best checkpoint by validation macro-F1, reports.
 
     Start with --preset irony, emotion or sst2; any flag overrides the preset. The same command again resumes the
-    run. For your own texts: --dataset files --train-file texts.csv. Then: python -m train predict --run RUN.
+    run. For your own texts: --train-file texts.csv. Then: python -m train predict --run RUN.
     """
 
     command: ClassVar[str] = "finetune"
@@ -214,7 +214,7 @@ def parse(argv: Sequence[str]) -> FinetuneConfig:
         >>> parse(["--preset", "emotion", "--head", "cls"]).resolved(batches=102).optimizer.steps
         408
     """
-    config = parse_with_presets(argv, PRESETS, command="finetune")
+    config = parse_with_presets(imply_files(argv), PRESETS, command="finetune")
     if config.optimizer.steps and "--epochs" in {word.partition("=")[0] for word in argv}:
         raise UserError("--steps and --epochs say the same thing; give one of them.")
     return config

@@ -89,7 +89,7 @@ class Trained:
         Raises:
             UserError: an empty text.
         """
-        names = [f"text {i}" for i in range(1, len(texts) + 1)] if names is None else names
+        names = [f"the text {i}" for i in range(1, len(texts) + 1)] if names is None else names
         ids, cut = token_ids(self.encoder, texts, self.max_length, names=names)
         part = Sequences.of(ids, [0] * len(ids))
         run = jax.jit(lambda params, tokens, mask: self.functional.apply(params, tokens, token_mask=mask))
@@ -166,7 +166,7 @@ def read_texts(file: str | None, text_column: str | None) -> tuple[list[str], li
     """
     if file is not None and file != "-" and Path(file).suffix != ".txt":
         table = read_table(Path(file), text_column=text_column or "text", label_column=None)
-        return table.texts, [f"text {name} of {file}" for name in table.ids]
+        return table.texts, table.places
     if text_column is not None:
         raise UserError(f"--text-column is for tables; got it with {file or 'standard input'}.")
     source = "standard input" if file in (None, "-") else file
@@ -186,7 +186,7 @@ def read_texts(file: str | None, text_column: str | None) -> tuple[list[str], li
         lines.pop()
     if not lines:
         raise UserError(f"{source} holds no text; give one a line.")
-    return lines, [f"line {i} of {source}" for i in range(1, len(lines) + 1)]
+    return lines, [f"the line {i} of {source}" for i in range(1, len(lines) + 1)]
 
 
 def _write(

@@ -1,7 +1,7 @@
 """Options that classification tasks share: the classifier's backbone, and labelled texts in files."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from train.cli.options import BackboneOptions, Options, flag
@@ -19,6 +19,17 @@ class ClassifierOptions(BackboneOptions):
     """Pooling of the final hidden states: mean, maximum, the first one, or a mean with learned weights."""
 
 
+def imply_files(argv: Sequence[str]) -> list[str]:
+    """The words of a command line, with --dataset files where --train-file is given alone.
+
+    Examples:
+        >>> imply_files(["--train-file", "a.csv"])
+        ['--train-file', 'a.csv', '--dataset', 'files']
+    """
+    given = {word.partition("=")[0].replace("_", "-") for word in argv}
+    return [*argv, *(["--dataset", "files"] if "--train-file" in given and "--dataset" not in given else [])]
+
+
 @dataclasses.dataclass(frozen=True)
 class TextOptions(Options):
     """Labelled texts: a named data set, or files."""
@@ -28,7 +39,8 @@ class TextOptions(Options):
     data_path: str | None = None
     """Folder or file of the named data set, instead of JAXATTN_DATA, the cache or a download."""
     train_file: str | None = None
-    """With --dataset files: .tsv, .csv or .jsonl with a text and a label in each row, also .gz or .xz."""
+    """Your own texts, in place of a named data set: .tsv, .csv or .jsonl with a text and a label in each row, also
+    .gz or .xz."""
     validation_file: str | None = None
     """The same, to choose the best checkpoint by; by default a share of the training texts."""
     test_file: str | None = None
