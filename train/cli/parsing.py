@@ -1,6 +1,7 @@
 """Parsing of command lines with tyro: presets, flags passed on to other commands, the command that resumes a run."""
 
 import itertools
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -82,6 +83,16 @@ def named_in(argv: Sequence[str], flag: str, choices: Iterable[str]) -> str:
     if name not in names:
         raise UserError(f"{flag} must be one of {', '.join(names)}; got {name!r}.")
     return name
+
+
+def slug(text: str) -> str:
+    """The spelling of a mechanism, or any flags, as a folder name.
+
+    Examples:
+        >>> slug("features:oprf-orf:128+gate=running"), slug("--kernels 2 3")
+        ('features-oprf-orf-128+gate=running', 'kernels-2-3')
+    """
+    return re.sub(r"[^\w.+=-]+", "-", text).strip("-")
 
 
 def split_rest(argv: Sequence[str]) -> tuple[list[str], list[str]]:

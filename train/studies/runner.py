@@ -7,7 +7,6 @@ given again: finished runs are kept, and an unfinished one resumes.
 import dataclasses
 import datetime
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from train.cli.options import Options
+from train.cli.parsing import slug
 from train.engine.metrics import mean, spread
 from train.errors import UserError
 from train.studies.tables import publish
@@ -101,7 +101,7 @@ class Study:
         Raises:
             UserError: two variants are the same.
         """
-        found = {variant: runs / re.sub(r"[^\w.+=-]+", "-", variant).strip("-") for variant in variants}
+        found = {variant: runs / slug(variant) for variant in variants}
         if len(set(found.values())) < len(variants):
             raise UserError(f"--variants must differ from each other; got {', '.join(variants)}.")
         return found

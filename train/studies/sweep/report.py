@@ -9,10 +9,12 @@ from typing import Any
 from train.cli.options import Options
 from train.cli.parsing import parse
 from train.engine import plots
-from train.engine.metrics import clock, mean, spread
+from train.engine.metrics import clock, mean
+from train.engine.provenance import over_seeds
 from train.errors import UserError
+from train.studies.runner import without
 from train.studies.sweep.ledger import key, read
-from train.studies.tables import markdown, renew
+from train.studies.tables import cell, markdown, percent, renew
 from train.tasks.lra.published import published
 
 Record = dict[str, Any]
@@ -117,18 +119,15 @@ def collect(paths: Sequence[Path]) -> tuple[list[Group], list[Record]]:
 
 def _shared(record: Record) -> dict[str, Any]:
     config = record["config"]
-    place = ("data_path", "data_cache", "workers")  # where the data came from, not what they are
     return {
         "task": config["task"],
         "preset": config["preset"],
-        "model": {name: value for name, value in config["model"].items() if name != "attention"},
+        "model": without(config["model"], ["attention"]),
         "optimizer": config["optimizer"],
-        "data": {name: value for name, value in config["data"].items() if name not in place},
-        "examples": record["data"]["examples"],
-        "notes": record["data"]["notes"],
-        "measured_on": record["measured_on"],
-        "device": record["device"],
-        "versions": record["versions"],
+        # Not where the data came from.
+        "data": without(config["data"], ("data_path", "data_cache", "workers")),
+        **{name: record["data"][name] for name in ("examples", "notes")},
+        **{name: record[name] for name in ("measured_on", "device", "versions")},
     }
 
 
@@ -161,38 +160,22 @@ def table(group: Group) -> str:
 
 
 def _row(task: str, attention: str, records: Sequence[Record]) -> list[str]:
-    accuracy = [100 * record["accuracy"]["mean"] for record in records]
-    times = [record["seconds"] for record in records]
-    step = mean([record["seconds_per_step"] for record in records])
     peaks = {record["peak_memory"]["of"] for record in records}
     peak = max(record["peak_memory"]["bytes"] for record in records) / 2**20
     known = published(task).get(attention.removesuffix(":128"))
     return [
         f"`{attention}`",
         str(len(records)),
-        _pair(mean(accuracy), spread(accuracy)),
-        "" if known is None else _pair(known.mean, known.spread),
-        f"{step:.3f}",
-        clock(mean(times)),
+        percent(over_seeds([record["accuracy"]["mean"] for record in records])),
+        "" if known is None else cell(known._asdict(), digits=2),
+        f"{mean([record['seconds_per_step'] for record in records]):.3f}",
+        clock(mean([record["seconds"] for record in records])),
         f"{peak:,.0f} MiB ({', '.join(sorted(peaks))})",
     ]
 
 
-def _pair(value: float, spread: float | None) -> str:
-    return f"{value:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
-
-
 def curves(group: Group, out: Path, number: int) -> Path:
-    """Plots the validation accuracy of every attention against steps: mean and range over its seeds.
-
-    Args:
-        group: its runs.
-        out: folder for the picture.
-        number: of the group, for the name of the file.
-
-    Returns:
-        The file.
-    """
+    """Plots the validation accuracy of every attention against steps: mean and range over its seeds."""
     lines: dict[str, dict[int, list[float]]] = {}
     for attention, seeds in group.rows.items():
         points = lines[attention] = {}
@@ -205,16 +188,7 @@ def curves(group: Group, out: Path, number: int) -> Path:
 
 
 def heatmaps(group: Group, out: Path, number: int) -> list[Path]:
-    """Plots the mean accuracy of the pairs, one heatmap for each number of features and each gate.
-
-    Args:
-        group: its runs.
-        out: folder for the pictures.
-        number: of the group, for the names of the files.
-
-    Returns:
-        The files; none where fewer than two pairs were swept.
-    """
+    """Plots the mean accuracy of pairs, one heatmap for each number of features and gate; none for one pair."""
     grids: dict[str, dict[tuple[str, str], float]] = {}
     for attention, seeds in group.rows.items():
         name, _, rest = attention.partition(":")

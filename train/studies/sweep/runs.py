@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from train.cli.parsing import slug
 from train.engine.interrupt import StopRequest
 from train.engine.metrics import clock
 from train.studies.sweep.ledger import Ledger
-from train.tasks.lra.config import slug
 
 KEPT = (
     *("steps", "parameters", "accuracy", "loss", "val_accuracy", "best_step", "evaluations", "measured_on"),

@@ -1,7 +1,6 @@
 """Command-line options of lra."""
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +10,7 @@ from train.cli.options import (
     TaskConfig,
     check_attention,
 )
-from train.cli.parsing import named_in, parse_with_presets
+from train.cli.parsing import named_in, parse_with_presets, slug
 from train.errors import UserError
 from train.tasks.lra.options import LRADataOptions
 from train.tasks.lra.registry import LRA_TASKS
@@ -82,16 +81,6 @@ class LRARunConfig(TaskConfig):
 
     def _check(self) -> None:
         self.data.check_for(self.task)
-
-
-def slug(attention: str) -> str:
-    """The spelling of a mechanism as a folder name.
-
-    Examples:
-        >>> slug("features:oprf-orf:128+gate=running")
-        'features-oprf-orf-128+gate=running'
-    """
-    return re.sub(r"[^\w.+=-]+", "-", attention)
 
 
 def _paper(task: Task) -> LRARunConfig:
