@@ -14,9 +14,6 @@ from jaxattn import FeatureMap, diagnose, dot_product_attention, random_feature_
 from jaxattn.random_features.diagnosis.diagnose import PAIRS
 from jaxattn.random_features.diagnosis.verdict import DiagnosisRow, judge
 
-# One process makes what the tests of this file share.
-pytestmark = pytest.mark.xdist_group("diagnosis")
-
 PAIR = ("oprf", "orf")
 
 

@@ -13,15 +13,16 @@ from jaxattn import COMPONENTS, WEIGHTS, FeatureMap, random_feature_attention
 from jaxattn.random_features import Moments
 from jaxattn.testing import assert_matches_reference
 
-# One process makes what the tests of this file share.
-pytestmark = pytest.mark.xdist_group("feature_map")
-
 
 def normal(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
 WIDTH, ROWS = 5, 7
+
+
+# Families with code of their own for the product, `quadratic`, signs or weights; the others share that of gaussian.
+DISTINCT = ("gaussian", "sorf", "rom", "fastfood", "scrf", "p_model", "ssf", "sgq", "ssr")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,9 @@ def drawn():
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_every_pair_runs(component, drawn):
-    """With every weight matrix: features and gradients are finite, and as many as asked for."""
+    """Features and gradients are finite, and as many as asked for."""
+    if component != "oprf":
+        drawn = {name: drawn[name] for name in DISTINCT}
     query, key = normal(0, 1, 4, 2, WIDTH), normal(1, 1, 3, 2, WIDTH)
     kind = COMPONENTS[component].create(jax.random.key(1), WIDTH, ROWS)
     moments = Moments.of(query, key)
@@ -50,7 +53,6 @@ def test_every_pair_runs(component, drawn):
         return sums, vjp(jax.tree.map(jnp.ones_like, sums))
 
     kernels, grads = run(query, key)
-    assert set(kernels) == set(WEIGHTS)
     for name, kernel in kernels.items():
         assert kernel.shape == (1, 2, 4, 3) and jnp.isfinite(kernel).all(), name
     # One gradient through all of them: a single NaN would show.
@@ -71,7 +73,8 @@ def test_code_compiled_for_one_map_is_not_run_for_another():
         assert all(structure != other for _, other in found[:i]), name
     x = normal(0, 1, 6, 1, 4)
     for component in ("geomrf", "poisrf"):
-        feature_map = FeatureMap.create(jax.random.key(0), 4, 64, component).calibrate(x, x)
+        make = functools.partial(FeatureMap.create, component=component)
+        feature_map = jax.jit(lambda key, make=make: make(key, 4, 64).calibrate(x, x))(jax.random.key(0))
         out = random_feature_attention(x, x, x, feature_map)
         np.testing.assert_allclose(out, dense(feature_map)(x, x, x, is_causal=False), rtol=1e-3, atol=1e-4)
 
@@ -100,8 +103,9 @@ def dense(feature_map):
     return call
 
 
-@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
-@pytest.mark.parametrize("num_heads", [None, 2], ids=["one draw", "a draw a head"])
+@pytest.mark.parametrize(
+    ("is_causal", "num_heads"), [(False, None), (True, 2)], ids=["full", "causal a head"]
+)
 def test_attention_is_the_dense_form(is_causal, num_heads):
     """With statistics and draws a key head; outputs and gradients of the tensors."""
     query, key, value = normal(0, 2, 12, 4, 6), normal(1, 2, 12, 2, 6), normal(2, 2, 12, 2, 3)
@@ -166,7 +170,7 @@ def test_unit_queries_and_keys_are_too_large():
     assert errors("oprf", "orf", 1.0) > 1.0
 
 
-@pytest.mark.parametrize("component", ["posrf", "oprf", "trigrf", "aderf"])
+@pytest.mark.parametrize("component", ["oprf", "trigrf"])
 def test_logits_of_fifty(component):
     """|x|² = |y|² = 50: finite, and equal to the float64 sum of the same features."""
     width = 16
@@ -174,7 +178,8 @@ def test_logits_of_fifty(component):
     x *= 50**0.5 * width**0.25 / jnp.linalg.norm(x, axis=-1, keepdims=True)
     query, key = x, jnp.concatenate([x[:, :4], -x[:, :4]], axis=1)
     value = normal(2, 1, 8, 2, 3)
-    feature_map = FeatureMap.create(jax.random.key(3), width, 32, component, "gaussian").calibrate(query, key)
+    make = functools.partial(FeatureMap.create, component=component, weights="gaussian")
+    feature_map = jax.jit(lambda key_: make(key_, width, 32).calibrate(query, key))(jax.random.key(3))
     attend = jax.jit(lambda *a: random_feature_attention(*a, feature_map))
     out, vjp = jax.vjp(attend, query, key, value)
     assert jnp.isfinite(out).all() and all(jnp.isfinite(g).all() for g in vjp(jnp.ones_like(out)))
@@ -202,35 +207,46 @@ def test_head_widths(width):
 def test_calibration():
     query, key = normal(0, 2, 9, 4, 6), 0.5 * normal(1, 2, 9, 2, 6)
     start = FeatureMap.create(jax.random.key(0), 6, 8)
-    first = start.calibrate(query, key)
-    assert first.component.a.shape == (2,) and start.component.a.shape == ()
+    token_mask = jnp.broadcast_to(jnp.arange(9) < 5, (2, 9))
+
+    @jax.jit
+    def run(query, key):
+        poisoned = [jnp.where(token_mask[..., None, None], x, jnp.nan) for x in (query, key)]
+        first = start.calibrate(query, key)
+        moved = first.calibrate(2 * query, key, momentum=0.75)
+        size = 6**-0.25
+        parameters = {
+            "first": first,
+            "masked": start.calibrate(*poisoned, token_mask=token_mask),
+            "cut": start.calibrate(query[:, :5], key[:, :5]),
+            "unbatched": start.calibrate(query[0], key[0]),
+            "one": start.calibrate(query[:1], key[:1]),
+            "scaled": start.calibrate(size * query, size * key, scale=1.0),
+        }
+        slope = jax.grad(lambda q: start.calibrate(q, key).component.a.sum())(query)
+        moments = first.moments.query_second, moved.moments.query_second
+        return {name: found.component.a for name, found in parameters.items()}, moments, slope
+
+    a, (before, after), slope = run(query, key)
+    assert a["first"].shape == (2,) and start.component.a.shape == ()
     # Padding counts in no statistic, not even as NaN.
-    mask = jnp.arange(9) < 5
-    poisoned = [jnp.where(mask[:, None, None], x, jnp.nan) for x in (query, key)]
-    masked = start.calibrate(*poisoned, token_mask=jnp.broadcast_to(mask, (2, 9)))
-    np.testing.assert_allclose(
-        masked.component.a, start.calibrate(query[:, :5], key[:, :5]).component.a, rtol=1e-5
-    )
-    # A moving average: of the moments, not of the parameters.
-    moved = first.calibrate(2 * query, key, momentum=0.75)
-    expected = 0.75 * first.moments.query_second + 0.25 * 4 * first.moments.query_second
-    np.testing.assert_allclose(moved.moments.query_second, expected, rtol=1e-5)
-    # The unbatched form, and a scale of one's own.
-    unbatched = start.calibrate(query[0], key[0]).component.a
-    np.testing.assert_allclose(unbatched, start.calibrate(query[:1], key[:1]).component.a, rtol=1e-6)
-    scaled = start.calibrate(query * 6**-0.25, key * 6**-0.25, scale=1.0).component.a
-    np.testing.assert_allclose(scaled, first.component.a, rtol=1e-4)
-    # No gradient runs through statistics.
-    slope = jax.grad(lambda q: start.calibrate(q, key).component.a.sum())(query)
-    assert (slope == 0).all()
+    np.testing.assert_allclose(a["masked"], a["cut"], rtol=1e-5)
+    np.testing.assert_allclose(a["unbatched"], a["one"], rtol=1e-6)
+    np.testing.assert_allclose(a["scaled"], a["first"], rtol=1e-4)
+    # A moving average of the moments, not of the parameters.
+    np.testing.assert_allclose(after, 0.75 * before + 0.25 * 4 * before, rtol=1e-5)
+    assert (slope == 0).all(), "no gradient through statistics"
     assert FeatureMap.create(jax.random.key(0), 6, 8, "posrf").calibrate(query, key).moments is None
 
 
 def test_redraw_keeps_what_was_learned_and_measured():
     query = normal(0, 2, 9, 2, 6)
-    feature_map = FeatureMap.create(jax.random.key(0), 6, 8, "oprf", "gmm", num_heads=2).calibrate(
-        query, query
-    )
+
+    @jax.jit
+    def make(key):
+        return FeatureMap.create(key, 6, 8, "oprf", "gmm", num_heads=2).calibrate(query, query)
+
+    feature_map = make(jax.random.key(0))
     learned = dataclasses.replace(
         feature_map, weights=dataclasses.replace(feature_map.weights, **{
             name: getattr(feature_map.weights, name) + 0.1 for name in feature_map.weights.trainable})

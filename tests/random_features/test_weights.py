@@ -185,7 +185,7 @@ FAST.append(("p_model", {"structure": "low_displacement_rank"}))
 
 @pytest.mark.parametrize("name, options", [_case(c) for c in FAST])
 def test_no_array_of_the_size_of_the_matrix(name, options):
-    weights = WEIGHTS[name].create(jax.random.key(0), 64, 128, **options)
+    weights = jax.jit(lambda key: WEIGHTS[name].create(key, 64, 128, **options))(jax.random.key(0))
     closed = jax.make_jaxpr(lambda weights, x: weights.apply(x))(weights, jnp.ones(64))
     sizes = [
         *_sizes(closed.jaxpr),
@@ -220,28 +220,34 @@ def test_orf_blocks_are_orthogonal_with_chi_norms():
 
 
 def test_structured_blocks_equal_their_definition():
-    n, key = 8, jax.random.key(0)
+    n, m = 8, 5
+
+    @jax.jit
+    def draw(key):
+        sizes = {"sorf": n, "fastfood": n, "scrf": m, "p_model": m}
+        drawn = {name: WEIGHTS[name].create(key, size, size) for name, size in sizes.items()}
+        options = {"structure": "low_displacement_rank", "rank": 2}
+        drawn["rank"] = WEIGHTS["p_model"].create(key, m, m, **options)
+        return drawn, {name: weights.matrix() for name, weights in drawn.items()}
+
+    drawn, rows = jax.tree.map(np.asarray, draw(jax.random.key(0)))
     walsh = scipy.linalg.hadamard(n)
-    sorf = WEIGHTS["sorf"].create(key, n, n)
-    d1, d2, d3 = (np.diag(d) for d in np.asarray(sorf.flips[0]))
-    np.testing.assert_allclose(sorf.matrix(), walsh @ d1 @ walsh @ d2 @ walsh @ d3 / n, atol=1e-5)
-    food = WEIGHTS["fastfood"].create(key, n, n)
-    s, g, b = (np.diag(np.asarray(v[0])) for v in (food.scale, food.gaussian, food.flips))
-    permute = np.eye(n)[np.asarray(food.permutation[0], int)]
-    np.testing.assert_allclose(food.matrix(), s @ walsh @ g @ permute @ walsh @ b / n**0.5, atol=1e-5)
-    scrf = WEIGHTS["scrf"].create(key, 5, 5)
-    shifts = [np.roll(scrf.generators[0], m) for m in range(5)]
-    np.testing.assert_allclose(scrf.matrix(), np.asarray(scrf.flips[0])[:, None] * shifts, atol=1e-5)
-    toeplitz = WEIGHTS["p_model"].create(key, 5, 5)
-    t = np.asarray(toeplitz.diagonals[0, 0])
-    np.testing.assert_allclose(toeplitz.matrix(), scipy.linalg.toeplitz(t[4:], t[4::-1]), atol=1e-5)
-    rank = WEIGHTS["p_model"].create(key, 5, 5, structure="low_displacement_rank", rank=2)
-    skew = np.where(np.tri(5) > 0, 1, -1)
+    d1, d2, d3 = map(np.diag, drawn["sorf"].flips[0])
+    np.testing.assert_allclose(rows["sorf"], walsh @ d1 @ walsh @ d2 @ walsh @ d3 / n, atol=1e-5)
+    food = drawn["fastfood"]
+    s, g, b = (np.diag(v[0]) for v in (food.scale, food.gaussian, food.flips))
+    permute = np.eye(n)[food.permutation[0].astype(int)]
+    np.testing.assert_allclose(rows["fastfood"], s @ walsh @ g @ permute @ walsh @ b / n**0.5, atol=1e-5)
+    shifts = [np.roll(drawn["scrf"].generators[0], i) for i in range(m)]
+    np.testing.assert_allclose(rows["scrf"], drawn["scrf"].flips[0][:, None] * shifts, atol=1e-5)
+    t = drawn["p_model"].diagonals[0, 0]
+    np.testing.assert_allclose(rows["p_model"], scipy.linalg.toeplitz(t[4:], t[4::-1]), atol=1e-5)
+    skew = np.where(np.tri(m) > 0, 1, -1)
     total = sum(
         scipy.linalg.circulant(g[4:]) @ (skew * scipy.linalg.circulant(h[4:]))
-        for g, h in zip(np.asarray(rank.diagonals[0]), np.asarray(rank.right[0]), strict=True)
+        for g, h in zip(drawn["rank"].diagonals[0], drawn["rank"].right[0], strict=True)
     )
-    np.testing.assert_allclose(rank.matrix(), total, atol=1e-5)
+    np.testing.assert_allclose(rows["rank"], total, atol=1e-5)
 
 
 def test_rom_hybrid_is_a_tight_frame():
