@@ -53,6 +53,12 @@ class _Tilted(Component):
     """D exp(w'Aw + w'Bx − |x|²/2) with A = diag(a) or a I, every a below 1/8.
 
     B = (I − 4A)^½ and D = det(I − 4A)^¼, so that the mean of a product over w ~ N(0, I) is exp(x·y).
+
+    In that mean exp(w'Aw)² turns the density of w into that of N(0, (I − 4A)^-1). Random rows follow by their spread,
+    but the nodes u of a quadrature rule for N(0, I) do not: the rule integrates exp(2 w'Aw) badly. It has to be
+    applied at w = (I − 4A)^-½ u with each weight times N(w; 0, I) / N(w; 0, (I − 4A)^-1). Half of that factor in
+    each feature cancels D and w'Aw, so the features of queries and keys are exp(u·x − |x|²/2): those of PosRF on the
+    transformed x.
     """
 
     a: Array
@@ -61,6 +67,8 @@ class _Tilted(Component):
         self, weights: Weights, x: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None
     ) -> Scaled:
         """The features of a transformed x."""
+        if weights.is_quadrature:
+            return exponentials(weights.apply(x) + row_offset(weights), -half_square(x), scale)
         diagonal = jnp.broadcast_to(self.a, x.shape[-1:]).astype(x.dtype)
         offset = weights.quadratic(diagonal) + 0.25 * jnp.log1p(-4 * diagonal).sum() + row_offset(weights)
         # The offsets go through a product, which accelerators round: the smaller they are, the less.

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +69,8 @@ class SGQ(Rows):
 
     Reference: Dao, De Sa & Ré 2017, "Gaussian quadrature for kernel features".
     """
+
+    is_quadrature: ClassVar[bool] = True
 
     level: int
     row_signs: Any  # (M,)
