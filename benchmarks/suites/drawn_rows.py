@@ -21,6 +21,7 @@ class DrawnRows(Weights):
     rows: Any  # (M, H)
     row_log_weights: Any  # (M,), 0 where the family has none
     row_signs: Any  # (M,), 1 where the family has none
+    from_quadrature: bool
 
     @classmethod
     def create(cls, *_: Any, **__: Any) -> NoReturn:
@@ -33,7 +34,9 @@ class DrawnRows(Weights):
         zero = jnp.zeros(weights.num_rows)
         log_weights = zero if weights.log_weights is None else weights.log_weights
         signs = zero + 1 if weights.signs is None else weights.signs
-        return cls(weights.head_dim, weights.num_rows, weights.matrix(), log_weights, signs)
+        return cls(
+            weights.head_dim, weights.num_rows, weights.matrix(), log_weights, signs, weights.is_quadrature
+        )
 
     def apply(self, x: jax.Array) -> jax.Array:
         """One dense product."""
@@ -46,6 +49,11 @@ class DrawnRows(Weights):
     def resample(self, key: jax.Array) -> Self:
         """Itself: there is nothing to draw from."""
         return self
+
+    @property
+    def is_quadrature(self) -> bool:  # type: ignore[override]
+        """As in the original."""
+        return self.from_quadrature
 
     @property
     def log_weights(self) -> jax.Array:

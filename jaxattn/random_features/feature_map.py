@@ -21,6 +21,22 @@ from jaxattn.random_features.weights.base import Weights
 STABILIZERS = ("global", "per_key")
 
 
+def is_usable(component: str, weights: str) -> bool:
+    """Whether the features of a pair estimate exp(x·y) at all."""
+    return COMPONENTS[component].takes_quadrature or not WEIGHTS[weights].is_quadrature
+
+
+def check_usable(component: str, weights: str) -> None:
+    """Raises for a pair whose features do not estimate exp(x·y)."""
+    if not is_usable(component, weights):
+        accepted = ", ".join(name for name, kind in COMPONENTS.items() if kind.takes_quadrature)
+        raise ValueError(
+            f"component {component!r} is not usable with weights {weights!r}: these are nodes of a rule for "
+            f"polynomials of low degree, unlike the features of {component}; use {accepted}, or other weights. "
+            "FeatureMap.create(..., allow_unusable=True) makes the pair anyway."
+        )
+
+
 @register
 @dataclasses.dataclass(frozen=True)
 class FeatureMap:
@@ -60,6 +76,7 @@ class FeatureMap:
         component_options: Mapping[str, Any] | None = None,
         weight_options: Mapping[str, Any] | None = None,
         stabilizer: str = "global",
+        allow_unusable: bool = False,
     ) -> "FeatureMap":
         """Draws a feature map.
 
@@ -75,12 +92,14 @@ class FeatureMap:
                 poisrf and geomrf.
             weight_options: the weight family's own.
             stabilizer: "global" or "per_key".
+            allow_unusable: accepts pairs that are no estimate of exp(x·y): sgq with other components than the
+                exponential ones.
 
         Returns:
             The map, not calibrated: components with statistics take queries and keys for N(0, I).
 
         Raises:
-            ValueError: an unknown name or a size below 1.
+            ValueError: an unknown name, a size below 1, or an unusable pair.
             TypeError: an option that the component or the family does not have.
 
         Examples:
@@ -95,6 +114,8 @@ class FeatureMap:
         """
         check_choice("component", component, COMPONENTS)
         check_choice("weights", weights, WEIGHTS)
+        if not allow_unusable:
+            check_usable(component, weights)
         check_choice("stabilizer", stabilizer, STABILIZERS)
         for name, size in (("head_dim", head_dim), ("num_features", num_features), ("num_heads", num_heads)):
             if size is not None and size < 1:

@@ -20,7 +20,7 @@ from jaxattn.random_features.attention import (
     random_feature_attention_step,
 )
 from jaxattn.random_features.components import COMPONENTS
-from jaxattn.random_features.feature_map import STABILIZERS, FeatureMap
+from jaxattn.random_features.feature_map import STABILIZERS, FeatureMap, check_usable
 from jaxattn.random_features.moments import Moments
 from jaxattn.random_features.weights import WEIGHTS
 
@@ -58,7 +58,7 @@ class RandomFeatures(Mechanism):
         chunk_size: tokens per chunk of the causal form; None for 64 on a CPU, 128 elsewhere.
 
     Raises:
-        ValueError: an unknown name, or a number out of range.
+        ValueError: an unknown name, a pair that is not usable, or a number out of range.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -86,6 +86,7 @@ class RandomFeatures(Mechanism):
     def __post_init__(self):
         check_choice("component", self.component, COMPONENTS)
         check_choice("weights", self.weights, WEIGHTS)
+        check_usable(self.component, self.weights)
         check_choice("stabilizer", self.stabilizer, STABILIZERS)
         for name in ("num_features", "redraw_every", "chunk_size"):
             size = getattr(self, name)

@@ -213,6 +213,8 @@ def test_default_pairs_exist():
 def test_signs_and_features_of_several_rows(pair):
     told = diagnose(*_normal(0.3, length=32), pairs=[pair], num_features=(96,), num_draws=2, norms=())
     assert np.isfinite(told.rows[0].error) and told.rows[0].num_features == 96
+    refused = pair == "trigrf-sgq"
+    assert refused == ("allow_unusable" in str(told)) and (told.verdict == "not usable" or not refused)
 
 
 def test_the_table_has_every_pair_and_figure(usable):

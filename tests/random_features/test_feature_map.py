@@ -10,7 +10,9 @@ import pytest
 
 import jaxattn
 from jaxattn import COMPONENTS, WEIGHTS, FeatureMap, random_feature_attention
+from jaxattn.nn import RandomFeatures
 from jaxattn.random_features import Moments
+from jaxattn.random_features.components import GERF
 from jaxattn.testing import assert_matches_reference
 
 
@@ -136,6 +138,58 @@ def test_learned_parts_get_the_dense_gradient(is_causal):
     for a, b in zip(jax.tree.leaves(fast), jax.tree.leaves(slow), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     assert any(abs(g).max() > 1e-3 for g in jax.tree.leaves(fast))
+
+
+@pytest.mark.parametrize("component", ["gerf", "oprf", "sderf", "aderf", "saderf"])
+def test_quadrature_nodes_are_tilted(component):
+    """In float64: nodes w = (I − 4A)^-½ u, each weight times N(w; 0, I) / N(w; 0, (I − 4A)^-1)."""
+    width, rows = 4, 30
+    with jax.enable_x64(True):
+        x, y = (jnp.asarray(np.random.default_rng(i).standard_normal((1, 5, 1, width))) for i in range(2))
+
+        @jax.jit
+        def run(key):
+            # With a = 1/16 in place of the 0 that it starts from, gerf is tilted too.
+            feature_map = FeatureMap.create(key, width, rows, component, "sgq").calibrate(x, y, scale=1.0)
+            if component == "gerf":
+                feature_map = dataclasses.replace(feature_map, component=GERF(jnp.log(0.5)))
+            kind, weights = feature_map.component, feature_map.weights
+            one = jax.tree.map(lambda leaf: leaf[0], kind) if feature_map.component_heads else kind
+            transformed = one.transform_query(x[0, :, 0]), one.transform_key(y[0, :, 0])
+            mass = weights.signs * jnp.exp(weights.log_weights) / rows
+            return feature_map.kernel(x, y, scale=1.0)[0, 0], one.a, weights.rows, transformed, mass
+
+        found, a, nodes, (x, y), mass = jax.tree.map(np.asarray, run(jax.random.key(0)))
+    a = np.broadcast_to(a, width).astype(np.float64)
+    shrink = 1 - 4 * a
+    assert (abs(shrink - 1) > 1e-2).all()
+    w = nodes / np.sqrt(shrink)
+    correction = np.exp(-0.5 * (w**2).sum(-1) + 0.5 * (nodes**2).sum(-1)) / np.sqrt(shrink.prod())
+    tilt = np.sqrt(shrink.prod()) * np.exp(2 * (w**2 @ a))
+    sums = (x[:, None] + y) * np.sqrt(shrink)
+    norms = 0.5 * ((x**2).sum(-1)[:, None] + (y**2).sum(-1))
+    expected = (mass * correction * tilt * np.exp(sums @ w.T - norms[..., None])).sum(-1)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_tilted_components_on_quadrature_nodes_are_as_good_as_posrf():
+    posrf = errors("posrf", "sgq", 0.5)
+    assert posrf < 0.4
+    for component in ("oprf", "saderf"):
+        assert errors(component, "sgq", 0.5) < 1.1 * posrf
+
+
+@pytest.mark.parametrize("component", ["trigrf", "hrf", "geomrf", "poisrf"])
+def test_unusable_pairs_are_refused(component):
+    with pytest.raises(ValueError, match=f"'{component}' is not usable with weights 'sgq'.*allow_unusable"):
+        FeatureMap.create(jax.random.key(0), 4, 6, component, "sgq")
+    with pytest.raises(ValueError, match="not usable"):
+        RandomFeatures(component, "sgq")
+    if component == "trigrf":
+        assert (
+            FeatureMap.create(jax.random.key(0), 4, 6, component, "sgq", allow_unusable=True).num_features
+            == 6
+        )
 
 
 def relative_error(out, exact):
@@ -272,7 +326,7 @@ def test_redraw_keeps_what_was_learned_and_measured():
         ),
         (lambda: FeatureMap.create(jax.random.key(0), 6, 0), "num_features must be at least 1; got 0"),
         (lambda: FeatureMap.create(jax.random.key(0), 6, 8, stabilizer="max"), "stabilizer must be one of"),
-        (lambda: small().calibrate(normal(0, 2, 3, 2, 6), normal(0, 2, 3, 4, 6)), "divides the query's"),
+        (lambda: small().calibrate(normal(0, 2, 3, 2, 6), normal(0, 2, 3, 4, 6)), "multiple of key's heads"),
         (lambda: small().calibrate(X, X, momentum=1.5), "momentum must be at least 0 and below 1; got 1.5"),
         (lambda: small().calibrate(X, X, token_mask=jnp.ones((2, 4), bool)), "token_mask must have shape"),
         (lambda: small().query(jnp.zeros((2, 3, 2, 6), int)), "query must be floating point"),

@@ -25,6 +25,7 @@ class Component(abc.ABC):
 
     Attributes:
         features_per_row: features made from one row of the weights, with the default options.
+        takes_quadrature: whether nodes of a quadrature rule for polynomials may stand in for random rows.
         positive: whether the features, and so the attention weights, are positive for every input.
         calibrates: whether the best parameters depend on statistics of queries and keys.
         trainable: names of the fields that are learned.
@@ -32,6 +33,7 @@ class Component(abc.ABC):
     """
 
     features_per_row: ClassVar[int] = 1
+    takes_quadrature: ClassVar[bool] = False
     positive: ClassVar[bool] = True
     calibrates: ClassVar[bool] = False
     trainable: ClassVar[tuple[str, ...]] = ()

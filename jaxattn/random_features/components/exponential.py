@@ -28,6 +28,8 @@ class PosRF(Component):
     Reference: Choromanski et al. 2021, "Rethinking attention with Performers", lemma 1 and equation 6.
     """
 
+    takes_quadrature: ClassVar[bool] = True
+
     hyperbolic: bool = False
 
     @classmethod
@@ -60,6 +62,8 @@ class _Tilted(Component):
     each feature cancels D and w'Aw, so the features of queries and keys are exp(u·x − |x|²/2): those of PosRF on the
     transformed x.
     """
+
+    takes_quadrature: ClassVar[bool] = True
 
     a: Array
 

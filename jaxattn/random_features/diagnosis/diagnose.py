@@ -15,6 +15,7 @@ from jaxattn.random_features.diagnosis.arguments import check_num_features, chec
 from jaxattn.random_features.diagnosis.measure import Data, draw_weights, measure, prepare_data
 from jaxattn.random_features.diagnosis.result import Diagnosis
 from jaxattn.random_features.diagnosis.verdict import DiagnosisRow, judge, rank, usable_limit
+from jaxattn.random_features.feature_map import is_usable
 from jaxattn.random_features.moments import Moments, sum_second
 
 PAIRS = ("oprf-orf", "posrf-orf", "oprf-mm", "saderf-orf", "aderf-orf", "oprf-simrf")
@@ -53,7 +54,7 @@ def diagnose(
       Carlo estimate, which is also assumed with a single M;
     - "needs qk-norm" if the pair is usable at the largest M once every query and key is divided by its own root mean
       square and multiplied by one of `norms`, measured against softmax attention of the same;
-    - "not usable" otherwise.
+    - "not usable" otherwise, and always for pairs that `FeatureMap.create` refuses.
 
     Components with statistics are calibrated on all tokens of these tensors, also for causal attention; a causal
     model itself must take its statistics from elsewhere. Memory is that of a few arrays (N, Q, S) with
@@ -148,7 +149,7 @@ def diagnose(
     rows = {pair: [row(pair, size, data, moments, averaging, None) for size in sizes] for pair in names}
     verdicts = {pair: judge(pair, rows[pair], max_features) for pair in names}
     for rms in sorted(norms, reverse=True):
-        hopeless = [pair for pair in names if verdicts[pair].verdict == "not usable"]
+        hopeless = [pair for pair in names if verdicts[pair].verdict == "not usable" and is_usable(*pair)]
         if not hopeless:
             break
         normalized = given(rms)

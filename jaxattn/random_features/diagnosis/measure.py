@@ -76,7 +76,7 @@ def measure(
 
     def draw(key_and_weights: tuple[Array, Weights]) -> FeatureMap:
         key, weights = key_and_weights
-        made = FeatureMap.create(key, weights.head_dim, num_features, component, family)
+        made = FeatureMap.create(key, weights.head_dim, num_features, component, family, allow_unusable=True)
         made = dataclasses.replace(made, weights=weights)
         return made.with_moments(moments) if made.component.calibrates else made
 

@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 from jaxattn.random_features.diagnosis.verdict import DiagnosisRow, PairVerdict
+from jaxattn.random_features.feature_map import is_usable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +124,13 @@ def _table(found: Diagnosis) -> list[str]:
         )
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+    notes = [
+        f"{pair.name} never estimates softmax attention; FeatureMap.create needs allow_unusable=True."
+        for pair in found.pairs
+        if not is_usable(pair.component, pair.weights)
+    ]
     note = f"Worst head and relative variance are at M = {sizes[-1]}; the error falls like M^-rate."
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:], note]
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:], note, *notes]
 
 
 def _conclusion(found: Diagnosis) -> list[str]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxattn.random_features.feature_map import is_usable
+
 # An error this small is usable even where averaging the values is hardly worse.
 _CLOSE = 0.1
 _BELOW_AVERAGING = 0.8
@@ -88,6 +90,8 @@ def judge(pair: tuple[str, str], rows: Sequence[DiagnosisRow], max_features: int
     if len(rows) > 1:
         fits = np.isfinite(errors).all() and (errors > 0).all()
         rate = float(-np.polyfit(np.log(sizes), np.log(errors), 1)[0]) if fits else 0.0
+    if not is_usable(*pair):
+        return PairVerdict(*pair, "not usable", None, None, rate)
     for row in rows:
         if row.usable and row.num_features <= max_features:
             return PairVerdict(*pair, "usable", row.num_features, None, rate)

@@ -19,8 +19,8 @@ class Weights(abc.ABC):
         head_dim: H, the width of the vectors that W is applied to.
         num_rows: M, the number of rows.
         trainable: names of the fields that are learned; the others hold random numbers and are redrawn.
-        is_quadrature: whether the rows are nodes of a rule for polynomials under N(0, I), instead of random draws that
-            are unbiased for every function.
+        is_quadrature: whether the rows are nodes of a rule for polynomials under N(0, I), instead of random draws
+            that are unbiased for every function.
     """
 
     head_dim: int
