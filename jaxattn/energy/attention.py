@@ -19,7 +19,7 @@ from jaxattn.energy.gate import (
 from jaxattn.energy.keys import add_bias, valid_keys
 from jaxattn.energy.prefix import attend_to_prefixes
 from jaxattn.energy.statistics import prefix_statistics
-from jaxattn.softmax.attention import dot_product_attention
+from jaxattn.softmax import dot_product_attention
 
 
 def energy_gated_attention(

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn.energy.gate import log_gate
 from jaxattn.energy.statistics import Statistics, standardize
-from jaxattn.softmax.attention import dot_product_attention
+from jaxattn.softmax import dot_product_attention
 
 
 def attend_to_prefixes(

@@ -20,7 +20,7 @@ from jaxattn.energy.gate import (
 from jaxattn.energy.keys import add_bias, valid_keys
 from jaxattn.energy.prefix import attend_to_prefixes
 from jaxattn.energy.statistics import Statistics
-from jaxattn.softmax.cache import (
+from jaxattn.softmax import (
     DotProductAttentionState,
     dot_product_attention_init_state,
     dot_product_attention_step,

@@ -7,7 +7,7 @@ from jaxattn.core.call import check_qkv, check_scale, repeat_heads
 from jaxattn.core.checks import check_broadcastable
 from jaxattn.core.padding import padding_key_bias
 from jaxattn.lags.scores import LagLogits, SegmentIds, TokenMask, check_token_mask, cross_correlation
-from jaxattn.softmax.attention import dot_product_attention
+from jaxattn.softmax import dot_product_attention
 
 
 def cross_correlation_attention(

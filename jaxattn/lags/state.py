@@ -10,7 +10,7 @@ from jaxattn.core.decode import check_sizes, check_step
 from jaxattn.core.padding import padding_key_bias
 from jaxattn.lags.attention import kept_keys
 from jaxattn.lags.scores import LagLogits, check_lag_logits, check_token_mask, lag_weights, widen, zero_masked
-from jaxattn.softmax.cache import (
+from jaxattn.softmax import (
     DotProductAttentionState,
     dot_product_attention_init_state,
     dot_product_attention_step,
