@@ -40,7 +40,7 @@ def make_attention(config: EncoderConfig, layer: int, **options: Any) -> Attenti
         return DisentangledAttention(heads, features, relative=config.relative, **options)
     if config.modern is None:
         return Attention(heads, features, **options)
-    options |= {"rotary_base": config.modern.rotary_bases[layer], "use_bias": config.modern.attention_bias}
+    options |= {"rotary": config.modern.rotary[layer], "use_bias": config.modern.attention_bias}
     window = config.modern.windows[layer]
     if window is None:
         return Attention(heads, features, **options)

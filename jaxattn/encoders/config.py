@@ -14,6 +14,7 @@ from flax import nnx
 from jaxattn.core.checks import check_choice
 from jaxattn.encoders.layout import Tensor
 from jaxattn.encoders.settings import read_settings, require
+from jaxattn.positions import Rotary
 
 # By the names that config.json gives them.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -78,14 +79,14 @@ class ModernLayout:
     """What sets ModernBERT's blocks apart: pre-norm, gated MLPs, rotary positions, windows.
 
     Attributes:
-        rotary_bases: base of the rotation in each layer.
+        rotary: the rotary position embedding of each layer.
         windows: for each layer, how far a token sees to either side; None for all the way.
         attention_bias: whether the attention's projections have offsets.
         mlp_bias: whether the MLP's layers have offsets.
         norm_bias: whether normalisations have offsets.
     """
 
-    rotary_bases: tuple[float, ...]
+    rotary: tuple[Rotary, ...]
     windows: tuple[int | None, ...]
     attention_bias: bool
     mlp_bias: bool

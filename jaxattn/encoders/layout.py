@@ -16,7 +16,6 @@ class Tensor:
         input_axes: of a linear layer, how many leading axes of the parameter are inputs.
         part: which of the equal blocks of rows this parameter is, in a tensor that holds several.
         parts: how many there are.
-        halves: stored for a rotation that pairs channel i with i + H/2; here it pairs 2i with 2i + 1.
     """
 
     name: str
@@ -24,7 +23,6 @@ class Tensor:
     input_axes: int = 1
     part: int = 0
     parts: int = 1
-    halves: bool = False
 
     def block_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of this parameter's rows in the checkpoint."""
@@ -42,17 +40,11 @@ class Tensor:
 
     def to_parameter(self, block: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """From the rows in the checkpoint to the parameter."""
-        parameter = (block if self.kind in ("same", "flat") else block.T).reshape(shape)
-        if self.halves:
-            parameter = parameter.reshape(*shape[:-1], 2, -1).swapaxes(-1, -2).reshape(shape)
-        return parameter
+        return (block if self.kind in ("same", "flat") else block.T).reshape(shape)
 
     def to_block(self, parameter: np.ndarray) -> np.ndarray:
         """The inverse of `to_parameter`."""
-        shape = parameter.shape
-        if self.halves:
-            parameter = parameter.reshape(*shape[:-1], -1, 2).swapaxes(-1, -2).reshape(shape)
-        block = self.block_shape(shape)
+        block = self.block_shape(parameter.shape)
         if self.kind in ("same", "flat"):
             return np.ascontiguousarray(parameter.reshape(block))
         return np.ascontiguousarray(parameter.reshape(block[::-1]).T)

@@ -13,9 +13,9 @@ from jaxattn.core.parameters import parameter
 from jaxattn.core.registry import parse_mechanism
 from jaxattn.nn.encoder import Stack
 from jaxattn.nn.positions import LearnedPositions, MorletPositionalEncoding, SinusoidalPositions
+from jaxattn.positions import Rotary
 
 POSITIONS = ("none", "learned", "sinusoidal", "rotary", "morlet", "morlet:learned")
-ROTARY_BASE = 10000.0
 INIT = nnx.initializers.normal(0.02)
 
 
@@ -109,7 +109,7 @@ class Backbone(nnx.Module):
             qk_norm=config.qk_norm,
             projection_norm=config.projection_norm,
             query_residual=config.query_residual,
-            rotary_base=ROTARY_BASE if config.positions == "rotary" else None,
+            rotary=Rotary() if config.positions == "rotary" else None,
             kernel_init=INIT,
             # The residual stream sums 2 branches a block: smaller last projections keep its variance at the start.
             out_init=nnx.initializers.normal(0.02 / (2 * config.num_layers) ** 0.5),

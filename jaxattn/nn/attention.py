@@ -10,7 +10,7 @@ from jaxattn.core.inputs import AttentionInputs, LayerSizes
 from jaxattn.core.mechanism import Mechanism
 from jaxattn.core.parameters import UNDECAYED, Initializer
 from jaxattn.nn.layers import DEFAULT_INIT
-from jaxattn.positions import rotary
+from jaxattn.positions import Rotary
 from jaxattn.softmax.mechanism import Softmax
 from jaxattn.tree import Tree
 
@@ -30,7 +30,7 @@ class Attention(nnx.Module):
             `jaxattn.diagnose`).
         projection_norm: apply LayerNorm over each head of the queries, keys and values after the projections.
         query_residual: add the queries to the attention's output, before the output projection.
-        rotary_base: rotate queries and keys with this base (10000 is usual); None for no rotation.
+        rotary: a `Rotary` position embedding of queries and keys, or its base (10000 is usual); None for none.
         use_bias: whether the projections have biases.
         kernel_init: initial values of the query, key and value projections.
         out_init: initial values of the output projection.
@@ -62,7 +62,7 @@ class Attention(nnx.Module):
         qk_norm: float | None = None,
         projection_norm: bool = False,
         query_residual: bool = False,
-        rotary_base: float | None = None,
+        rotary: Rotary | float | None = None,
         use_bias: bool = True,
         kernel_init: Initializer = DEFAULT_INIT,
         out_init: Initializer = DEFAULT_INIT,
@@ -84,7 +84,7 @@ class Attention(nnx.Module):
             raise ValueError(f"qk_norm must be None or a positive gain; got {qk_norm}.")
         self.num_kv_heads = num_kv_heads
         self.query_residual = query_residual
-        self.rotary_base = rotary_base
+        self.rotary = Rotary(rotary) if isinstance(rotary, (int, float)) else rotary
 
         def project(heads: int, name: str) -> nnx.LinearGeneral:
             return nnx.LinearGeneral(
@@ -208,7 +208,6 @@ class Attention(nnx.Module):
             )
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        if self.rotary_base is not None:
-            query = rotary(query, positions, base=self.rotary_base)
-            key = rotary(key, positions, base=self.rotary_base)
+        if self.rotary is not None:
+            query, key = self.rotary(query, positions), self.rotary(key, positions)
         return query, key, value

@@ -12,6 +12,7 @@ from jaxattn.core.mechanism import Mechanism
 from jaxattn.core.parameters import Initializer
 from jaxattn.nn.attention import Attention
 from jaxattn.nn.layers import DEFAULT_INIT, layer_norm, linear
+from jaxattn.positions import Rotary
 from jaxattn.tree import Tree
 
 
@@ -180,7 +181,7 @@ class TransformerBlock(Block):
         qk_norm: normalise queries and keys, with a gain that starts at this; see `Attention`.
         projection_norm: LayerNorm of every query, key and value; see `Attention`.
         query_residual: add each head's query to its output; see `Attention`.
-        rotary_base: base of the rotary position embedding; None for none.
+        rotary: rotary position embedding, or its base; see `Attention`.
         kernel_init: initial values of all projections but the last of each branch.
         out_init: initial values of the last projection of each branch.
         dtype: dtype of the computation; None follows the inputs and parameters.
@@ -209,7 +210,7 @@ class TransformerBlock(Block):
         qk_norm: float | None = None,
         projection_norm: bool = False,
         query_residual: bool = False,
-        rotary_base: float | None = None,
+        rotary: Rotary | float | None = None,
         kernel_init: Initializer = DEFAULT_INIT,
         out_init: Initializer = DEFAULT_INIT,
         dtype: Any = None,
@@ -229,7 +230,7 @@ class TransformerBlock(Block):
                 qk_norm=qk_norm,
                 projection_norm=projection_norm,
                 query_residual=query_residual,
-                rotary_base=rotary_base,
+                rotary=rotary,
                 **inits,
                 **options,
             ),

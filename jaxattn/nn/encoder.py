@@ -11,6 +11,7 @@ from jaxattn.core.mechanism import Mechanism
 from jaxattn.core.parameters import Initializer
 from jaxattn.nn.blocks import TransformerBlock
 from jaxattn.nn.layers import DEFAULT_INIT, layer_norm
+from jaxattn.positions import Rotary
 from jaxattn.tree import Tree
 
 
@@ -40,7 +41,7 @@ class Stack(nnx.Module):
         qk_norm: float | None = None,
         projection_norm: bool = False,
         query_residual: bool = False,
-        rotary_base: float | None = None,
+        rotary: Rotary | float | None = None,
         kernel_init: Initializer = DEFAULT_INIT,
         out_init: Initializer = DEFAULT_INIT,
         dtype: Any = None,
@@ -58,7 +59,7 @@ class Stack(nnx.Module):
                 qk_norm=qk_norm,
                 projection_norm=projection_norm,
                 query_residual=query_residual,
-                rotary_base=rotary_base,
+                rotary=rotary,
                 kernel_init=kernel_init,
                 out_init=out_init,
                 dtype=dtype,

@@ -1,10 +1,46 @@
 """Rotary position embedding of queries and keys."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real
 
 from jaxattn.core.checks import check_broadcastable, check_choice, check_rank
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+    """The options of `rotary` as one value, for layers that apply it.
+
+    Args:
+        base: the longest wavelength is about 2 pi base.
+        pairing: "interleaved" or "half".
+        rotary_dim: number of rotated channels; None for all.
+        linear_factor: divides the positions.
+        ntk_factor: stretches long wavelengths.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jaxattn.positions import Rotary
+        >>> x = jnp.arange(8.0).reshape(2, 1, 4)
+        >>> Rotary(rotary_dim=2)(x)[..., 2:] == x[..., 2:]
+        Array([[[ True,  True]],
+        <BLANKLINE>
+               [[ True,  True]]], dtype=bool)
+    """
+
+    base: float = 10000.0
+    pairing: str = "interleaved"
+    rotary_dim: int | None = None
+    linear_factor: float = 1.0
+    ntk_factor: float = 1.0
+
+    def __call__(
+        self, x: Float[Array, "*B T N H"], positions: Real[Array, "*#B T"] | None = None
+    ) -> Float[Array, "*B T N H"]:
+        """`rotary` of queries or keys with these options."""
+        return rotary(x, positions, **dataclasses.asdict(self))
 
 
 def rotary(

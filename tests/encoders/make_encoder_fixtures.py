@@ -42,6 +42,14 @@ V3 = {
 DISTIL = {"dim": 16, "hidden_dim": 24, "n_layers": 2, "n_heads": 2}
 # ModernBERT's special tokens have ids beyond a small vocabulary.
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+MODERN = {
+    "model_type": "modernbert",
+    **SIZES,
+    **SPECIAL,
+    "num_hidden_layers": 4,
+    "local_attention": 8,
+    "tie_word_embeddings": False,
+}
 
 CONFIGS = {
     "bert": {"model_type": "bert", **SIZES, "hidden_act": "gelu_new", "layer_norm_eps": 1e-3},
@@ -53,13 +61,14 @@ CONFIGS = {
     # Own projections, one row a distance, absolute positions and token types besides.
     "deberta-v1-settings": {**RELATIVE, "type_vocab_size": 2, "max_relative_positions": 8},
     "deberta-c2p-alone": {**RELATIVE, "pos_att_type": "c2p"},
-    "modernbert": {
-        "model_type": "modernbert",
-        **SIZES,
-        **SPECIAL,
-        "num_hidden_layers": 4,
-        "local_attention": 8,
-        "tie_word_embeddings": False,
+    "modernbert": MODERN,
+    "modernbert-linear": {
+        **MODERN,
+        "num_hidden_layers": 2,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        },
     },
 }
 

@@ -37,4 +37,4 @@ def test_older_ways_to_write_modernbert_are_read():
     settings = {key: CONFIGS["modernbert"][key] for key in CONFIGS["modernbert"] if key != "layer_types"}
     modern = EncoderConfig.from_dict({**settings, **old}).modern
     assert modern.windows == (None, 4, None, 4)
-    assert modern.rotary_bases == (80000.0, 500.0, 80000.0, 500.0)
+    assert tuple(rotary.base for rotary in modern.rotary) == (80000.0, 500.0, 80000.0, 500.0)

@@ -37,7 +37,7 @@ def test_softmax_equals_flax():
 
 @pytest.mark.parametrize("mechanism", MECHANISMS, ids=repr)
 def test_steps_equal_the_whole(mechanism):
-    attention, x = make(mechanism, num_kv_heads=2, rotary_base=10000.0), inputs(length=8)
+    attention, x = make(mechanism, num_kv_heads=2, rotary=10000.0), inputs(length=8)
     whole = nnx.jit(lambda module, x: module(x, is_causal=True))(attention, x)
     step = nnx.jit(lambda module, state, x: module.step(state, x))
     state, outs = attention.init_state(2, 8), []

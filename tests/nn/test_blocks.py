@@ -17,7 +17,7 @@ def test_encoder_ignores_padding():
 
 
 def test_packed_segments_do_not_meet():
-    decoder = Decoder(1, 16, 4, rotary_base=10000.0, rngs=nnx.Rngs(0))
+    decoder = Decoder(1, 16, 4, rotary=10000.0, rngs=nnx.Rngs(0))
     a, b = jax.random.normal(jax.random.key(0), (2, 1, 5, 16))
     packed = decoder(
         jnp.concatenate([a, b], axis=1),

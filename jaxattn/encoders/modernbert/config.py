@@ -6,6 +6,7 @@ from typing import Any
 from jaxattn.core.checks import check_choice
 from jaxattn.encoders.config import ModernLayout
 from jaxattn.encoders.settings import require, setting
+from jaxattn.positions import Rotary
 
 KINDS = ("full_attention", "sliding_attention")
 
@@ -26,7 +27,7 @@ def read_modernbert(source: Mapping[str, Any]) -> dict[str, Any]:
     for kind in kinds:
         check_choice("layer_types", kind, KINDS)
     window = setting(source, "local_attention", 128) // 2
-    bases = {kind: _base(source, kind) for kind in KINDS}
+    rotary = {kind: _rotary(source, kind) for kind in KINDS}
     return {
         "vocab_size": setting(source, "vocab_size", 50368),
         "hidden_size": hidden_size,
@@ -39,7 +40,7 @@ def read_modernbert(source: Mapping[str, Any]) -> dict[str, Any]:
         "norm_eps": setting(source, "norm_eps", 1e-5),
         "embedding_dropout": setting(source, "embedding_dropout", 0.0),
         "modern": ModernLayout(
-            rotary_bases=tuple(bases[kind] for kind in kinds),
+            rotary=tuple(rotary[kind] for kind in kinds),
             windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
             attention_bias=setting(source, "attention_bias", False),
             mlp_bias=setting(source, "mlp_bias", False),
@@ -48,8 +49,8 @@ def read_modernbert(source: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _base(source: Mapping[str, Any], kind: str) -> float:
-    """The base of the rotation, by its newer or its older setting."""
+def _rotary(source: Mapping[str, Any], kind: str) -> Rotary:
+    """The rotary position embedding of a kind of layers, by the newer or the older settings."""
     old, default = {
         "full_attention": ("global_rope_theta", 160000.0),
         "sliding_attention": ("local_rope_theta", 10000.0),
@@ -61,5 +62,7 @@ def _base(source: Mapping[str, Any], kind: str) -> float:
             f"rope_parameters in config.json must have the keys {KINDS}; got {sorted(parameters)}."
         )
     given = parameters.get(kind) or {}
-    require(given, {"rope_type": ("default",), "partial_rotary_factor": (1,)})
-    return float(setting(given, "rope_theta", setting(source, old, default)))
+    require(given, {"rope_type": ("default", "linear"), "partial_rotary_factor": (1,)})
+    base = float(setting(given, "rope_theta", setting(source, old, default)))
+    factor = float(setting(given, "factor", 1.0)) if given.get("rope_type") == "linear" else 1.0
+    return Rotary(base, pairing="half", linear_factor=factor)

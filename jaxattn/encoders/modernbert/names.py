@@ -1,7 +1,5 @@
 """The names of the parameters of ModernBERT in a checkpoint."""
 
-import dataclasses
-
 from jaxattn.encoders.config import EncoderConfig
 from jaxattn.encoders.layout import Tensor, linear, norm
 
@@ -20,17 +18,9 @@ def modernbert_tensors(config: EncoderConfig) -> dict[str, Tensor]:
     for layer in range(config.num_layers):
         ours, theirs = f"blocks.{layer}", f"layers.{layer}"
         for part, name in enumerate(("query", "key", "value")):
-            joint = linear(
-                f"{ours}.attention.{name}",
-                f"{theirs}.attn.Wqkv",
-                bias=modern.attention_bias,
-                part=part,
-                parts=3,
-            )
-            # Values are not rotated.
-            table |= {
-                path: dataclasses.replace(tensor, halves=name != "value") for path, tensor in joint.items()
-            }
+            joint = f"{theirs}.attn.Wqkv"
+            bias = modern.attention_bias
+            table |= linear(f"{ours}.attention.{name}", joint, bias=bias, part=part, parts=3)
         table |= linear(
             f"{ours}.attention.out", f"{theirs}.attn.Wo", bias=modern.attention_bias, input_axes=2
         )
