@@ -183,8 +183,10 @@ class _Program:
                 total += self._read(fused, user.name, whole)  # what is not updated stays where it is
             elif user.opcode == "fusion":
                 inner = self._called(user)
-                places = (inner.parameters[i] for i, operand in enumerate(user.operands) if operand == name)
-                total += sum(self._read(inner, place, whole) for place in places)
+                places = [inner.parameters[i] for i, operand in enumerate(user.operands) if operand == name]
+                # A fusion inside that reads nothing passes the array on to its users.
+                inside = sum(self._read(inner, place, whole) for place in places)
+                total += inside or self._read(fused, user.name, whole)
             elif user.opcode != "tuple":
                 return whole
         return min(total, whole)

@@ -161,6 +161,38 @@ def test_a_custom_call_counts_operands_and_results():
     assert hbm_bytes(program) == 2 * 1024 + 2 * 4096 + 2 * 1024 + 4 * 16
 
 
+def test_fusions_inside_fusions():
+    """A matrix product of a TPU: its operands pass through fusions that only rename them."""
+    fused = """%renamed (a: bf16[256,128]) -> bf16[256,128] {
+  %a = bf16[256,128]{1,0} parameter(0)
+  ROOT %same = bf16[256,128]{1,0} bitcast(%a)
+}
+
+%part (b: bf16[512,128], i: s32[]) -> bf16[128,128] {
+  %b = bf16[512,128]{1,0} parameter(0)
+  %i = s32[]{:S(6)} parameter(1)
+  ROOT %slice = bf16[128,128]{1,0} dynamic-slice(%b, %i, %i), dynamic_slice_sizes={128,128}
+}
+
+%product (x.1: bf16[256,128], y.1: bf16[512,128], i.1: s32[]) -> bf16[256,128] {
+  %x.1 = bf16[256,128]{1,0} parameter(0)
+  %y.1 = bf16[512,128]{1,0} parameter(1)
+  %i.1 = s32[]{:S(6)} parameter(2)
+  %left = bf16[256,128]{1,0} fusion(%x.1), kind=kLoop, calls=%renamed
+  %right = bf16[128,128]{1,0} fusion(%y.1, %i.1), kind=kLoop, calls=%part
+  ROOT %dot = bf16[256,128]{1,0} convolution(%left, %right), dim_labels=bf_io->bf
+}
+
+"""
+    program = entry(
+        "%x = bf16[256,128]{1,0} parameter(0)",
+        "%y = bf16[512,128]{1,0} parameter(1)",
+        "%n = s32[]{:S(6)} parameter(2)",
+        "ROOT %out = bf16[256,128]{1,0} fusion(%x, %y, %n), kind=kOutput, calls=%product",
+    )
+    assert hbm_bytes(program.replace(HEADER, HEADER + fused)) == 2 * (256 + 128 + 256) * 128
+
+
 def test_the_dearest_branch_counts():
     def choose(which, x):
         return jax.lax.cond(which[0] > 0, lambda x: jnp.sin(x @ x), lambda x: x, x)
