@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxattn.core.call import Call, check_call
+from jaxattn.core.call import Call
 from jaxattn.core.checks import check_broadcastable, check_dtype
 from jaxattn.tree.pooling import Biases, Leaves
 from jaxattn.tree.tree import Tree
@@ -42,31 +42,21 @@ def check_ordered(tree: Tree) -> None:
         )
 
 
-def check_tree_call(
-    query: Array,
-    key: Array,
-    value: Array,
-    tree: Tree,
-    sibling_bias: SiblingBias,
-    *,
-    whole: bool = True,
-    **options: Any,
-) -> tuple[Call, Biases]:
-    """Checks all arguments and splits heads into groups; `whole` if the tokens are all those of the tree."""
-    call = check_call(query, key, value, **options)
-    length = query.shape[-3]
-    if key.shape[-3] != length:
+def check_whole(call: Call, tree: Tree, sibling_bias: SiblingBias) -> tuple[Call, Biases]:
+    """Checks a tree and its biases against the call over all its tokens; returns what `over_batch` takes."""
+    batch, length = call.query.shape[:2]
+    if call.key.shape[1] != length:
         raise ValueError(
-            f"key must have as many tokens as query, T = {length}: one tree is over both; got S = {key.shape[-3]}."
+            f"key must have as many tokens as query, T = {length}: one tree is over both; got {call.key.shape[1]}."
         )
-    check_tree(tree, query.shape[0] if call.batched else None, length if whole else None)
+    check_tree(tree, batch if call.batched else None, length)
     if call.is_causal:
         check_ordered(tree)
     call = call.with_key_weights()
-    return call, _group_biases(sibling_bias, tree, call)
+    return call, group_biases(sibling_bias, tree, call)
 
 
-def _group_biases(sibling_bias: SiblingBias, tree: Tree, call: Call) -> Biases:
+def group_biases(sibling_bias: SiblingBias, tree: Tree, call: Call) -> Biases:
     """Checks biases (N or 1, b, b), and returns them as (K, b, G, b) or (1, b, 1, b)."""
     if sibling_bias is None:
         return [None] * tree.height

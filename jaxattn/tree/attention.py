@@ -3,11 +3,10 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxattn.core.call import Call
-from jaxattn.tree.arguments import SiblingBias, check_tree_call, over_batch
+from jaxattn.core.call import Call, check_call
+from jaxattn.tree.arguments import SiblingBias, check_whole, over_batch
 from jaxattn.tree.bidirectional import attend, energy
 from jaxattn.tree.causal import attend_causal
-from jaxattn.tree.pooling import Biases
 from jaxattn.tree.tree import Tree
 
 
@@ -74,10 +73,8 @@ def hierarchical_attention(
 
     Reference: arXiv 2509.15448, "Hierarchical self-attention", section 3 and theorem 3.2; the causal form is ours.
     """
-    call, biases = check_tree_call(
-        query, key, value, tree, sibling_bias, key_bias=key_bias, scale=scale, is_causal=is_causal
-    )
-    return _attend(tree, call, biases, include_self).astype(query.dtype)
+    call = check_call(query, key, value, key_bias=key_bias, scale=scale, is_causal=is_causal)
+    return _attend(call, tree, sibling_bias, include_self).astype(query.dtype)
 
 
 def hierarchical_weights(
@@ -119,10 +116,8 @@ def hierarchical_weights(
     # The output is linear in the values, so the outputs of unit vectors are the weights.
     length = jnp.shape(key)[-3]
     unit = jnp.broadcast_to(jnp.eye(length)[:, None, :], (*jnp.shape(key)[:-1], length))
-    call, biases = check_tree_call(
-        query, key, unit, tree, sibling_bias, key_bias=key_bias, scale=scale, is_causal=is_causal
-    )
-    return jnp.swapaxes(_attend(tree, call, biases, include_self), -2, -3)
+    call = check_call(query, key, unit, key_bias=key_bias, scale=scale, is_causal=is_causal)
+    return jnp.swapaxes(_attend(call, tree, sibling_bias, include_self), -2, -3)
 
 
 def hierarchical_energy(
@@ -163,13 +158,15 @@ def hierarchical_energy(
 
     Reference: arXiv 2509.15448, theorem 3.2.
     """
-    call, biases = check_tree_call(query, key, key, tree, sibling_bias, key_bias=key_bias, scale=scale)
+    call = check_call(query, key, key, key_bias=key_bias, scale=scale)
+    call, biases = check_whole(call, tree, sibling_bias)
     phi = over_batch(energy, tree, call, biases, bool(include_self))
     phi = phi.reshape(phi.shape[0], -1)
     return phi if call.batched else phi[0]
 
 
-def _attend(tree: Tree, call: Call, biases: Biases, include_self: bool) -> Array:
+def _attend(call: Call, tree: Tree, sibling_bias: SiblingBias, include_self: bool) -> Array:
     """(B, T, N, V), without the batch axis if the caller's arrays had none."""
+    call, biases = check_whole(call, tree, sibling_bias)
     out = over_batch(attend_causal if call.is_causal else attend, tree, call, biases, bool(include_self))
     return call.merge_heads(jnp.moveaxis(out, 2, 1))

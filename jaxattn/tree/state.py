@@ -7,10 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxattn.core.call import repeat_heads
-from jaxattn.core.checks import check_rank
-from jaxattn.core.decode import check_sizes
-from jaxattn.tree.arguments import SiblingBias, check_ordered, check_tree, check_tree_call
+from jaxattn.core.decode import check_sizes, check_step, nan_beyond, with_heads_of_state
+from jaxattn.tree.arguments import SiblingBias, check_ordered, check_tree, group_biases
 from jaxattn.tree.decoding import Token, step_token
 from jaxattn.tree.tree import Tree
 
@@ -127,21 +125,13 @@ def hierarchical_attention_step(
         >>> out.shape, int(state.length)
         ((1, 3, 2, 8), 3)
     """
-    check_rank("query", query, (4,), "(B, T, N, H)")
-    batch, count, num_heads = query.shape[:3]
-    heads = state.key[0].shape[1]
-    if heads == num_heads and not num_heads % key.shape[2]:
-        key, value = repeat_heads(key, num_heads), repeat_heads(value, num_heads)
-    call, biases = check_tree_call(
-        query, key, value, tree, sibling_bias, whole=False, key_bias=key_bias, scale=scale
-    )
-    found = (batch, call.key.shape[2], tree.branching)
-    expected = (state.parent.shape[0], heads, tuple(x.shape[2] for x in state.key))
-    if expected != found:
-        raise ValueError(
-            f"state must be for (batch, heads, branching) = {found}, the heads being the query's where key_bias "
-            f"differs between them; got {expected}."
-        )
+    call = check_step(query, key, value, key_bias, scale)
+    check_tree(tree, query.shape[0])
+    branching = tuple(x.shape[2] for x in state.key)
+    if branching != tree.branching:
+        raise ValueError(f"state must be for a tree of branching {tree.branching}; got one of {branching}.")
+    call = with_heads_of_state(call, state.parent.shape[0], state.key[0].shape[1]).with_key_weights()
+    biases = group_biases(sibling_bias, tree, call)
     tree = jax.tree.map(jnp.asarray, tree)
     step = jax.vmap(
         lambda tree, levels, token, at: step_token(tree, levels, token, at, biases, call.scale, include_self),
@@ -156,11 +146,11 @@ def hierarchical_attention_step(
     arrays = (call.query, call.key, call.value, call.key_bias[..., 0])
     tokens = Token(*(jnp.moveaxis(x, 1, 0) for x in arrays))
     carry = state[:-1], state.length
-    if count == 1:  # without the overhead of a loop
+    if query.shape[1] == 1:  # without the overhead of a loop
         carry, out = body(carry, jax.tree.map(lambda x: x[0], tokens))
         out = out[None]
     else:
         carry, out = lax.scan(body, carry, tokens)
     levels, length = carry
-    out = jnp.where(length <= tree.length, call.merge_heads(jnp.moveaxis(out, 0, 1)), jnp.nan)
+    out = nan_beyond(call.merge_heads(jnp.moveaxis(out, 0, 1)), length, tree.length)
     return HierarchicalState(*levels, length), out.astype(query.dtype)
