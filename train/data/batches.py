@@ -14,7 +14,7 @@ Batch = dict[str, Any]
 """tokens (B, T) int32, mask (B, T) bool, labels (B,) int32, weights (B,) float32, and tree: a batch of trees or None.
 Where an example is two sequences, tokens and mask are (B, 2, T).
 
-The weights have mean 1: rows that fill up a batch have weight 0, the others share what is missing.
+The weights have mean 1: rows that only fill up a batch have weight 0, and the others are scaled up.
 """
 
 
@@ -27,7 +27,7 @@ def make_batch(
         part: the examples.
         trees: theirs; None without.
         chosen: which, and of what bucket.
-        batch_size: rows; they are filled up with the first example at weight 0.
+        batch_size: rows; missing ones repeat the first example at weight 0.
         rows: which of these rows to make.
 
     Returns:
@@ -47,7 +47,7 @@ def make_batch(
 
 
 class BatchStream:
-    """Endless batches for several seeds side by side, each with its own order; the position can be saved and set.
+    """Endless batches for several seeds at once, each with its own order; the position can be saved and restored.
 
     Args:
         part: the examples to train on.
@@ -85,15 +85,15 @@ class BatchStream:
         return jax.tree.map(lambda *arrays: np.stack(arrays), *batches)
 
     def get_state(self) -> dict[str, int]:
-        """Where the stream stands, as JSON-able values."""
+        """The position, as JSON-able values."""
         return {"epoch": self._epoch, "batch": self._next}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes to a saved place: the next batch is exactly the one that would have come."""
+        """Restores a position: the next batch is exactly the one that would have come."""
         self._epoch, self._next, self._orders = state["epoch"], state["batch"], None
 
     def examples(self) -> dict[Kind, Batch]:
-        """A batch of every kind that occurs, in order: for their shapes."""
+        """A batch of every kind that occurs, for its shapes."""
         first = {chosen.kind: chosen for chosen in reversed(self._buckets.in_order())}
         size = self._buckets.batch_size
         made = {kind: make_batch(self._part, self._trees, first[kind], size) for kind in sorted(first)}

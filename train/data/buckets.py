@@ -11,12 +11,12 @@ SMALLEST = 16
 
 
 class Kind(NamedTuple):
-    """A bucket; kinds are in order, and every example fits all later ones."""
+    """A bucket; kinds are ordered, and every example fits all later ones."""
 
     length: int
-    """How far its sequences are padded."""
+    """Padded length of its sequences."""
     wide: bool = False
-    """Whether it is the one of examples with unusually large trees, of whatever length."""
+    """Whether it is for examples with unusually large trees, of any length."""
 
     def __str__(self) -> str:
         return f"{self.length}{' (large trees)' if self.wide else ''}"
@@ -31,7 +31,7 @@ class Chosen(NamedTuple):
 
     @property
     def length(self) -> int:
-        """How far the sequences are padded."""
+        """Padded length of the sequences."""
         return self.kind.length
 
 
@@ -51,17 +51,17 @@ def bucket_lengths(max_length: int) -> tuple[int, ...]:
 class Buckets:
     """Examples sorted into buckets by their lengths.
 
-    What is left of a bucket that does not divide into batches goes to the next longer one; only the last batch of
-    all may have fewer rows. The order of buckets within an epoch depends on the epoch alone, so that seeds trained
-    side by side meet the same shapes; which examples come depends on seed and epoch, and on nothing else.
+    The remainder of a bucket that does not divide into batches goes to the next longer one; only the very last batch
+    may have fewer rows. The order of buckets within an epoch depends on the epoch alone, so that seeds trained
+    together see the same shapes; the examples depend on seed and epoch, and on nothing else.
 
     Args:
         lengths: number of tokens of every example.
         max_length: none is longer.
         batch_size: rows of a batch.
         kinds: the bucket of each example; None goes by the length.
-        strata: the group of each example, such as its class. Batches of an epoch hold the groups in the shares they
-            have in their bucket, as nearly as whole numbers can; None leaves it to chance.
+        strata: the group of each example, such as its class. Batches of an epoch hold the groups in their shares of
+            the bucket, up to rounding; None leaves it to chance.
 
     Raises:
         ValueError: there are no examples, or one is longer than `max_length`.
@@ -107,11 +107,6 @@ class Buckets:
     def kinds(self) -> tuple[Kind, ...]:
         """The kinds that occur, in order."""
         return tuple(sorted(set(self._batches)))
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """The padded lengths that occur, ascending."""
-        return tuple(sorted({kind.length for kind in self._batches}))
 
     def __len__(self) -> int:
         """Batches of an epoch."""

@@ -102,9 +102,9 @@ def sentence_lengths(text: str, word_starts: Sequence[int]) -> list[list[int]]:
 
 
 def join_short(lengths: list[list[int]]) -> list[list[int]]:
-    """Joins neighbours in a text of many tiny sentences, such as a list of names, until each has 8 words.
+    """Joins neighbouring sentences of a text with many tiny ones, such as a list of names, until each has 8 words.
 
-    Such texts are rare, but the tables of all trees that share a shape are as large as the largest.
+    Such texts are rare, but all trees that share a shape are padded to the largest.
 
     Args:
         lengths: from `sentence_lengths`.
@@ -121,14 +121,12 @@ def join_short(lengths: list[list[int]]) -> list[list[int]]:
     if count <= max(SHORT, words // SHORT):
         return lengths
     found: list[list[int]] = []
-    for paragraph in lengths:
-        sentences = _joined(paragraph)
+    for paragraph in map(_joined, lengths):
         if found and sum(found[-1]) < SHORT:
-            sentences[0] += found.pop()[0]
-        found.append(sentences)
+            paragraph[0] += found.pop()[0]
+        found.append(paragraph)
     if len(found) > 1 and sum(found[-1]) < SHORT:
-        last = found.pop()
-        found[-1][-1] += last[0]
+        found[-2][-1] += found.pop()[0]
     return found
 
 
@@ -136,12 +134,10 @@ def _joined(lengths: Sequence[int]) -> list[int]:
     found: list[int] = []
     for length in lengths:
         if found and found[-1] < SHORT:
-            found[-1] += length
-        else:
-            found.append(length)
+            length += found.pop()
+        found.append(length)
     if len(found) > 1 and found[-1] < SHORT:
-        last = found.pop()
-        found[-1] += last
+        found[-2:] = [sum(found[-2:])]
     return found
 
 

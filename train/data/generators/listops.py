@@ -1,12 +1,11 @@
 """ListOps of the Long Range Arena, generated: nested lists of digits under MIN, MAX, MED and SM (sum modulo 10).
 
-`listops_trees` says what is followed of the published generator. The published pipeline reads its files with a
-tokeniser that drops all that is not alphanumeric, so that no closing bracket is left and an expression may be
-read in several ways; here, as in later work on the benchmark, "]" is a token and only the parentheses are left
-out: the lengths are then those of the specification.
+`listops_trees` draws the expressions. The published pipeline reads its files with a tokenizer that drops every
+character that is not alphanumeric, so that closing brackets are lost and an expression becomes ambiguous; here, as in
+later work on the benchmark, "]" is a token and only the parentheses are dropped, which gives the specified lengths.
 
-The data depend on the seed and the sizes alone: shards of a fixed number of examples each have their own stream
-of random integers, and only exact operations on integers are used (`counter_random`).
+The data depend on the seed and the sizes alone: shards of a fixed number of examples each have their own stream of
+random integers, and only exact operations on integers are used (`counter_random`).
 """
 
 import dataclasses
@@ -55,11 +54,11 @@ def load_listops(spec: ListOpsSpec, *, folder: Path, workers: int | None = None)
 
     Args:
         spec: what to generate.
-        folder: of the cache; an interrupted generation goes on from the shards it left here.
+        folder: of the cache; an interrupted generation resumes from the shards it left here.
         workers: processes; None takes one for each processor.
 
     Returns:
-        The three parts; the published set fills the training part first, then validation and test, and so does this.
+        The three parts, filled in order as in the published set: training, validation, test.
 
     Raises:
         UserError: the folder cannot be used, or a file in it is damaged.
@@ -116,7 +115,7 @@ def _choose(shard: Arrays, rows: np.ndarray) -> Arrays:
 
 
 def without_closing_brackets(splits: Splits) -> Splits:
-    """The set as the published pipeline reads it: less every "]", the other ids unchanged."""
+    """The set as the published pipeline reads it: without "]", the other ids unchanged."""
     codes = splits.train.codes  # all parts share them
     kept = codes != CLOSE
     before = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept)])
@@ -131,7 +130,7 @@ def without_closing_brackets(splits: Splits) -> Splits:
 
 
 def to_text(codes: np.ndarray) -> str:
-    """Codes as they are written in the published files, less the parentheses.
+    """Codes as written in the published files, without the parentheses.
 
     Examples:
         >>> to_text(np.array([10, 4, 7, 14]))

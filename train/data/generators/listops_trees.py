@@ -1,6 +1,6 @@
 """Random ListOps expressions, many at once: level by level, with the answers computed from the leaves up.
 
-What is followed of the published generator (Long Range Arena, lra_benchmarks/data/listops.py): a node is an
+As in the published generator (Long Range Arena, lra_benchmarks/data/listops.py): a node is an
 operator with probability 1/4 and else a digit, uniform in 0–9; at the greatest depth (the root has depth 1)
 every node is a digit, so that operators nest at most nine deep for a depth of 10; an operator is one of MIN,
 MAX, MED and SM with 2 to 10 arguments, all uniform; the length counts the operator with its bracket, the digits
@@ -8,7 +8,7 @@ and the closing bracket, not the parentheses that the published text has besides
 length lies strictly between the bounds; the median of an even number of arguments is the mean of the middle
 two, rounded down.
 
-What differs: the nodes are drawn a level at a time instead of depth first, and the root is always an operator
+Differences: the nodes are drawn a level at a time instead of depth first, and the root is always an operator
 (a lone digit would be thrown away for its length). Neither changes the distribution, as nodes are drawn
 independently.
 """
@@ -24,8 +24,8 @@ from train.errors import UserError
 TOKENS = (*"0123456789", "[MIN", "[MAX", "[MED", "[SM", "]")
 MIN, MAX, MED, SM, CLOSE = range(10, 15)
 
-_BATCH = 2048  # roots drawn at once; part of what a seed means, as all of a shard comes from one stream
-_PATIENCE = 200  # batches without one acceptable expression; of the published kind a third is acceptable
+_BATCH = 2048  # roots drawn at once; the data of a seed depend on it
+_PATIENCE = 200  # batches without one acceptable expression; with the published bounds a third is acceptable
 
 
 @dataclasses.dataclass(frozen=True)

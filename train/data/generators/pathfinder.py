@@ -1,10 +1,9 @@
 """Pathfinder with 32 × 32 pixels of the Long Range Arena, generated: are the two dots on the same dashed path?
 
 Every picture has two long paths, as published of 14 dashes, and up to five short ones. One dot marks the start
-of a long path, the other the end of the same (label 1) or of the other (label 0). `pathfinder_paths` and
-`pathfinder_tables` say what is followed of the published generator, which drew each label by itself; here they
-come in pairs, one of each, in random order, so that every part is balanced. Its contrasts are kept: short paths
-are brighter than long ones by 4/3.
+of a long path, the other the end of the same (label 1) or of the other (label 0). Paths and contrasts follow the
+published generator (`pathfinder_paths`, `pathfinder_tables`): short paths are brighter than long ones by 4/3. It drew
+each label independently; here they come in pairs, one of each, in random order, so that every part is balanced.
 
 The data depend on the seed and the sizes alone, as for ListOps. The released files are read by
 `pathfinder_released`.
@@ -66,7 +65,7 @@ def load_pathfinder(spec: PathfinderSpec, *, folder: Path, workers: int | None =
 
     Args:
         spec: what to generate.
-        folder: of the cache; an interrupted generation goes on from the shards it left here.
+        folder: of the cache; an interrupted generation resumes from the shards it left here.
         workers: processes; None takes one for each processor.
 
     Returns:

@@ -1,15 +1,15 @@
-"""Where the dashes of Pathfinder lie: two long paths that keep apart, and short ones in the room that is left.
+"""Positions of the dashes of Pathfinder: two disjoint long paths, and short ones in the remaining space.
 
-As the published generator does it (drewlinsley/pathfinder, snakes2.py): the first path starts near the middle,
-the second at a fixed distance from there; both grow dash by dash in turn, each dash in a direction drawn by how
-little it turns and how free its end is; where one finds no place in three trials, both start again. Then up to
-five short paths, five trials each, start anywhere free. A dash occupies its own pixels and a margin.
+As in the published generator (drewlinsley/pathfinder, snakes2.py): the first path starts near the middle, the second
+at a fixed distance from there; they grow alternately, dash by dash, each in a direction drawn with preference for
+small turns and a free end; if one finds no place in three trials, both start again. Then up to five short paths, five
+trials each, start anywhere free. A dash occupies its own pixels and a margin.
 
 Thousands of pictures grow at once: a step is a few operations on arrays of integers.
 
-What differs keeps dashes from crossing: the long paths also keep off each other's last dash, and the short ones off
-the last dash of both (there, paths may cross in these places); a first dash has to fit like the later ones, and room
-for it is looked for exactly where it will be drawn (there, one pixel beside), at 64 places instead of all.
+Differences, which keep dashes from crossing: the long paths also avoid each other's last dash, and the short ones the
+last dash of both (there, paths may cross in these places); a first dash has to fit like the later ones, and space
+for it is searched exactly where it will be drawn (there, one pixel beside), at 64 places instead of all.
 """
 
 from typing import NamedTuple
@@ -23,11 +23,11 @@ SIZE = 32
 TARGET, DISTRACTOR, DISTRACTORS = 14, 4, 5  # dashes of a long path, of a short one, short paths
 _TRIALS, _RETRIES = 3, 5  # to place a dash, a short path
 _SEARCHED = 64  # places looked at for the first dash of a short path
-_PAD = 12  # so that all that lies near the picture has a place in the array, occupied for ever
+_PAD = 12  # around the picture in the array, always occupied
 _SIDE = SIZE + 2 * _PAD
 _TAKEN, _FULL = 76, 459  # more than this is occupied; margins that sum up to this collide (of 255 and 510)
 
-LANES = 8192  # pictures begun at once; part of what a seed means
+LANES = 8192  # pictures begun at once; the data of a seed depend on it
 
 
 class Paths(NamedTuple):
@@ -69,7 +69,7 @@ class _Room:
 
 
 def draw_paths(stream: Stream, dashes: int = TARGET, distractors: int = DISTRACTORS) -> Paths:
-    """The pictures that come out of `LANES` beginnings: some three in a hundred of 14 dashes.
+    """The pictures that `LANES` trials give: about three in a hundred for 14 dashes.
 
     Args:
         stream: of random integers; the result depends on its name and on the other arguments only.

@@ -1,4 +1,4 @@
-"""Everything about Pathfinder that does not depend on chance: how a dash looks in each direction and may go on.
+"""Deterministic tables of Pathfinder: the picture of a dash in each direction, and the directions that may follow.
 
 Positions are whole pixels, so that only few directions occur: 360 whole degrees for the first dash of a path,
 and for the following ones those to the pixels of a small circle. Each needs a few integers and a 9 × 9 picture,
@@ -29,7 +29,7 @@ class Tables(NamedTuple):
     circle: np.ndarray
     """(K, 2): where a dash may end, from its pivot (rows, columns)."""
     weight: np.ndarray
-    """(360 + K, K): how readily a path that goes this way goes on to each of them; cos² of the turn · 2¹⁶."""
+    """(360 + K, K): weight of each as the next direction; cos² of the turn · 2¹⁶."""
     advance: np.ndarray
     """(360 + K, 2): from a dash's pivot to the next one's."""
     pivot: np.ndarray
@@ -39,7 +39,7 @@ class Tables(NamedTuple):
     line: np.ndarray
     """uint8 (360 + K, 9, 9): the dash, around where it starts (a first one) or ends (a later one)."""
     room: np.ndarray
-    """uint8 (360 + K, 9, 9): what it occupies, its margin included."""
+    """uint8 (360 + K, 9, 9): the space it occupies, with its margin."""
     dot: np.ndarray
     """uint8 (9, 9): a dot, around its centre."""
 

@@ -52,11 +52,11 @@ class SeedStreams:
         return np.stack([next(stream) for stream in self._streams])
 
     def get_state(self) -> list[Any]:
-        """Where each stream stands, as JSON-able values."""
+        """The position of each stream, as JSON-able values."""
         return [stream.get_state() for stream in self._streams]
 
     def set_state(self, state: list[Any]) -> None:
-        """Goes to a saved place: the next batch is exactly the one that would have come."""
+        """Restores positions: the next batch is exactly the one that would have come."""
         for stream, position in zip(self._streams, state, strict=True):
             stream.set_state(position)
 
