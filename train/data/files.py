@@ -81,11 +81,16 @@ def read_text(path: Path) -> str:
     unpack = {".gz": gzip.decompress, ".xz": lzma.decompress}.get(path.suffix, bytes)
     with readable(path):
         content = unpack(path.read_bytes())
+    return decode(content, path)
+
+
+def decode(content: bytes, source: Path | str) -> str:
+    """UTF-8 text; UserError naming the line and the byte, counted from 0, where it is not."""
     try:
         return content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: not UTF-8 text (byte {error.start}); convert it first.") from error
+        raise UserError(f"{source}:{line}: not UTF-8 text (byte {error.start}); convert it first.") from error
 
 
 @contextlib.contextmanager

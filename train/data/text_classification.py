@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from train.data.download import RemoteFile, download
-from train.data.files import check, find, obtain, tar_members
+from train.data.files import check, decode, find, obtain, tar_members
 from train.data.tables import Texts, read_table, split_by_hash, take
 from train.errors import UserError
 
@@ -178,7 +178,7 @@ def _imdb_parts(files: Iterable[tuple[str, bytes]]) -> dict[str, Texts]:
     for name, content in files:
         *_, part, label, file = ("", "", *name.split("/"))
         if part in parts and label in ("neg", "pos") and file.endswith(".txt"):
-            parts[part].texts.append(content.decode("utf-8"))
+            parts[part].texts.append(decode(content, name))
             parts[part].labels.append("1" if label == "pos" else "0")
             parts[part].ids.append(file.removesuffix(".txt"))
     return parts

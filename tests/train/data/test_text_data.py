@@ -122,6 +122,14 @@ def test_imdb_is_the_same_from_archive_folder_and_lines(small_imdb, tmp_path):
     assert found[0].test.labels == ["0"] * 3 + ["1"] * 3
 
 
+def test_reviews_that_are_not_utf8_are_named(small_imdb, tmp_path):
+    folder = tmp_path / "aclImdb" / "train" / "pos"
+    folder.mkdir(parents=True)
+    (folder / "1_9.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(UserError, match=r"train/pos/1_9\.txt:1: not UTF-8 text \(byte 3\)"):
+        load_imdb(str(tmp_path))
+
+
 def test_half_of_imdb_is_refused(small_imdb, monkeypatch):
     monkeypatch.setattr(text_classification, "IMDB_SIZE", 8)
     with pytest.raises(UserError, match="has 6 reviews to train on and 6 to test on; expected 8 and 8"):
