@@ -61,18 +61,16 @@ def test_every_pair_runs(component, drawn):
     assert all(jnp.isfinite(g).all() for g in grads)
 
 
-def test_code_compiled_for_one_map_is_not_run_for_another():
+def test_code_compiled_for_one_map_is_not_run_for_another(drawn):
     """Maps with equally many leaves are different structures: no cache takes one for the other."""
 
-    def structure_of(component, weights):
-        create = functools.partial(FeatureMap.create, component=component, weights=weights)
-        return jax.tree.structure(jax.eval_shape(lambda key: create(key, 4, 6), jax.random.key(0)))
+    def components(key):
+        return {name: kind.create(key, WIDTH, ROWS) for name, kind in COMPONENTS.items()}
 
-    pairs = [*((name, "orf") for name in COMPONENTS), *(("posrf", name) for name in WEIGHTS)]
-    structures = {pair: structure_of(*pair) for pair in pairs}
-    found = list(structures.items())
-    for i, (name, structure) in enumerate(found):
-        assert all(structure != other for _, other in found[:i]), name
+    for parts in (drawn, jax.eval_shape(components, jax.random.key(0))):
+        structures = [jax.tree.structure(part) for part in parts.values()]
+        for i, structure in enumerate(structures):
+            assert all(structure != other for other in structures[:i]), list(parts)[i]
     x = normal(0, 1, 6, 1, 4)
     for component in ("geomrf", "poisrf"):
         make = functools.partial(FeatureMap.create, component=component)
@@ -111,8 +109,12 @@ def dense(feature_map):
 def test_attention_is_the_dense_form(is_causal, num_heads):
     """With statistics and draws a key head; outputs and gradients of the tensors."""
     query, key, value = normal(0, 2, 12, 4, 6), normal(1, 2, 12, 2, 6), normal(2, 2, 12, 2, 3)
-    feature_map = FeatureMap.create(jax.random.key(3), 6, 9, "aderf", "orf", num_heads=num_heads)
-    feature_map = feature_map.calibrate(query, key)
+
+    @jax.jit
+    def make(random_key):
+        return FeatureMap.create(random_key, 6, 9, "aderf", num_heads=num_heads).calibrate(query, key)
+
+    feature_map = make(jax.random.key(3))
     assert_matches_reference(
         jax.jit(lambda *a: random_feature_attention(*a, feature_map, is_causal=is_causal)),
         lambda *a: dense(feature_map)(*a, is_causal=is_causal),
@@ -310,10 +312,8 @@ def test_redraw_keeps_what_was_learned_and_measured():
         np.testing.assert_array_equal(getattr(fresh.weights, name), getattr(learned.weights, name))
     np.testing.assert_array_equal(fresh.component.a, learned.component.a)
     assert abs(fresh.query(query)[0] - learned.query(query)[0]).max() > 1e-3
-    hybrid = FeatureMap.create(jax.random.key(0), 6, 12, "hrf")
-    assert (
-        abs(hybrid.resample(jax.random.key(1)).component.directions - hybrid.component.directions).max() > 0.1
-    )
+    hybrid = COMPONENTS["hrf"].create(jax.random.key(0), 6, 2)
+    assert abs(hybrid.resample(jax.random.key(1)).directions - hybrid.directions).max() > 0.1
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from tests.reference import naive_attention
 from tests.tree.arrays import HEADS, LENGTH, WIDTH, jitted, normal, sibling_biases, tree_arrays
 from tests.tree.nested import random_nested
 
-COUNT = 80
+COUNT = 48
 
 
 @functools.cache

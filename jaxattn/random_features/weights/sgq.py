@@ -58,6 +58,10 @@ class SGQ(Rows):
     mostly above that of Gaussian rows, and positive features can give negative kernel values and normalisers. Take it
     for small H, and for comparison. O(M H).
 
+    Only the positive exponential components can use the nodes: those with a tilt (gerf to saderf) then equal posrf on
+    the transformed queries and keys. `FeatureMap.create` refuses the others, whose waves, signs and counts are far
+    from polynomials: their estimates do not converge to exp(x·y).
+
     Attributes:
         level: 1 or 2.
         row_signs: sign(a_m).
