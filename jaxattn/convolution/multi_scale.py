@@ -16,11 +16,12 @@ def multi_scale_conv(
     *,
     mask: Bool[Array, "*B L"] | None = None,
 ) -> Float[Array, "*B L channels"]:
-    """Convolves a sequence with kernels of several widths, each to the length it had, and joins the channels.
+    r"""Convolves a sequence with kernels of several widths, each to the length it had, and joins the channels.
 
-    y_i = sum_{t=0..w−1} x_{i + t − (w−1)//2} K_t + b for every kernel K of width w, where tokens outside the sequence
-    and tokens of padding count as 0. An even kernel sees one token more after i than before it. So nothing depends
-    on how far, or on which side, a sequence is padded.
+    $$ y_i = \sum_{t=0}^{w-1} x_{i + t - \lfloor (w-1)/2 \rfloor} K_t + b $$
+
+    for every kernel K of width w, where tokens outside the sequence and padding count as 0. An even kernel sees one
+    token more after i than before it. So nothing depends on how far, or on which side, a sequence is padded.
 
     Args:
         x: (B, L, D), or (L, D).

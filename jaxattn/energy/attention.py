@@ -41,11 +41,14 @@ def energy_gated_attention(
     allow_leak: bool = False,
     implementation: str | None = None,
 ) -> Float[Array, "*B T N V"]:
-    """Softmax attention whose weights are multiplied by a gate of the key token's energy and renormalised.
+    r"""Softmax attention whose weights are multiplied by a gate of the key token's energy and renormalised.
 
-    A_ij = p_ij g_ij / sum_j' p_ij' g_ij' = softmax_j(s q_i·k_j + log g_ij), g_ij = sigmoid(alpha (z_ij − tau)),
-    z_ij = (e_j − mu)/sigma with statistics over all tokens ("sequence"), the tokens <= j ("running"), the tokens
-    <= i ("prefix"), or z = e (None). Under "prefix" query i sees the published formula applied to the prefix
+    $$ A_{ij} = \frac{p_{ij}\, g_{ij}}{\sum_{j'} p_{ij'}\, g_{ij'}}
+              = \operatorname{softmax}_j(s\, q_i \cdot k_j + \log g_{ij}), \qquad
+       g_{ij} = \operatorname{sigmoid}(\alpha\,(z_{ij} - \tau)), \quad z_{ij} = (e_j - \mu)/\sigma, $$
+
+    with statistics over all tokens ("sequence"), the tokens <= j ("running") or the tokens <= i ("prefix"), or z = e
+    (None). Under "prefix" query i sees the published formula applied to the prefix
     that ends with it; the gate then depends on i and j, and is built for a few hundred queries at a time, never
     T×S at once. All the others are one number a key and cost what plain attention costs.
 

@@ -31,11 +31,12 @@ def energy_gate(
     is_causal: bool = False,
     allow_leak: bool = False,
 ) -> Float[Array, "*B S N"]:
-    """The logarithm of a gate on every key token, to be used as `key_bias` of any attention.
+    r"""The logarithm of a gate on every key token, to be used as `key_bias` of any attention.
 
-    key_bias_j = log sigmoid(alpha (z_j − tau)), z_j = (e_j − mu_j)/sigma_j, sigma the population standard
-    deviation, at least 1e-6 (where that bound holds, so for equal energies, z has a zero gradient). mu_j and
-    sigma_j come from
+    $$ key\_bias_j = \log \operatorname{sigmoid}(\alpha\,(z_j - \tau)), \qquad z_j = (e_j - \mu_j)/\sigma_j, $$
+
+    with sigma the population standard deviation, at least 1e-6 (where that bound holds, so for equal energies, z has
+    a zero gradient). mu_j and sigma_j come from
 
     - "running": the tokens <= j. Causal; `energy_gate_step` streams it. The first token has z = 0.
     - "sequence": all tokens, as published. Under a causal mask this shows every token something of its future.

@@ -22,12 +22,14 @@ def cross_correlation(
     token_mask: TokenMask = None,
     segment_ids: SegmentIds = None,
 ) -> tuple[Float[Array, "*B T N 2*H"], Float[Array, "*B S L 2*H"]]:
-    """Queries and keys of twice the width whose plain product is the cross-correlation score.
+    r"""Queries and keys of twice the width whose plain product is the cross-correlation score.
 
-    score_ij = sum_{l=0..L} w_l q_i·k_{j−l} + sum_{l=−L..−1} w_l q_{i−|l|}·k_j,  w = softmax(lag_logits),
+    $$ score_{ij} = \sum_{l=0}^{L} w_l\, q_i \cdot k_{j-l} + \sum_{l=-L}^{-1} w_l\, q_{i-|l|} \cdot k_j
+       = [q_i, \tilde q_i] \cdot [\tilde k_j, k_j], \qquad
+       \tilde k_j = \sum_{l \ge 0} w_l k_{j-l}, \quad \tilde q_i = \sum_{l < 0} w_l q_{i-|l|}, $$
 
-    and a shift beyond the sequence's start contributes 0. It factors: with k~_j = sum_{l>=0} w_l k_{j−l} and
-    q~_i = sum_{l<0} w_l q_{i−|l|}, score_ij = [q_i, q~_i]·[k~_j, k_j], so any attention kernel can compute it.
+    with w = softmax(lag_logits). A shift beyond the sequence's start contributes 0, and any attention kernel can
+    compute the product.
 
     Why this form is the causal one: a lag l compares tokens at the distance (i − j) + l. For l > 0 that is
     q_i·k_{j−l}. For l < 0 it can be had in two ways: q_i·k_{j+|l|}, the same side shifted the other way, or

@@ -18,16 +18,17 @@ def linear_attention(
     segment_ids: Int[Array, "*B T"] | None = None,
     chunk_size: int | None = None,
 ) -> Float[Array, "*B T N V"]:
-    """Attention with weights φ_q·φ_k, in time and memory linear in length.
+    r"""Attention with weights φ_q·φ_k, in time and memory linear in length.
 
     For every query i and head, over the keys j that causality and segments allow,
 
-        out_i = Σ_j c_j (φ_q,i·φ_k,j) v_j / Σ_j c_j (φ_q,i·φ_k,j),      c_j = exp(key_bias_j),
+    $$ out_i = \frac{\sum_j c_j (\phi_{q,i} \cdot \phi_{k,j})\, v_j}{\sum_j c_j (\phi_{q,i} \cdot \phi_{k,j})}
+             = \frac{\phi_{q,i} \cdot \sum_j c_j \phi_{k,j} v_j^\top}{\phi_{q,i} \cdot \sum_j c_j \phi_{k,j}},
+       \qquad c_j = e^{key\_bias_j}. $$
 
-    computed as φ_q,i·(Σ_j c_j φ_k,j v_j') / φ_q,i·(Σ_j c_j φ_k,j): O(T M V) time. The causal form works in chunks
-    of C tokens: inside a chunk pairs meet one by one, and everything before it is one state of size M (V + 1). Its
-    gradient is computed by blocks too and remembers O(T (M + V)) numbers and a state a block. Reverse mode only, and
-    once (`jax.custom_vjp`).
+    The second form takes O(T M V) time. The causal form works in chunks of C tokens: it scores the pairs inside a
+    chunk, and everything before it is one state of size M (V + 1). Its gradient is computed by blocks too and keeps
+    O(T (M + V)) numbers and a state a block. Reverse mode only, and once (`jax.custom_vjp`).
 
     Sums are float32 (float64 for float64 inputs), relative to the largest key bias so far, so key_bias may have any
     magnitude; features should be of magnitude about 1 at most, with anything larger moved into key_bias.

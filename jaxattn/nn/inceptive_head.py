@@ -23,12 +23,15 @@ NORMALIZATIONS = ("none", "batch", "layer")
 
 
 class InceptiveHead(Head):
-    """Convolutions of several widths beside the hidden states, self-attention over both, a pool and an MLP.
+    r"""Convolutions of several widths beside the hidden states, self-attention over both, a pool and an MLP.
 
     With hidden states H (B, L, d), all over real tokens only:
 
-        C = activation(norm([conv_w(H) for w in kernels])),   X = [H, C]   of width d + filters · len(kernels),
-        Y = self-attention(X),   y = pool(Y),   logits = W₂ dropout(LayerNorm(relu(W₁ y))).
+    $$ C = \operatorname{activation}(\operatorname{norm}[\operatorname{conv}_w(H)]_{w \in kernels}), \quad
+       X = [H, C], \quad y = \operatorname{pool}(\operatorname{attention}(X)), \quad
+       logits = W_2 \operatorname{dropout}(\operatorname{LayerNorm}(\operatorname{relu}(W_1 y))), $$
+
+    where X has the width d + filters · len(kernels).
 
     A sequence has the same logits however far it is padded, also in training with batch normalisation.
     `convolution=False` is the control to compare with: the same head on H alone.

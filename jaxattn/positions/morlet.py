@@ -73,11 +73,13 @@ def morlet_encoding(
     *,
     center: Float[Array, "pairs"] | None = None,
 ) -> Float[Array, "length dim"]:
-    """Cosines and sines of the position under Gaussian windows, to be added to the token embeddings.
+    r"""Cosines and sines of the position under Gaussian windows, to be added to the token embeddings.
 
-    PE[p, 2i] = cos(omega_i p) g_i(p), PE[p, 2i+1] = sin(omega_i p) g_i(p),
-    g_i(p) = exp(−(p − c_i)² / (2 sigma_i²)), where omega = min(exp(log_omega), 0.95 pi),
-    sigma = max(exp(log_sigma), 1e-3), and omega := 5/sigma wherever omega·sigma < 5.
+    $$ PE_{p,2i} = \cos(\omega_i p)\, g_i(p), \quad PE_{p,2i+1} = \sin(\omega_i p)\, g_i(p), \qquad
+       g_i(p) = e^{-(p - c_i)^2 / 2\sigma_i^2}, $$
+
+    where omega = min(exp(log_omega), 0.95 pi), sigma = max(exp(log_sigma), 1e-3), and omega := 5/sigma wherever
+    omega·sigma < 5.
 
     A centre moves the window only; the wave stays anchored at position 0. So with sigma → infinity (also with
     `log_sigma` infinite) this is exactly `sinusoidal_encoding` of the same omega, whatever the centres.
@@ -132,13 +134,14 @@ def morlet_window(
     center: float | None = None,
     scale: float | None = None,
 ) -> tuple[Float[Array, "*B T N H+2"], Float[Array, "*B S K H+2"]]:
-    """A Gaussian window on the distance of query and key, without a T×S bias.
+    r"""A Gaussian window on the distance of query and key, without a T×S bias.
 
-    −(m − n)²/(2 sigma²) = (m n − n²/2)/sigma² − m²/(2 sigma²), and the last term, common to all keys of a
-    query, cancels in the softmax. What is left has rank 2: the query gains the columns m/sigma² and
-    −1/(2 sigma²), divided by `scale`, the key gains n and n². sigma sits on the query side, so that grouped
-    keys serve heads of different sigma. Softmax attention over the returned arrays equals attention with that
-    bias.
+    $$ -\frac{(m - n)^2}{2\sigma^2} = \frac{m n - n^2/2}{\sigma^2} - \frac{m^2}{2\sigma^2}, $$
+
+    and the last term, common to all keys of a query, cancels in the softmax. What is left has rank 2: the query gains
+    the columns m/sigma² and −1/(2 sigma²), divided by `scale`, the key gains n and n². sigma sits on the query side,
+    so that grouped keys serve heads of different sigma. Softmax attention over the returned arrays equals attention
+    with that bias.
 
     Error: the two columns cancel each other, so the logarithm of a weight inside the window is off by up to
     about (T/sigma)²/4 · 1.2e-7 in float32, half of it as a rule (0.03 at T/sigma = 1000). Keep the returned

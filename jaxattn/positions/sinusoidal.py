@@ -10,9 +10,9 @@ from jaxattn.core.checks import check_rank, check_shape
 def sinusoidal_encoding(
     length: int, dim: int, *, omega: Float[Array, "pairs"] | None = None
 ) -> Float[Array, "length dim"]:
-    """Cosines and sines of the position, to be added to the token embeddings.
+    r"""Cosines and sines of the position, to be added to the token embeddings.
 
-    PE[p, 2i] = cos(omega_i p), PE[p, 2i+1] = sin(omega_i p), omega_i = 10000^(-2i/dim).
+    $$ PE_{p,2i} = \cos(\omega_i p), \quad PE_{p,2i+1} = \sin(\omega_i p), \qquad \omega_i = 10000^{-2i/dim}. $$
 
     The pair order is (cos, sin): the usual encoding with the two members of every pair swapped, so that the
     Morlet encoding tends to exactly this one as its windows widen. A linear layer cannot tell the two apart.

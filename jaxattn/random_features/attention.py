@@ -27,11 +27,12 @@ def random_feature_attention(
     segment_ids: Int[Array, "*B T"] | None = None,
     chunk_size: int | None = None,
 ) -> Float[Array, "*B T N V"]:
-    """Estimates softmax attention in time and memory linear in length.
+    r"""Estimates softmax attention in time and memory linear in length.
 
     With x = scale^½ q, y = scale^½ k and a feature map with E[φ_q(x)·φ_k(y)] = exp(x·y),
 
-        out_i = Σ_j e^(key_bias_j) (φ_q(x_i)·φ_k(y_j)) v_j / Σ_j e^(key_bias_j) (φ_q(x_i)·φ_k(y_j)).
+    $$ out_i = \frac{\sum_j e^{key\_bias_j} (\phi_q(x_i) \cdot \phi_k(y_j))\, v_j}
+                   {\sum_j e^{key\_bias_j} (\phi_q(x_i) \cdot \phi_k(y_j))}. $$
 
     That is `linear_attention` of the map's features. They are made a block of tokens at a time, forward and again
     backward, so that memory is O(T (H + V)) and not O(T M). The features of a query are relative to their largest,

@@ -35,11 +35,12 @@ def dot_product_attention(
     segment_ids: Int[Array, "*B T"] | tuple[Int[Array, "*B T"], Int[Array, "*B S"]] | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "*B T N V"]:
-    """Softmax attention with a bias a key, as fast as the platform allows.
+    r"""Softmax attention with a bias a key, as fast as the platform allows.
 
     For every query i and head, over the keys j that mask, lengths, segments and causality allow,
 
-        A_ij = softmax_j(scale q_i·k_j + key_bias_j + bias_ij),      out_i = Σ_j A_ij v_j.
+    $$ A_{ij} = \operatorname{softmax}_j(scale\; q_i \cdot k_j + key\_bias_j + bias_{ij}),
+       \qquad out_i = \sum_j A_{ij} v_j. $$
 
     Follows `jax.nn.dot_product_attention`, with three differences: `key_bias`, `segment_ids`, and a row without
     any allowed key, which gives 0 (there: the mean of v). Scores and sums are float32 (float64 for float64

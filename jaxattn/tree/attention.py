@@ -26,7 +26,8 @@ def hierarchical_attention(
 
     Bidirectional: with means ρ over the leaves of a node, n(D) leaves and S(C→D) = scale ρ_q(C)·ρ_k(D) + bias(C, D),
 
-        Z(C) = exp(−φ(C)) + Σ_{D sibling of C} n(D) exp S(C→D),     φ(A) = −Σ_{C child of A} n(C)/n(A) log Z(C).
+    $$ Z(C) = e^{-\varphi(C)} + \sum_{D\,\in\,\mathrm{siblings}(C)} n(D)\, e^{S(C \to D)}, \qquad
+       \varphi(A) = -\sum_{C\,\in\,\mathrm{children}(A)} \frac{n(C)}{n(A)} \log Z(C). $$
 
     A node C spends exp(−φ(C))/Z(C) of its mass below itself and n(D) exp S(C→D)/Z(C) on every sibling D, evenly over
     D's leaves; φ of a leaf is −S(i→i), or +∞ without `include_self`. Among all attention matrices that are constant
@@ -35,11 +36,12 @@ def hierarchical_attention(
 
     Causal: token i scores with its own query the mean key of each earlier sibling D of each of its ancestors,
 
-        logit(i, D) = scale q_i·ρ_k(D) + bias + log n(D),     and itself with include_self,
+    $$ \mathrm{logit}(i, D) = scale\; q_i \cdot \rho_k(D) + bias + \log n(D), $$
 
-    in one softmax; D contributes its mean value. It is the closest to causal softmax among the matrices whose row i
-    is constant on each such D. (Masking later siblings in the bidirectional recursion would not be causal, because
-    ρ_q and φ of i's ancestors depend on later tokens.) O(T Σ b_l) time for up to b_l children at level l.
+    and itself with include_self, in one softmax; D contributes its mean value. It is the closest to causal softmax
+    among the matrices whose row i is constant on each such D. (Masking later siblings in the bidirectional recursion
+    would not be causal, because ρ_q and φ of i's ancestors depend on later tokens.) O(T Σ b_l) time for up to b_l
+    children at level l.
 
     A key bias c_j gives leaf j the weight e^(c_j) as a key: ρ_k and ρ_v are means with these weights and n(D) is
     their sum, while ρ_q and n(C)/n(A) still count tokens. A token with key bias −inf enters no mean and no count.

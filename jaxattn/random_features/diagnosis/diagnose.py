@@ -39,11 +39,12 @@ def diagnose(
     max_features: int = 4096,
     norms: Sequence[float] = (1.0, 0.5),
 ) -> Diagnosis:
-    """Measures on your own tensors whether random features come close to softmax attention, and with how many.
+    r"""Measures on your own tensors whether random features come close to softmax attention, and with how many.
 
     For every pair, M and draw of the random numbers, with K̂_ij = φ_q(x_i)·φ_k(y_j) and A softmax attention,
 
-        error = ‖out − exact‖ / ‖exact‖,      relative variance = E_i Σ_j A_ij (K̂_ij / exp(x_i·y_j) − 1)².
+    $$ error = \frac{\lVert out - exact \rVert}{\lVert exact \rVert}, \qquad
+       variance = \mathbb{E}_i \sum_j A_{ij} \Bigl( \frac{\hat K_{ij}}{\exp(x_i \cdot y_j)} - 1 \Bigr)^2. $$
 
     A row is usable if its error is at most `target` and at most 0.8 times that of averaging the values (or 0.1 if
     that is more: where attention is nearly uniform, averaging need not be beaten). The verdict on a pair is
