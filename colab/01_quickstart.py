@@ -76,7 +76,7 @@ print("running: causal")
 try:
     assert_causal(gated("sequence", allow_leak=True), (q, k, v, energy))
 except AssertionError as error:
-    print("sequence:", str(error).partition(" (")[0])
+    print("sequence:", str(error).partition(" when")[0])
 
 # %% [markdown]
 # ## 3. A language model
@@ -128,7 +128,8 @@ def train_step(model, optimizer, key):
     return loss
 
 
-losses = jnp.stack([train_step(model, optimizer, key) for key in jax.random.split(jax.random.key(1), steps)])
+keys = jax.random.split(jax.random.key(1), steps)
+losses = jnp.stack([train_step(model, optimizer, key) for key in keys])
 
 frequencies = jnp.bincount(data) / len(data)
 by_frequency = -(frequencies * jnp.log(frequencies)).sum()
