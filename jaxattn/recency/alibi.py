@@ -17,6 +17,9 @@ def alibi_slopes(num_heads: int) -> Float[np.ndarray, "N"]:
     Args:
         num_heads: query heads N.
 
+    Returns:
+        (N,), a NumPy array.
+
     Raises:
         ValueError: no heads.
 

@@ -53,6 +53,9 @@ def forget_key_bias_init_state(batch: int, num_heads: int) -> Float[Array, "B N"
         batch: sequences decoded together, B.
         num_heads: query heads N.
 
+    Returns:
+        (B, N), float32.
+
     Examples:
         >>> forget_key_bias_init_state(2, 4).shape
         (2, 4)
