@@ -33,6 +33,7 @@ class SORF(Weights):
         flips: the signs.
 
     Examples:
+        >>> import jax
         >>> rows = SORF.create(jax.random.key(0), head_dim=8, num_rows=8).matrix()
         >>> bool(abs(rows @ rows.T - 8 * jax.numpy.eye(8)).max() < 1e-4)
         True
