@@ -28,8 +28,7 @@ def _target(rows: Sequence[Row]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in rows[0]["versions"].items())
     return (
         f"`{rows[0]['target']}`, T {tokens:,}: HBM bytes over the ideal (every operand and result once), "
-        f"temporaries, compile time. {versions}.\n\n"
-        + grid("kernel", [DIRECTIONS[name] for name in columns], lines)
+        f"and temporaries. {versions}.\n\n" + grid("kernel", [DIRECTIONS[name] for name in columns], lines)
     )
 
 
@@ -37,7 +36,7 @@ def _cell(row: Row) -> str:
     if row["status"] != "ok":
         return status(row)
     moved = f"{two_digits(row['bytes'] / row['ideal_bytes'])} ×" if row["bytes"] else "bytes unknown"
-    return f"{moved}, {row['temp_bytes'] / 2**20:.0f} MiB, {row['compile_s']:.0f} s"
+    return f"{moved}, {row['temp_bytes'] / 2**20:.0f} MiB"
 
 
 def _distinct(rows: Sequence[Row], name: str) -> list[str]:
