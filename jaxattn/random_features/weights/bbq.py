@@ -36,6 +36,8 @@ class BBQ(Dense):
         scores: Φ⁻¹(u).
 
     Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxattn.random_features.weights import BBQ
         >>> weights = BBQ.create(jax.random.key(0), head_dim=8, num_rows=12)
         >>> bool(jnp.allclose(weights.matrix(), weights.scores, atol=1e-5))  # N(0, I) at the start
         True

@@ -38,6 +38,8 @@ class Fastfood(Weights):
         permutation: Π as indices, stored as floats because every leaf of a weight matrix is one.
 
     Examples:
+        >>> import jax
+        >>> from jaxattn.random_features.weights import Fastfood
         >>> weights = Fastfood.create(jax.random.key(0), head_dim=64, num_rows=64)
         >>> sum(leaf.size for leaf in jax.tree.leaves(weights)), weights.matrix().size
         (256, 4096)
@@ -80,6 +82,8 @@ class FastfoodLearnable(Fastfood):
     3 numbers a row are trained instead of H. Trained, the features estimate a learned kernel instead of exp(x·y).
 
     Examples:
+        >>> import jax
+        >>> from jaxattn.random_features.weights import FastfoodLearnable
         >>> FastfoodLearnable.create(jax.random.key(0), head_dim=8, num_rows=12).trainable
         ('scale', 'gaussian', 'flips')
 

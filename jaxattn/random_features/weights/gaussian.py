@@ -18,6 +18,8 @@ class Gaussian(Rows):
     The reference to compare others with; `orf` has less variance at the same cost, O(M H).
 
     Examples:
+        >>> import jax
+        >>> from jaxattn.random_features.weights import Gaussian
         >>> Gaussian.create(jax.random.key(0), head_dim=8, num_rows=5).matrix().shape
         (5, 8)
 

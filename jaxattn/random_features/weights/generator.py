@@ -32,6 +32,8 @@ class Generator(Dense):
         noise: ε.
 
     Examples:
+        >>> import jax
+        >>> from jaxattn.random_features.weights import Generator
         >>> weights = Generator.create(jax.random.key(0), head_dim=8, num_rows=12)
         >>> bool(abs(weights.matrix() - weights.noise).max() < 0.1)  # near N(0, I) at the start
         True

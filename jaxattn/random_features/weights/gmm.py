@@ -34,6 +34,8 @@ class GMM(Dense):
         gumbel: the noise that picks a component.
 
     Examples:
+        >>> import jax
+        >>> from jaxattn.random_features.weights import GMM
         >>> GMM.create(jax.random.key(0), head_dim=8, num_rows=12, num_components=3).means.shape
         (3, 8)
 

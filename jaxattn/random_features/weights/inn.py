@@ -35,6 +35,8 @@ class INN(Dense):
         noise: ε.
 
     Examples:
+        >>> import jax
+        >>> from jaxattn.random_features.weights import INN
         >>> weights = INN.create(jax.random.key(0), head_dim=8, num_rows=12, num_layers=2)
         >>> bool(abs(weights.matrix() - weights.noise).max() < 0.2)  # near N(0, I) at the start
         True

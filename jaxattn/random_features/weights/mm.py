@@ -26,6 +26,8 @@ class MM(Rows):
     O(M H), and O(M H²) to draw.
 
     Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxattn.random_features.weights import MM
         >>> w = MM.create(jax.random.key(0), head_dim=2, num_rows=5).matrix()
         >>> bool(jnp.allclose(w.T @ w / 5, jnp.eye(2), atol=1e-5))
         True

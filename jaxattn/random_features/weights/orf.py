@@ -22,6 +22,8 @@ class ORF(Rows):
         norms: "chi", or "sqrt" for r_m = sqrt(H): then the rows only keep the covariance I.
 
     Examples:
+        >>> import jax
+        >>> from jaxattn.random_features.weights import ORF
         >>> rows = ORF.create(jax.random.key(0), head_dim=8, num_rows=8).matrix()
         >>> bool(abs(rows[0] @ rows[1]) < 1e-5)
         True

@@ -49,6 +49,8 @@ class PModel(Weights):
         right: the diagonals of every Z₋₁(h_i); None for Toeplitz.
 
     Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxattn.random_features.weights import PModel
         >>> w = PModel.create(jax.random.key(0), head_dim=3, num_rows=3).matrix()
         >>> bool(jnp.allclose(w[1:, 1:], w[:-1, :-1], atol=1e-5))
         True

@@ -97,6 +97,8 @@ class QMC(Rows):
         sequence: "sobol" (random linear scramble and digital shift) or "halton" (random digit permutations).
 
     Examples:
+        >>> import jax
+        >>> from jaxattn.random_features.weights import QMC
         >>> w = QMC.create(jax.random.key(0), head_dim=8, num_rows=16).matrix()
         >>> (w > 0).sum(axis=0).tolist()  # exactly half of each coordinate
         [8, 8, 8, 8, 8, 8, 8, 8]

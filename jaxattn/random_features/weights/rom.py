@@ -42,6 +42,8 @@ class ROM(Weights):
         flips: the signs of the others.
 
     Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxattn.random_features.weights import ROM
         >>> rows = ROM.create(jax.random.key(0), head_dim=8, num_rows=16).matrix()
         >>> bool(abs(rows.T @ rows / 16 - jnp.eye(8)).max() < 1e-5)
         True

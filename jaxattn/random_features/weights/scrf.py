@@ -32,6 +32,8 @@ class SCRF(Weights):
         flips: σ.
 
     Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxattn.random_features.weights import SCRF
         >>> norms = SCRF.create(jax.random.key(0), head_dim=6, num_rows=6).sq_norms
         >>> bool(jnp.allclose(norms, norms[0]))
         True

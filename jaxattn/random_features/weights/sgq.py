@@ -67,6 +67,8 @@ class SGQ(Rows):
         row_signs: sign(a_m).
 
     Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxattn.random_features.weights import SGQ
         >>> weights = SGQ.create(jax.random.key(0), head_dim=6, num_rows=64)
         >>> round(float(jnp.exp(weights.log_weights[0])), 3)  # A
         3.0

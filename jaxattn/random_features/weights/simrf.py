@@ -16,6 +16,7 @@ def simplex(corners: int) -> np.ndarray:
     """The corners of a regular simplex as unit vectors of R^(corners − 1), summing to 0.
 
     Examples:
+        >>> from jaxattn.random_features.weights.simrf import simplex
         >>> simplex(2).tolist()
         [[1.0], [-1.0]]
     """
@@ -42,6 +43,8 @@ class SimRF(Rows):
         norms: "chi" or "sqrt" (every r_m = sqrt(H)).
 
     Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxattn.random_features.weights import SimRF
         >>> w = SimRF.create(jax.random.key(0), head_dim=3, num_rows=3, norms="sqrt").matrix()
         >>> jnp.round(w @ w.T / 3, 4)[0].tolist()
         [1.0, -0.5, -0.5]

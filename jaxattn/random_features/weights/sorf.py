@@ -33,9 +33,10 @@ class SORF(Weights):
         flips: the signs.
 
     Examples:
-        >>> import jax
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxattn.random_features.weights import SORF
         >>> rows = SORF.create(jax.random.key(0), head_dim=8, num_rows=8).matrix()
-        >>> bool(abs(rows @ rows.T - 8 * jax.numpy.eye(8)).max() < 1e-4)
+        >>> bool(abs(rows @ rows.T - 8 * jnp.eye(8)).max() < 1e-4)
         True
 
     Reference: Yu, Suresh, Choromanski, Holtmann-Rice & Kumar 2016, "Orthogonal random features".

@@ -60,6 +60,8 @@ class SSF(Weights):
         radii: r.
 
     Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxattn.random_features.weights import SSF
         >>> w = SSF.create(jax.random.key(0), head_dim=8, num_rows=32, norms="sqrt").matrix()
         >>> bool(abs(w.T @ w / 32 - jnp.eye(8)).max() < 1e-4)
         True

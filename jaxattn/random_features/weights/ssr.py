@@ -36,6 +36,8 @@ class SSR(Rows):
         row_signs: the weight's sign; None where all are positive.
 
     Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxattn.random_features.weights import SSR
         >>> weights = SSR.create(jax.random.key(0), head_dim=6, num_rows=15)
         >>> total = jnp.sum(weights.signs * jnp.exp(weights.log_weights)) / 15
         >>> round(float(total), 4)
