@@ -1,6 +1,7 @@
 """The checked form in which every attention kernel receives its arguments."""
 
 import dataclasses
+import math
 from numbers import Real
 from typing import Any
 
@@ -52,6 +53,15 @@ class Call:
     def replace(self, **changes: Any) -> "Call":
         """The call with some attributes changed."""
         return dataclasses.replace(self, **changes)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no output at all, or no key that it could depend on."""
+        return 0 in (*self.query.shape[:2], self.key.shape[1], self.value.shape[-1])
+
+    def zeros(self, dtype: Any) -> Array:
+        """The output (B, T, N, V) of an empty call."""
+        return self.merge_heads(jnp.zeros((*self.query.shape[:4], self.value.shape[-1]), dtype))
 
     def merge_heads(self, out: Array) -> Array:
         """(B, T, K, G, V) -> (B, T, N, V), without the batch axis if the caller had none."""
@@ -117,6 +127,8 @@ def check_scale(scale: float | None, head_dim: int) -> float:
             f"scale must be None or a number known at trace time; got {type(scale).__name__}. "
             "To learn a temperature, multiply the query."
         )
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite; got {scale}.")
     return float(scale)
 
 

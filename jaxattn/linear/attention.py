@@ -28,14 +28,15 @@ def linear_attention(
 
     The second form takes O(T M V) time. The causal form works in chunks of C tokens: it scores the pairs inside a
     chunk, and everything before it is one state of size M (V + 1). Its gradient is computed by blocks too and keeps
-    O(T (M + V)) numbers and a state a block. Reverse mode only, and once (`jax.custom_vjp`).
+    O(T (M + V)) numbers and a state a block. The first derivative is in reverse mode (`jax.custom_vjp`); over it,
+    forward and reverse mode both work.
 
     Sums are float32 (float64 for float64 inputs), relative to the largest key bias so far, so key_bias may have any
-    magnitude; features should be of magnitude about 1 at most, with anything larger moved into key_bias.
+    magnitude, and so may features, which are divided by a power of two near their largest.
 
     Args:
         phi_q: (B, T, N, M) features of queries, or (T, N, M) with every other array lacking the batch axis too.
-            Scaling those of one query changes nothing.
+            Scaling those of one query changes nothing, down to the smallest normal numbers.
         phi_k: (B, S, K, M) features of keys; K divides N (grouped queries).
         value: (B, S, K, V).
         key_bias: (B or 1, S, N or 1), natural log units: multiplies φ_k by its exponential; −inf removes the key.
@@ -71,6 +72,8 @@ def attend(
 ) -> Float[Array, "*B T N V"]:
     """Linear attention of the features that `features` make of queries and keys, in the accumulation dtype."""
     call = call.with_key_weights()
+    if call.is_empty:
+        return call.zeros(call.query.dtype)
     parameters = features.repeat_parameters(parameters, call.key.shape[2])
     attend_call = attend_padded if call.segment_ids is None else attend_segments
     return call.merge_heads(attend_call(call, features, parameters, tiling))

@@ -26,13 +26,16 @@ class _Factors(NamedTuple):
 
 def _factors(state: State, log_weight: Array, segments: Array | None, chunk: int, strict: bool) -> _Factors:
     length = log_weight.shape[0]
+    # References cancel in the quotient of the sums: constants, to any order of derivative.
+    state = state._replace(top=lax.stop_gradient(state.top))
+    fixed = lax.stop_gradient(log_weight)
     lw = log_weight.reshape(-1, chunk)
     # Query i measures everything against the largest weight among keys up to i: it knows no other.
     if segments is None:
-        reference = jnp.maximum(lax.cummax(log_weight), state.top)
+        reference = jnp.maximum(lax.cummax(fixed), state.top)
     else:
         assert state.segment is not None
-        tops = jnp.concatenate([state.top[None], log_weight])
+        tops = jnp.concatenate([state.top[None], fixed])
         reference = segmented_cummax(tops, jnp.concatenate([state.segment[None], segments]))[1:]
     reference = reference.reshape(-1, chunk)
     scales = jnp.concatenate([state.top[None], reference[:, -1]])

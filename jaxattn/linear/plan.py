@@ -1,10 +1,12 @@
 """What a linear-attention kernel knows at trace time: feature functions and the sizes of its blocks."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
 from jaxattn.core.call import repeat_heads
@@ -50,11 +52,19 @@ class FeatureFunctions(NamedTuple):
         ]
 
 
-def _identity(_: Parameters, x: Array, __: Array | None) -> tuple[Array, Array]:
-    return x, jnp.zeros(x.shape[:-1], x.dtype)
+def _normalized(_: Parameters, x: Array, log_scale: Array | None) -> tuple[Array, Array]:
+    """Given features divided by the power of two at their largest, which rounds nothing."""
+    log_two = jnp.asarray(math.log(2), x.dtype)
+    if log_scale is None:
+        exponent = jnp.frexp(lax.stop_gradient(jnp.abs(x).max(axis=-1)))[1]
+    else:
+        exponent = jnp.round(log_scale / log_two).astype(jnp.int32)
+    half = exponent // 2  # in two steps: the power itself may be no normal number
+    values = jnp.ldexp(jnp.ldexp(x, -half[..., None]), (half - exponent)[..., None])
+    return values, exponent.astype(x.dtype) * log_two
 
 
-IDENTITY = FeatureFunctions(_identity, _identity)
+IDENTITY = FeatureFunctions(_normalized, _normalized)
 
 
 class Tiling(NamedTuple):

@@ -9,7 +9,7 @@ from jaxattn.core.call import Call
 from jaxattn.core.decode import check_sizes, check_step, with_heads_of_state
 from jaxattn.linear.heads import over_batch
 from jaxattn.linear.padded import pad_to_blocks
-from jaxattn.linear.passes import causal_pass
+from jaxattn.linear.passes import causal_pass, empty_state
 from jaxattn.linear.plan import IDENTITY, FeatureFunctions, Parameters, Tiling, choose_tiling, make_plan
 from jaxattn.linear.sums import State
 
@@ -118,6 +118,12 @@ def step(
     length, dtype = call.query.shape[1], call.value.dtype
     parameters = features.repeat_parameters(parameters, heads)
     plan = make_plan(features, tiling, length, length, is_causal=True)
+    expected = empty_state(plan, parameters, call).total.shape
+    if state.total.shape[1:] != expected:
+        raise ValueError(
+            f"state must have sums of shape (heads, M, V + 1) = {expected} for these features and values; "
+            f"got {state.total.shape[1:]}."
+        )
 
     def sequence(tree: tuple[Call, Array, Array]) -> tuple[Array, Array, Array]:
         x, total, top = tree

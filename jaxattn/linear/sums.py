@@ -57,7 +57,8 @@ def divide_gradient(grad: Array, out: Array, weight: Array) -> Array:
 
 def add_keys(state: State, phi: Array, log_weight: Array, value: Array) -> State:
     """The state with a block of keys more, where order does not matter: phi (L, F), log_weight (L,), value (L, V)."""
-    top = jnp.maximum(state.top, log_weight.max())
+    # A reference cancels in the quotient of the sums: it is a constant, to any order of derivative.
+    top = lax.stop_gradient(jnp.maximum(state.top, log_weight.max()))
     update = phi.T @ (with_one(value) * ratio(log_weight, top)[:, None])
     return State(state.total * ratio(state.top, top) + update, top, None)
 

@@ -36,8 +36,8 @@ def random_feature_attention(
 
     That is `linear_attention` of the map's features. They are made a block of tokens at a time, forward and again
     backward, so that memory is O(T (H + V)) and not O(T M). The features of a query are relative to their largest,
-    which cancels; keys are held relative to the largest weight so far, so scores of any size stay finite. Reverse
-    mode only, and once.
+    which cancels; keys are held relative to the largest weight so far, so scores of any size stay finite. The first
+    derivative is in reverse mode; over it, forward and reverse mode both work.
 
     The estimate has an error that grows with |q|, |k| as exp(scale |q + k|²): see `diagnose`.
 
@@ -74,7 +74,7 @@ def random_feature_attention(
     call = check_call(
         query, key, value, key_bias=key_bias, scale=scale, is_causal=is_causal, segment_ids=segment_ids
     )
-    out = attend(call, *feature_map.functions(call.scale), choose_tiling(chunk_size))
+    out = attend(call, *feature_map.functions(call.scale, query.shape[-1]), choose_tiling(chunk_size))
     return out.astype(query.dtype)
 
 
@@ -164,5 +164,7 @@ def random_feature_attention_step(
         (1, 3, 2, 16)
     """
     call = check_step(query, key, value, key_bias, scale)
-    state, out = step(state, call, *feature_map.functions(call.scale), choose_tiling(chunk_size))
+    state, out = step(
+        state, call, *feature_map.functions(call.scale, query.shape[-1]), choose_tiling(chunk_size)
+    )
     return state, out.astype(query.dtype)

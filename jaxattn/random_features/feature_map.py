@@ -132,7 +132,8 @@ class FeatureMap:
             )
 
         made = draw(key) if num_heads is None else jax.vmap(draw)(jax.random.split(key, num_heads))
-        return cls(*made, None, num_heads, num_heads, stabilizer)
+        drawn_weights, drawn_component = _in_float32(made)
+        return cls(drawn_weights, drawn_component, None, num_heads, num_heads, stabilizer)
 
     def calibrate(
         self,
@@ -165,6 +166,8 @@ class FeatureMap:
             ValueError: a shape, dtype or `momentum` is wrong.
         """
         check_qk(query, key)
+        self.check_width("query and key", query.shape[-1])
+        root = _root(check_scale(scale, query.shape[-1]))
         if not isinstance(momentum, jax.Array) and not 0 <= momentum < 1:
             raise ValueError(f"momentum must be at least 0 and below 1; got {momentum}.")
         if query_mask is None and token_mask is not None and query.shape[-3] == key.shape[-3]:
@@ -180,7 +183,6 @@ class FeatureMap:
             query, key, token_mask, query_mask = jax.tree.map(
                 lambda x: x[None], (query, key, token_mask, query_mask)
             )
-        root = check_scale(scale, query.shape[-1]) ** 0.5
         moments = Moments.of(root * query, root * key, query_mask, token_mask)
         return self.with_moments(moments, momentum)
 
@@ -192,7 +194,7 @@ class FeatureMap:
                 lambda old, new: momentum * old + (1 - momentum) * new, self.moments, moments
             )
         axis = None if self.component_heads is None else 0
-        component = jax.vmap(lambda c, m: c.calibrated(m), (axis, 0))(self.component, moments)
+        component = _in_float32(jax.vmap(lambda c, m: c.calibrated(m), (axis, 0))(self.component, moments))
         return dataclasses.replace(self, component=component, moments=moments, component_heads=heads)
 
     def resample(self, key: PRNGKeyArray) -> "FeatureMap":
@@ -211,7 +213,7 @@ class FeatureMap:
             else:
                 keys = jax.random.split(for_component, self.component_heads)
                 component = jax.vmap(type(component).resample)(component, keys)
-        return dataclasses.replace(self, weights=weights, component=component)
+        return dataclasses.replace(self, weights=_in_float32(weights), component=_in_float32(component))
 
     def query(
         self, query: Float[Array, "*B T N H"], *, scale: float | None = None
@@ -239,19 +241,19 @@ class FeatureMap:
     @property
     def num_features(self) -> int:
         """The number of features of a token."""
-        functions, parameters = self.functions(1.0)
+        functions, parameters = self.functions(1.0, self.weights.head_dim)
         x = jax.ShapeDtypeStruct((1, self.weights.head_dim), jnp.float32)
         return jax.eval_shape(functions.key, functions.of_one_head(parameters), x, None)[0].shape[-1]
 
     def check_width(self, name: str, width: int) -> None:
         """Raises unless `width` is the map's."""
         if width != self.weights.head_dim:
-            raise ValueError(f"{name} must be the map's width H = {self.weights.head_dim}; got {width}.")
+            raise ValueError(f"{name} must have the map's width H = {self.weights.head_dim}; got {width}.")
 
     def _apply(self, role: str, x: Array, scale: float | None) -> tuple[Array, Array]:
         check_dtype(role, x, jnp.floating, "floating point")
         check_rank(role, x, (3, 4), "(T, N, H) or (B, T, N, H)")
-        functions, parameters = self.functions(check_scale(scale, x.shape[-1]))
+        functions, parameters = self.functions(check_scale(scale, x.shape[-1]), x.shape[-1])
         function = functions.query if role == "query" else functions.key
         heads = [p.shape[0] for p, by_head in zip(parameters, functions.by_head, strict=True) if by_head]
         groups = x.shape[-2] // heads[0] if heads else 1
@@ -267,8 +269,10 @@ class FeatureMap:
             *scales.shape[:-2], -1
         )
 
-    def functions(self, scale: float) -> tuple[FeatureFunctions, list[Array]]:
+    def functions(self, scale: float, head_dim: int) -> tuple[FeatureFunctions, list[Array]]:
         """The feature functions of one head as the kernels take them, and the arrays they need."""
+        self.check_width("query and key", head_dim)
+        root = _root(scale)
         used = (self.weights, self.component)
         leaves, structure = jax.tree.flatten(used)
         by_head = tuple(
@@ -278,8 +282,8 @@ class FeatureMap:
         )
         per_key = self.stabilizer == "per_key"
         functions = FeatureFunctions(
-            _Function("query", structure, scale**0.5, per_key),
-            _Function("key", structure, scale**0.5, per_key),
+            _Function("query", structure, root, per_key),
+            _Function("key", structure, root, per_key),
             by_head,
         )
         return functions, leaves
@@ -299,4 +303,21 @@ class _Function:
         make = component.query if self.role == "query" else component.key
         # What comes back as `scale` under per_key is not the scale of the values.
         values, scale = make(weights, self.root * x, None if self.per_key else scale)
-        return values, jnp.zeros_like(scale) if self.per_key else scale
+        if self.per_key:
+            scale = jnp.zeros_like(scale)
+        # Whatever the dtype of the parameters, features have that of the tokens.
+        return values.astype(x.dtype), scale.astype(x.dtype)
+
+
+def _root(scale: float) -> float:
+    """The square root of the scale, which queries and keys are both multiplied by."""
+    if scale < 0:
+        raise ValueError(
+            f"scale must not be negative with random features; got {scale}. Negate the query instead."
+        )
+    return scale**0.5
+
+
+def _in_float32(tree: Any) -> Any:
+    """Parameters are float32, as in Flax, also where JAX makes float64 arrays by default."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.float64 else x, tree)

@@ -101,6 +101,8 @@ def dot_product_attention(
         key_value_seq_lengths=key_value_seq_lengths,
         segment_ids=segment_ids,
     )
+    if call.is_empty:
+        return call.zeros(query.dtype)
     return call.merge_heads(_attend(fold_key_mask(call), implementation))
 
 

@@ -162,6 +162,8 @@ def hierarchical_energy(
     """
     call = check_call(query, key, key, key_bias=key_bias, scale=scale)
     call, biases = check_whole(call, tree, sibling_bias)
+    if call.is_empty:
+        return jnp.zeros((0, call.query.shape[2] * call.query.shape[3]), call.query.dtype)
     phi = over_batch(energy, tree, call, biases, bool(include_self))
     phi = phi.reshape(phi.shape[0], -1)
     return phi if call.batched else phi[0]
@@ -170,5 +172,7 @@ def hierarchical_energy(
 def _attend(call: Call, tree: Tree, sibling_bias: SiblingBias, include_self: bool) -> Array:
     """(B, T, N, V), without the batch axis if the caller's arrays had none."""
     call, biases = check_whole(call, tree, sibling_bias)
+    if call.is_empty:
+        return call.zeros(call.query.dtype)
     out = over_batch(attend_causal if call.is_causal else attend, tree, call, biases, bool(include_self))
     return call.merge_heads(jnp.moveaxis(out, 2, 1))

@@ -132,6 +132,11 @@ def hierarchical_attention_step(
         raise ValueError(f"state must be for a tree of branching {tree.branching}; got one of {branching}.")
     call = with_heads_of_state(call, state.parent.shape[0], state.key[0].shape[1]).with_key_weights()
     biases = group_biases(sibling_bias, tree, call)
+    widths = state.key[0].shape[-1], state.value[0].shape[-1]
+    if widths != (key.shape[-1], value.shape[-1]):
+        raise ValueError(
+            f"key and value must have the state's widths (H, V) = {widths}; got {(key.shape[-1], value.shape[-1])}."
+        )
     tree = jax.tree.map(jnp.asarray, tree)
     step = jax.vmap(
         lambda tree, levels, token, at: step_token(tree, levels, token, at, biases, call.scale, include_self),
@@ -140,7 +145,9 @@ def hierarchical_attention_step(
 
     def body(carry: Any, token: Token) -> Any:
         levels, length = carry
-        levels, out = step(tree, levels, token, length)
+        new_levels, out = step(tree, levels, token, length)
+        # The state keeps its dtype, whatever that of the tokens.
+        levels = jax.tree.map(lambda new, old: new.astype(old.dtype), tuple(new_levels), tuple(levels))
         return (levels, length + 1), out
 
     arrays = (call.query, call.key, call.value, call.key_bias[..., 0])

@@ -191,3 +191,45 @@ def test_huge_scores(row):
     out, vjp = jax.vjp(whole(row), *args)
     assert jnp.isfinite(out).all()
     assert all(jnp.isfinite(g).all() for g in vjp(jnp.ones_like(out)))
+
+
+@every_kernel
+def test_float32_stays_float32_under_x64(row):
+    args = arrays(row, Sizes())
+    expected = whole(row)(*args)
+    with jax.enable_x64(True):
+        out = whole(row)(*args)
+        prompt = (x if a is None else x[:, :4] for x, a in zip(args, axes(row), strict=True))
+        before = row.init(Sizes(), jnp.float32)
+        state, first = stepper(row)(before, *prompt)
+    assert out.dtype == first.dtype == jnp.float32
+    assert jax.tree.map(jnp.dtype, state) == jax.tree.map(jnp.dtype, before)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    np.testing.assert_allclose(first, expected[:, :4], atol=1e-5)
+
+
+@every_kernel
+def test_empty_arrays(row):
+    for sizes in (Sizes(batch=0), Sizes(length=0)):
+        if sizes.length or row.shifts:  # there is no tree over no tokens
+            args = arrays(row, sizes)
+            out, vjp = jax.vjp(
+                functools.partial(row.call, mask=None, segment_ids=None, is_causal=True), *args
+            )
+            assert out.shape == args[0].shape and [g.shape for g in vjp(out)] == [x.shape for x in args]
+
+
+@every_kernel
+def test_reverse_over_reverse(row):
+    """Second derivatives, where they exist, are those of forward over reverse."""
+    query, *rest = arrays(row, Sizes())
+    if row.name == "softmax-blockwise":
+        pytest.skip("the causal loop has no second derivative, and raises")
+
+    def slope(query):
+        return jax.grad(lambda query: jnp.sin(whole(row)(query, *rest)).sum())(query)
+
+    direction = rest[0][:, :, :1]
+    reverse = jax.jit(jax.grad(lambda query: (slope(query) * direction).sum()))(query)
+    forward = jax.jit(lambda query: jax.jvp(slope, (query,), (direction + 0 * query,))[1])(query)
+    np.testing.assert_allclose(reverse, forward, rtol=1e-3, atol=1e-4)

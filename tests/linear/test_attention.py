@@ -107,6 +107,24 @@ def test_a_constant_in_the_key_bias_cancels(is_causal):
         np.testing.assert_allclose(out, outs[0], rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("scale", [1e-37, 1e-16, 1e19])
+def test_features_of_any_magnitude(is_causal, scale):
+    phi_q, phi_k, value, _ = arrays(20)
+    plain = linear_attention(phi_q, phi_k, value, is_causal=is_causal)
+    for scale_k in (1.0, scale):
+        args = scale * phi_q, scale_k * phi_k, value
+        out, vjp = jax.vjp(lambda *a: linear_attention(*a, is_causal=is_causal), *args)
+        np.testing.assert_allclose(out, plain, rtol=1e-5, atol=1e-6)
+        assert (abs(vjp(jnp.ones_like(out))[2]).sum() > 1).all()
+
+
+def test_no_keys_give_zeros():
+    assert (
+        linear_attention(jnp.ones((2, 3, 4, 5)), jnp.ones((2, 0, 2, 5)), jnp.ones((2, 0, 2, 3))) == 0
+    ).all()
+
+
 def test_features_that_cancel_stay_finite():
     phi = jnp.ones((1, 6, 1, 2)).at[:, 1::2].set(jnp.array([1.0, -1.0]))
     query = jnp.ones((1, 6, 1, 2)) * jnp.array([1.0, -1.0])

@@ -330,6 +330,10 @@ def test_redraw_keeps_what_was_learned_and_measured():
         (lambda: small().calibrate(X, X, momentum=1.5), "momentum must be at least 0 and below 1; got 1.5"),
         (lambda: small().calibrate(X, X, token_mask=jnp.ones((2, 4), bool)), "token_mask must have shape"),
         (lambda: small().query(jnp.zeros((2, 3, 2, 6), int)), "query must be floating point"),
+        (lambda: random_feature_attention(X[..., :4], X[..., :4], X, small()), "width H = 6; got 4"),
+        (lambda: small().calibrate(X[..., :4], X[..., :4]), "width H = 6; got 4"),
+        (lambda: random_feature_attention(X, X, X, small(), scale=-1.0), "scale must not be negative"),
+        (lambda: random_feature_attention(X, X, X, small(), scale=float("inf")), "scale must be finite"),
         (lambda: random_feature_attention(X, X, X[:, :2], small()), "value must have shape"),
         (lambda: random_feature_attention(X, X, X, small(), chunk_size=-1), "chunk_size must be None"),
         (
