@@ -56,6 +56,8 @@ def prefix_statistics(
 
     `x` must be finite where it is not valid. Work and memory O(S N), depth O(log S).
     """
+    if x.size == 0:
+        return empty_statistics(x.shape)
     # The gradient goes through `mean` alone (0 + x − origin): normalised values do not depend on the origin.
     # The barrier keeps the compiler from working out at compile time what a mask of ones has as its first True.
     first = jnp.argmax(lax.optimization_barrier(valid), axis=1, keepdims=True)

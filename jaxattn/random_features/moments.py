@@ -39,7 +39,7 @@ class Moments(NamedTuple):
     ) -> "Moments":
         """Moments of scaled queries and keys; the N / K query heads that share a key head are pooled."""
         heads = y.shape[2]
-        x = x.reshape(*x.shape[:2], heads, -1, x.shape[-1]).astype(jnp.float32)
+        x = x.reshape(*x.shape[:2], heads, x.shape[2] // heads, x.shape[-1]).astype(jnp.float32)
         y = y[:, :, :, None].astype(jnp.float32)
         query_mean, query_second, query_low = _moments(x, query_mask)
         key_mean, key_second, key_low = _moments(y, key_mask)
@@ -49,7 +49,7 @@ class Moments(NamedTuple):
 def _moments(x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
     """Mean (K, H), second moment (K, H, H) and minimum (K, H) of x (B, T, K, G, H)."""
     if mask is None:
-        count, low = jnp.asarray(x.shape[0] * x.shape[1]), x
+        count, low = jnp.asarray(max(x.shape[0] * x.shape[1], 1)), x
     else:
         kept = mask[:, :, None, None, None]
         # Of padding alone, nothing is learned: the moments are 0.
@@ -58,7 +58,7 @@ def _moments(x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
     count *= x.shape[3]
     mean = x.sum(axis=(0, 1, 3)) / count
     second = jnp.einsum("btkgh,btkgi->khi", x, x) / count
-    low = low.min(axis=(0, 1, 3))
+    low = low.min(axis=(0, 1, 3), initial=jnp.inf)
     return mean, second, jnp.where(jnp.isfinite(low), low, 0)
 
 
