@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from jaxattn.core.varying import vary_like
 from jaxattn.linear.blocks import causal_block_gradient
 from jaxattn.linear.heads import in_blocks, joined, over_heads
 from jaxattn.linear.passes import key_ids, tokens_of
@@ -56,6 +57,7 @@ def causal_gradient(plan: Plan, learned: bool, parameters: Parameters, residuals
 
     first = states.total[0]
     start = jnp.zeros_like(first), _zeros(plan, parameters, first.shape[0], learned)
+    start = vary_like(start, residuals, grad, parameters)
     blocks = states, in_blocks(x, plan.key_block), in_blocks((out, kept, grad), plan.key_block)
     (_, grad_parameters), grads = lax.scan(body, start, blocks, reverse=True)
     return grad_parameters, joined(grads)
@@ -96,6 +98,7 @@ def whole_gradient(plan: Plan, learned: bool, parameters: Parameters, residuals:
         return _plus(grad_parameters, from_key), (grad_key, grad_value, grad_log_weight[:, None])
 
     start = jnp.zeros_like(state.total), _zeros(plan, parameters, state.top.shape[0], learned)
+    start = vary_like(start, residuals, grad, parameters)
     (grad_total, grad_parameters), grad_query = lax.scan(
         lambda carry, block: over_heads(plan, asked, parameters, None, (carry, state), block),
         start,

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxattn.core.call import Call
+from jaxattn.core.varying import vary_like
 from jaxattn.linear.chunked import chunked_attention
 from jaxattn.linear.plan import FeatureFunctions, Parameters, Plan, Tiling, make_plan
 
@@ -18,7 +19,9 @@ def attend_padded(
     if call.is_causal:
         call, key_length = _keys_like_queries(call), length
     plan = make_plan(features, tiling, length, key_length, is_causal=call.is_causal, **options)
-    return chunked_attention(plan, list(parameters), pad_to_blocks(call, plan))[:, :length]
+    operands = list(parameters), pad_to_blocks(call, plan)
+    # Marked before the kernel: what is replicated then gets the sum of the cotangents of all devices.
+    return chunked_attention(plan, *vary_like(operands, operands))[:, :length]
 
 
 def pad_to_blocks(call: Call, plan: Plan) -> Call:

@@ -8,6 +8,7 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxattn.core.call import Call
+from jaxattn.core.varying import vary_like
 from jaxattn.linear.blocks import causal_block
 from jaxattn.linear.heads import in_blocks, joined, over_heads
 from jaxattn.linear.plan import Parameters, Plan
@@ -62,6 +63,7 @@ def causal_pass(plan: Plan, parameters: Parameters, x: Call, state: State) -> tu
     if ids is not None:
         # Which segment an empty state belongs to does not matter: every weight on it is 0.
         state = state._replace(segment=jnp.broadcast_to(ids[0], state.top.shape))
+    state = vary_like(state, x, parameters)
     last, (states, (out, kept)) = lax.scan(body, state, in_blocks(x, plan.key_block))
     return last, states, joined(out), joined(kept)
 
@@ -80,7 +82,7 @@ def whole_pass(plan: Plan, parameters: Parameters, x: Call) -> tuple[State, Arra
 
     state, scale_k = lax.scan(
         lambda state, block: over_heads(plan, add, parameters, None, state, block),
-        empty_state(plan, parameters, x),
+        vary_like(empty_state(plan, parameters, x), x, parameters),
         in_blocks(tokens_of(x)[1:], plan.key_block),
     )
     _, (out, weight, scale_q) = lax.scan(

@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxattn.core.call import Call, accumulation_dtype
+from jaxattn.core.varying import vary_like
 from jaxattn.softmax.blocks import (
     Blocks,
     Operands,
@@ -39,7 +40,9 @@ def blockwise_attention(
     Reference: Dao et al. 2022, "FlashAttention", algorithms 1 and 4; Rabe & Staats 2021, "Self-attention does
     not need O(n²) memory".
     """
-    out = _attend_compiled(*cut_into_blocks(call, query_block, key_block))  # (nq, B, K, G, bq, V)
+    blocks, *operands = cut_into_blocks(call, query_block, key_block)
+    # Marked before the kernel: what is replicated then gets the sum of the cotangents of all devices.
+    out = _attend_compiled(blocks, *vary_like(operands, operands))  # (nq, B, K, G, bq, V)
     out = jnp.moveaxis(out, (0, 4), (1, 2))
     return out.reshape(out.shape[0], -1, *out.shape[3:])[:, : call.query.shape[1]]
 
@@ -73,7 +76,9 @@ def _forward(blocks: Blocks, x: Operands, structure: Structure) -> tuple[Array, 
             jnp.zeros(rows, dtype),
             jnp.zeros((*rows, x.value.shape[-1]), dtype),
         )
-        top, total, out = lax.fori_loop(0, num_key_blocks(blocks, structure, i, nk), key_step, start)
+        top, total, out = lax.fori_loop(
+            0, num_key_blocks(blocks, structure, i, nk), key_step, vary_like(start, x, structure)
+        )
         empty = total == 0
         out = out / jnp.where(empty, 1, total)[..., None]
         # +inf makes every recomputed weight exp(s − lse) of a row without keys zero.
@@ -135,8 +140,11 @@ def _attend_backward(blocks: Blocks, residuals: Any, grad_out: Array):
             jnp.zeros(value.shape, dtype),
             None if x.key_bias is None else jnp.zeros(x.key_bias.shape[1:], dtype),
         )
+        start = vary_like(start, residuals, grad_out)
         first = first_query_block(blocks, structure, j, nq)
-        *carry, grad_key, grad_value, grad_key_bias = lax.fori_loop(first, nq, query_step, start)
+        *carry, grad_key, grad_value, grad_key_bias = lax.fori_loop(
+            first, nq, query_step, vary_like(start, residuals, grad_out)
+        )
         grad_key = (grad_key * blocks.scale).astype(key.dtype)
         return tuple(carry), (grad_key, grad_value.astype(value.dtype), grad_key_bias)
 
@@ -144,7 +152,9 @@ def _attend_backward(blocks: Blocks, residuals: Any, grad_out: Array):
         jnp.zeros(x.query.shape, dtype),
         None if x.bias is None else jnp.zeros(x.bias.shape, dtype),
     )
-    (grad_query, grad_bias), (grad_key, grad_value, grad_key_bias) = lax.scan(key_step, carry, jnp.arange(nk))
+    (grad_query, grad_bias), (grad_key, grad_value, grad_key_bias) = lax.scan(
+        key_step, vary_like(carry, residuals, grad_out), jnp.arange(nk)
+    )
     grads = Operands(
         query=(grad_query * blocks.scale).astype(x.query.dtype),
         key=grad_key,

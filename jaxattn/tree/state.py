@@ -8,6 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxattn.core.decode import check_sizes, check_step, nan_beyond, with_heads_of_state
+from jaxattn.core.varying import vary_like
 from jaxattn.tree.arguments import SiblingBias, check_ordered, check_tree, group_biases
 from jaxattn.tree.decoding import Token, step_token
 from jaxattn.tree.tree import Tree
@@ -152,7 +153,7 @@ def hierarchical_attention_step(
 
     arrays = (call.query, call.key, call.value, call.key_bias[..., 0])
     tokens = Token(*(jnp.moveaxis(x, 1, 0) for x in arrays))
-    carry = state[:-1], state.length
+    carry = vary_like(tuple(state[:-1]), tokens), state.length
     if query.shape[1] == 1:  # without the overhead of a loop
         carry, out = body(carry, jax.tree.map(lambda x: x[0], tokens))
         out = out[None]

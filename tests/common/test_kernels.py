@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from jaxattn.testing import (
     assert_causal,
@@ -233,3 +234,42 @@ def test_reverse_over_reverse(row):
     reverse = jax.jit(jax.grad(lambda query: (slope(query) * direction).sum()))(query)
     forward = jax.jit(lambda query: jax.jvp(slope, (query,), (direction + 0 * query,))[1])(query)
     np.testing.assert_allclose(reverse, forward, rtol=1e-3, atol=1e-4)
+
+
+@every_kernel
+def test_shard_map(row):
+    """Outputs and gradients over a batch cut among devices, parameters replicated, with the default checks."""
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = tuple(P() if axis is None else P("batch") for axis in axes(row))
+    fn = functools.partial(row.call, mask=None, segment_ids=None, is_causal=True)
+    mapped = jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=P("batch"))
+    args = arrays(row, Sizes())
+
+    def run(fn):
+        def loss(*args):
+            out = fn(*args)
+            return jnp.sin(out).sum(), out
+
+        return jax.jit(jax.grad(loss, range(len(args)), has_aux=True))(*args)
+
+    (grads, out), (expected_grads, expected) = run(mapped), run(fn)
+    for got, want in zip((out, *grads), (expected, *expected_grads), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@every_kernel
+def test_steps_in_shard_map(row):
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = tuple(P() if axis is None else P("batch") for axis in axes(row))
+    args, local = arrays(row, Sizes()), Sizes(batch=1)
+
+    def decode(*args):
+        state, outs = row.init(local, jnp.float32), []
+        for part in (slice(0, 4), slice(4, 5)):
+            new = (x if axis is None else x[:, part] for x, axis in zip(args, axes(row), strict=True))
+            state, out = row.step(state, *new)
+            outs.append(out)
+        return jnp.concatenate(outs, axis=1)
+
+    out = jax.jit(jax.shard_map(decode, mesh=mesh, in_specs=specs, out_specs=P("batch")))(*args)
+    np.testing.assert_allclose(out, whole(row)(*args)[:, :5], atol=1e-5)
