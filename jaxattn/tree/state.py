@@ -153,7 +153,7 @@ def hierarchical_attention_step(
 
     arrays = (call.query, call.key, call.value, call.key_bias[..., 0])
     tokens = Token(*(jnp.moveaxis(x, 1, 0) for x in arrays))
-    carry = vary_like(tuple(state[:-1]), tokens), state.length
+    carry: Any = vary_like(tuple(state[:-1]), tokens), state.length
     if query.shape[1] == 1:  # without the overhead of a loop
         carry, out = body(carry, jax.tree.map(lambda x: x[0], tokens))
         out = out[None]
@@ -161,4 +161,5 @@ def hierarchical_attention_step(
         carry, out = lax.scan(body, carry, tokens)
     levels, length = carry
     out = nan_beyond(call.merge_heads(jnp.moveaxis(out, 0, 1)), length, tree.length)
-    return HierarchicalState(*levels, length), out.astype(query.dtype)
+    means, values, log_weights, parent = levels
+    return HierarchicalState(means, values, log_weights, parent, length), out.astype(query.dtype)
