@@ -64,10 +64,10 @@ def linear_attention(
     """
     check_segments(segment_ids, phi_q, phi_k)
     call = check_call(phi_q, phi_k, value, key_bias=key_bias, is_causal=is_causal, segment_ids=segment_ids)
-    return attend(call, IDENTITY, [], choose_tiling(chunk_size)).astype(value.dtype)
+    return attend_features(call, IDENTITY, [], choose_tiling(chunk_size)).astype(value.dtype)
 
 
-def attend(
+def attend_features(
     call: Call, features: FeatureFunctions, parameters: Parameters, tiling: Tiling
 ) -> Float[Array, "*B T N V"]:
     """Linear attention of the features that `features` make of queries and keys, in the accumulation dtype."""

@@ -101,11 +101,11 @@ def linear_attention_step(
         (1, 3, 2, 8)
     """
     call = check_step(phi_q, phi_k, value, key_bias)
-    state, out = step(state, call, IDENTITY, [], choose_tiling(chunk_size))
+    state, out = step_features(state, call, IDENTITY, [], choose_tiling(chunk_size))
     return state, out.astype(value.dtype)
 
 
-def step(
+def step_features(
     state: LinearAttentionState,
     call: Call,
     features: FeatureFunctions,

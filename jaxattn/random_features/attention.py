@@ -7,11 +7,14 @@ from jaxtyping import Array, Float, Int
 
 from jaxattn.core.call import check_call
 from jaxattn.core.decode import check_step
-from jaxattn.linear import LinearAttentionState, linear_attention_init_state
-from jaxattn.linear.attention import attend
-from jaxattn.linear.plan import choose_tiling
-from jaxattn.linear.segments import check_segments
-from jaxattn.linear.state import step
+from jaxattn.linear import (
+    LinearAttentionState,
+    attend_features,
+    check_segments,
+    choose_tiling,
+    linear_attention_init_state,
+    step_features,
+)
 from jaxattn.random_features.feature_map import FeatureMap
 
 
@@ -74,7 +77,9 @@ def random_feature_attention(
     call = check_call(
         query, key, value, key_bias=key_bias, scale=scale, is_causal=is_causal, segment_ids=segment_ids
     )
-    out = attend(call, *feature_map.functions(call.scale, query.shape[-1]), choose_tiling(chunk_size))
+    out = attend_features(
+        call, *feature_map.functions(call.scale, query.shape[-1]), choose_tiling(chunk_size)
+    )
     return out.astype(query.dtype)
 
 
@@ -164,7 +169,7 @@ def random_feature_attention_step(
         (1, 3, 2, 16)
     """
     call = check_step(query, key, value, key_bias, scale)
-    state, out = step(
+    state, out = step_features(
         state, call, *feature_map.functions(call.scale, query.shape[-1]), choose_tiling(chunk_size)
     )
     return state, out.astype(query.dtype)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from jaxattn.core.call import check_qk, check_scale, repeat_heads
 from jaxattn.core.checks import check_choice, check_dtype, check_rank, check_shape
 from jaxattn.core.pytree import register
-from jaxattn.linear.plan import FeatureFunctions
+from jaxattn.linear import FeatureFunctions
 from jaxattn.random_features.components import COMPONENTS
 from jaxattn.random_features.components.base import Component
 from jaxattn.random_features.moments import Moments

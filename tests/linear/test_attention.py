@@ -7,7 +7,7 @@ import pytest
 
 from jaxattn.core.call import check_call
 from jaxattn.linear import linear_attention, linear_attention_init_state, linear_attention_step
-from jaxattn.linear.attention import attend
+from jaxattn.linear.attention import attend_features
 from jaxattn.linear.plan import IDENTITY, Tiling, choose_tiling
 from jaxattn.testing import assert_matches_reference
 
@@ -47,7 +47,9 @@ def dense(phi_q, phi_k, value, key_bias, *, is_causal, segment_ids=None):
 
 def compare(args, tiling, **options):
     def linear(query, key, value, key_bias):
-        return attend(check_call(query, key, value, key_bias=key_bias, **options), IDENTITY, [], tiling)
+        return attend_features(
+            check_call(query, key, value, key_bias=key_bias, **options), IDENTITY, [], tiling
+        )
 
     assert_matches_reference(
         jax.jit(linear),
