@@ -26,10 +26,10 @@ demo: $(STAMP)  ## train a small language model on real text, plot its loss, wri
 	$(BIN)/python -m train charlm --preset demo $(DEMO_ARGS)
 
 test: $(STAMP)  ## run the tests but for the slow ones (about 8 minutes on 2 cores)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(PYTEST_ARGS)
 
 test-all: $(STAMP)  ## run every test: also notebooks, killed and resumed runs, sweeps, fine-tuning
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 $(TPU_VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(TPU_VENV)

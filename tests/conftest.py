@@ -30,18 +30,6 @@ jax.config.update("jax_disable_most_optimizations", True)
 jaxtyping.install_import_hook("jaxattn", "beartype.beartype")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """One worker runs a whole file (with --dist loadgroup), whose tests share compiled functions and fixtures."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None and item.path.name not in ROWS_ARE_GROUPED:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
-
-
-# Their tests share nothing, or are grouped by the row they check.
-ROWS_ARE_GROUPED = ("test_docstrings.py", "test_kernels.py", "test_modules.py")
-
-
 @pytest.fixture(autouse=True, scope="module")
 def bounded_memory():
     """Drops compiled functions at the end of a file, or a worker would grow to several gigabytes."""

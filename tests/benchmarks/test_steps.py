@@ -10,7 +10,6 @@ from benchmarks.suites import steps
 from tests.benchmarks.cases import between
 
 # One process makes what the tests of this file share.
-pytestmark = pytest.mark.xdist_group("benchmarks_steps")
 
 
 @pytest.fixture(scope="module")

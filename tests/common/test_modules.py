@@ -16,7 +16,31 @@ from tests.common.harness import afresh, layer
 from tests.common.table import LEAKING_MODULE, MODULES
 
 every_module = pytest.mark.parametrize("row", MODULES, ids=lambda row: row.name)
-both_homes = pytest.mark.parametrize("flax", [False, True], ids=["Attention", "MultiHeadAttention"])
+HOMES = {"Attention": False, "MultiHeadAttention": True}
+# The adapter to Flax's layer knows no mechanism: one row a family in the first tier, the others in the slow one.
+IN_FLAX = (
+    "softmax",
+    "energy-running",
+    "lags",
+    "features",
+    "tree",
+    "linear",
+    "softmax-forget",
+    "softmax-outgate",
+)
+every_module_in_both_homes = pytest.mark.parametrize(
+    ("row", "flax"),
+    [
+        pytest.param(
+            row,
+            flax,
+            id=f"{home}-{row.name}",
+            marks=[pytest.mark.slow] if flax and row.name not in IN_FLAX else [],
+        )
+        for home, flax in HOMES.items()
+        for row in MODULES
+    ],
+)
 
 
 def arguments(row, **options):
@@ -25,23 +49,21 @@ def arguments(row, **options):
     return made, (made.inputs, *made.parameters.values()), (1, *(None for _ in made.parameters))
 
 
-@every_module
-@both_homes
+@every_module_in_both_homes
 @pytest.mark.usefixtures("optimised")
 def test_causal(row, flax):
     made, args, axes = arguments(row, flax=flax)
     assert_causal(afresh(made.call), args, axis=axes)
 
 
-@both_homes
+@pytest.mark.parametrize("flax", HOMES.values(), ids=HOMES)
 def test_statistics_of_the_whole_sequence_are_reported_as_a_leak(flax):
     made, args, axes = arguments(LEAKING_MODULE, flax=flax)
     with pytest.raises(AssertionError, match="not causal"):
         assert_causal(made.call, args, axis=axes)
 
 
-@every_module
-@both_homes
+@every_module_in_both_homes
 def test_padding_reaches_nothing(row, flax):
     made, args, axes = arguments(row, flax=flax)
 
@@ -52,8 +74,7 @@ def test_padding_reaches_nothing(row, flax):
     assert_padding_invariant(padded, args, axis=axes, rtol=1e-4, check_gradients=False)
 
 
-@every_module
-@both_homes
+@every_module_in_both_homes
 def test_reference(row, flax):
     """Outputs, and gradients with respect to the input and to every parameter, with padding."""
     made, args, _ = arguments(row, flax=flax)

@@ -12,7 +12,6 @@ import pytest
 from train.engine.checkpoints import Checkpoints
 
 # One process makes what the tests of this file share.
-pytestmark = pytest.mark.xdist_group("interruption")
 
 # Evaluating often makes the run slow enough to be hit in the middle; dropout and redrawn features make
 # the random keys matter, and features have statistics to go on from.

@@ -12,7 +12,6 @@ from train.tasks.charlm.evaluation import next_token_loss, prefix_losses
 from train.tasks.charlm.model import language_model
 
 # One process makes what the tests of this file share.
-pytestmark = pytest.mark.xdist_group("loop")
 
 MODEL = ModelConfig(attention="softmax", num_layers=1, num_heads=2, features=16, context_length=8)
 OPTIMIZER = OptimizerOptions(steps=20, warmup=2, lr=1e-2)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 # One process makes what the tests of this file share.
-pytestmark = pytest.mark.xdist_group("charlm")
 
 
 def _metrics(out):

@@ -9,7 +9,6 @@ from train.errors import UserError
 from train.tasks.classify.config import PRESETS, parse
 
 # One process makes what the tests of this file share.
-pytestmark = pytest.mark.xdist_group("classify")
 
 TINY = shlex.split(
     "--dataset files --num-layers 1 --num-heads 2 --features 16 --batch-size 16 --max-length 32 --steps 32 "

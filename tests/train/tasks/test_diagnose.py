@@ -2,12 +2,9 @@
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from train.tasks.charlm.diagnose import attention_tensors
 from train.tasks.charlm.sample import load
-
-pytestmark = pytest.mark.xdist_group("charlm")  # shares its run
 
 
 def test_diagnoses_every_layer_and_saves_its_tensors(charlm_run, cli, text_file, tmp_path):

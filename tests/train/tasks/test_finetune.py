@@ -13,7 +13,6 @@ from train.cli.commands import main
 from train.engine.checkpoints import Checkpoints
 
 # One process makes what the tests of this file share.
-pytestmark = pytest.mark.xdist_group("finetune")
 
 TINY = shlex.split(
     "--dataset files --batch-size 16 --max-length 16 --epochs 6 --warmup 2 --lr 3e-3 --head-lr 1e-2 --log-every 3 "
