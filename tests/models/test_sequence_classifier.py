@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,7 +55,7 @@ def test_an_empty_sequence_has_finite_logits_and_gradients(pooling):
 
     value, gradients = nnx.jit(nnx.value_and_grad(loss))(model)
     assert jnp.isfinite(value)
-    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+    chex.assert_tree_all_finite(gradients)
 
 
 def test_dropout_needs_its_key_and_is_off_by_default():

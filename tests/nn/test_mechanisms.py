@@ -1,6 +1,7 @@
 import dataclasses
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -149,7 +150,7 @@ def test_inside_flax_multi_head_attention(mechanism):
     run = nnx.jit(lambda mha, x, mask=None: mha(x, mask=mask))
     np.testing.assert_allclose(run(mha, padded, mask)[:, :6], run(mha, x), atol=1e-5)
     grads = nnx.jit(nnx.grad(lambda m: (m(x, is_causal=True) ** 2).sum()))(mha)
-    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    chex.assert_tree_all_finite(grads)
     own = jax.tree.leaves(grads["attention_fn"]) if "attention_fn" in grads else []
     assert len(own) == len(jax.tree.leaves(nnx.state(fn, nnx.Param)))
 
@@ -220,8 +221,7 @@ def test_statistics_in_cross_attention_count_all_queries():
 
     found = statistics(context, (jnp.arange(7) < 4)[None, None, None])
     expected = statistics(context[:, :4], None)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_flax_self_attention_over_left_padding():

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,8 +138,7 @@ def test_learned_parts_get_the_dense_gradient(is_causal):
 
     fast = loss(lambda f: random_feature_attention(query, key, value, f, is_causal=is_causal))
     slow = loss(lambda f: dense(f)(query, key, value, is_causal=is_causal))
-    for a, b in zip(jax.tree.leaves(fast), jax.tree.leaves(slow), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    chex.assert_trees_all_close(fast, slow, rtol=1e-3, atol=1e-4)
     assert any(abs(g).max() > 1e-3 for g in jax.tree.leaves(fast))
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import chex
 import jax
 import jax.extend
 import jax.numpy as jnp
@@ -144,12 +145,11 @@ def test_products_and_draws(name):
         np.testing.assert_allclose(sq_norms[head], np.square(dense).sum(axis=-1), atol=tolerance)
     assert log_weights is None or (log_weights.shape == (2, num_rows) and np.isfinite(log_weights).all())
     assert signs is None or set(np.unique(signs)) <= {-1.0, 1.0}
-    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+    chex.assert_tree_all_finite(grads)
     for field in redrawn.trainable:
         np.testing.assert_array_equal(getattr(heads, field), getattr(redrawn, field))
         assert np.abs(getattr(grads, field)).max() > 0, field
-    for a, b in zip(jax.tree.leaves(heads), jax.tree.leaves(redrawn), strict=True):
-        assert a.shape == b.shape and a.dtype == b.dtype
+    chex.assert_trees_all_equal_shapes_and_dtypes(heads, redrawn)
     assert not np.allclose(rows[0], rows[1]), "the heads differ"
     same = [np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (heads, redrawn)), strict=True)]
     assert all(same) == (name in NOT_REDRAWN), "a redraw changes something"
