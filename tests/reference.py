@@ -16,6 +16,8 @@ def naive_attention(
     query_seq_lengths=None,
     key_value_seq_lengths=None,
     segment_ids=None,
+    local_window_size=None,
+    query_offset=0,
 ):
     """dot_product_attention of batched arrays as its definition reads; in JAX, so gradients too."""
     batch, query_length, num_heads, head_dim = query.shape
@@ -23,10 +25,16 @@ def naive_attention(
     scale = head_dim**-0.5 if scale is None else scale
     key, value = (jnp.repeat(x, num_heads // num_kv_heads, axis=2) for x in (key, value))
     i, j = jnp.arange(query_length)[:, None], jnp.arange(key_length)[None, :]
+    # Positions of the queries among the keys, (B or 1, 1, T, 1).
+    at = i + jnp.reshape(jnp.asarray(query_offset), (-1, 1, 1, 1))
     allowed = jnp.ones((batch, num_heads, query_length, key_length), bool)
     logits = 0.0
     if is_causal:
-        allowed &= j <= i
+        allowed &= j <= at
+    if local_window_size is not None:
+        pair = isinstance(local_window_size, tuple)
+        left, right = local_window_size if pair else (local_window_size,) * 2
+        allowed &= (at - left <= j) & (j <= at + right)
     if mask is not None:
         allowed &= mask
     if query_seq_lengths is not None:

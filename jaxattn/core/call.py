@@ -30,9 +30,10 @@ class Call:
         segment_ids: integers (B, T) and (B, S), or None.
         query_seq_lengths: integers (B,), or None.
         key_value_seq_lengths: integers (B,), or None.
-        query_offset: the position of query 0 among the keys, for the causal mask of decoding; None for 0.
+        query_offset: position of query 0 among the keys, one for all rows or one a row; None for 0.
         scale: factor on q·k.
         is_causal: whether query i attends to keys j <= i (+ query_offset) only.
+        window: query i attends to keys i − left to i + right (+ query_offset) only; None is without end.
         batched: whether the caller's arrays had a batch axis.
     """
 
@@ -48,11 +49,18 @@ class Call:
     query_offset: Any = None
     scale: float = dataclasses.field(default=1.0, metadata={"static": True})
     is_causal: bool = False
+    window: tuple[int | None, int | None] = dataclasses.field(default=(None, None), metadata={"static": True})
     batched: bool = True
 
     def replace(self, **changes: Any) -> "Call":
         """The call with some attributes changed."""
         return dataclasses.replace(self, **changes)
+
+    @property
+    def reach(self) -> tuple[int | None, int | None]:
+        """The window, cut at the diagonal where the call is causal."""
+        left, right = self.window
+        return left, 0 if self.is_causal else right
 
     @property
     def is_empty(self) -> bool:

@@ -38,6 +38,11 @@ class MechanismModule(nnx.Module):
         """Whether the output at a token depends on the queries of tokens before it."""
         return False
 
+    @property
+    def is_causal(self) -> bool:
+        """Whether no query sees a later key even in calls without `is_causal`."""
+        return False
+
     def __call__(
         self,
         query: Float[Array, "B T N H"],
@@ -130,6 +135,11 @@ class GateModule(MechanismModule):
     def reads_earlier_queries(self) -> bool:
         """Whether the inner mechanism does."""
         return self.inner.reads_earlier_queries
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the inner mechanism is."""
+        return self.inner.is_causal
 
 
 class Flops(NamedTuple):

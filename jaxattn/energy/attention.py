@@ -19,7 +19,7 @@ from jaxattn.energy.gate import (
 from jaxattn.energy.keys import add_bias, valid_keys
 from jaxattn.energy.prefix import attend_to_prefixes
 from jaxattn.energy.statistics import prefix_statistics
-from jaxattn.softmax import dot_product_attention
+from jaxattn.softmax import check_window, dot_product_attention
 
 
 def energy_gated_attention(
@@ -37,6 +37,7 @@ def energy_gated_attention(
     bias: Float[Array, "*#B #N #T #S"] | None = None,
     scale: float | None = None,
     is_causal: bool = False,
+    local_window_size: int | tuple[int, int] | None = None,
     segment_ids: Int[Array, "*B T"] | tuple[Int[Array, "*B T"], Int[Array, "*B S"]] | None = None,
     allow_leak: bool = False,
     implementation: str | None = None,
@@ -68,6 +69,7 @@ def energy_gated_attention(
         bias: bias on the scores, broadcastable to (B, N, T, S).
         scale: factor on q·k, 1/sqrt(H) when None.
         is_causal: query i attends to keys j <= i.
+        local_window_size: as in `dot_product_attention`. It does not change the statistics.
         segment_ids: (B, T), or a pair (B, T) and (B, S), for packed sequences, each a contiguous run; attention
             and statistics stay inside them.
         allow_leak: permits "sequence" with `is_causal`, for reproducing the published numbers.
@@ -93,7 +95,9 @@ def energy_gated_attention(
         Energy-gated attention, arXiv 2605.21842 and 2605.26355; "running" and "prefix" are its causal forms.
     """
     check_choice("normalization", normalization, NORMALIZATIONS)
-    check_leak(normalization, is_causal or is_causal_mask(mask), allow_leak)
+    # A window without a right side is causal.
+    causal = is_causal or check_window(local_window_size)[1] == 0
+    check_leak(normalization, causal or is_causal_mask(mask), allow_leak)
     check_qkv(query, key, value)
     check_energy(energy, (*key.shape[:-2], query.shape[-2]), "(B, S, N)", alpha, tau)
     valid = valid_keys(token_mask, key_bias, energy)
@@ -121,6 +125,7 @@ def energy_gated_attention(
             bias=with_batch(bias),
             segment_ids=None if key_ids is None else (query_ids, key_ids),
             scale=scale,
+            local_window_size=local_window_size,
             implementation=implementation,
         )
         return out if batched else out[0]
@@ -131,7 +136,7 @@ def energy_gated_attention(
         normalization=normalization,
         mask=valid,
         segment_ids=pair[-1],
-        is_causal=is_causal,
+        is_causal=causal,
         allow_leak=allow_leak,
     )
     return dot_product_attention(
@@ -143,6 +148,7 @@ def energy_gated_attention(
         bias=bias,
         scale=scale,
         is_causal=is_causal,
+        local_window_size=local_window_size,
         segment_ids=segment_ids,
         implementation=implementation,
     )

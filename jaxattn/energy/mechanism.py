@@ -123,13 +123,14 @@ class EnergyGatedModule(GateModule):
                 segment_ids=given.segment_ids,
                 is_causal=given.is_causal,
                 implementation=self.inner.implementation,
+                **self.inner.options(),
             )
         gate = energy_gate(
             energy,
             **self._gate(),
             mask=_kept(given.padding_key_bias(), energy),
             segment_ids=given.segment_ids,
-            is_causal=given.is_causal or is_causal_mask(given.mask),
+            is_causal=given.is_causal or self.inner.is_causal or is_causal_mask(given.mask),
             allow_leak=self.allow_leak,
         )
         return self.inner(query, key, value, given.add_key_bias(gate))
@@ -167,8 +168,10 @@ class EnergyGatedModule(GateModule):
                 key_bias=gate if key_bias is None else gate + key_bias,
             )
             return {"inner": inner_state, "gate": gate_state}, out
+        # The state is this mechanism's own: `init_state` has seen that the inner one is softmax.
+        assert isinstance(self.inner, SoftmaxModule)
         return energy_gated_attention_step(
-            state, query, key, value, energy, **self._gate(), key_bias=key_bias
+            state, query, key, value, energy, **self._gate(), key_bias=key_bias, **self.inner.options()
         )
 
     def _gate(self) -> dict[str, Any]:

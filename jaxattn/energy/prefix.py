@@ -27,6 +27,7 @@ def attend_to_prefixes(
     bias: Float[Array, "#B #N #T #S"] | None = None,
     segment_ids: tuple[Int[Array, "B T"], Int[Array, "B S"]] | None = None,
     scale: float | None = None,
+    local_window_size: int | tuple[int, int] | None = None,
     implementation: str | None = None,
     query_chunk: int = 256,
 ) -> Float[Array, "B T N V"]:
@@ -38,7 +39,7 @@ def attend_to_prefixes(
         value: their values.
         energy: their energies, finite.
         statistics: of the energies up to each query, (B, T, N).
-        positions: of the queries among the keys.
+        positions: of the queries among the keys, consecutive.
         alpha: steepness, (N,) or a scalar.
         tau: threshold, (N,) or a scalar.
         key_bias: as in `dot_product_attention`.
@@ -46,6 +47,7 @@ def attend_to_prefixes(
         bias: as in `dot_product_attention`.
         segment_ids: of queries and keys.
         scale: as in `dot_product_attention`.
+        local_window_size: as in `dot_product_attention`.
         implementation: as in `dot_product_attention`.
         query_chunk: queries whose gates exist at once; 256 take 32 MiB a head in float32 at S = 32k.
 
@@ -90,6 +92,9 @@ def attend_to_prefixes(
             mask=allowed,
             bias=gate if chunk["bias"] is None else gate + chunk["bias"],
             scale=scale,
+            is_causal=True,
+            local_window_size=local_window_size,
+            query_offset=chunk["positions"][0],
             implementation=implementation,
         )
 

@@ -90,6 +90,7 @@ def energy_gated_attention_step(
     token_mask: Bool[Array, "B T"] | None = None,
     key_bias: Float[Array, "#B T #N"] | None = None,
     scale: float | None = None,
+    local_window_size: int | tuple[int, int] | None = None,
 ) -> tuple[EnergyGatedAttentionState, Float[Array, "B T N V"]]:
     """Appends T new tokens and attends from them, causally; any split gives the causal whole.
 
@@ -108,6 +109,7 @@ def energy_gated_attention_step(
         token_mask: True at real tokens among the new ones, (B, T).
         key_bias: bias on the new keys, broadcastable to (B, T, N); −inf removes a key for good.
         scale: factor on q·k, 1/sqrt(H) when None; the same in every step.
+        local_window_size: as in `dot_product_attention_step`; the same in every step.
 
     Returns:
         (new state, output (B, T, N, V) in the query's dtype); NaN once more than `max_length` tokens came.
@@ -137,7 +139,13 @@ def energy_gated_attention_step(
         )
         gate = add_bias(gate, key_bias, valid)
         cache, out = dot_product_attention_step(
-            state.attention, query, key, value, key_bias=gate, scale=scale
+            state.attention,
+            query,
+            key,
+            value,
+            key_bias=gate,
+            scale=scale,
+            local_window_size=local_window_size,
         )
         return EnergyGatedAttentionState(cache, energies, statistics), out
     removal = add_bias(jnp.where(valid, 0.0, -jnp.inf), key_bias, valid)
@@ -155,6 +163,7 @@ def energy_gated_attention_step(
         tau=tau,
         key_bias=cache.key_bias,
         scale=scale,
+        local_window_size=local_window_size,
     )
     out = nan_beyond(out, cache.length, cache.key.shape[1])
     return EnergyGatedAttentionState(cache, energies, jax.tree.map(lambda s: s[:, -1], statistics)), out

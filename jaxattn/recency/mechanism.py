@@ -44,7 +44,7 @@ class RecencyBiasedModule(GateModule):
         Raises:
             ValueError: the call is not causal.
         """
-        if not given.is_causal:
+        if not (given.is_causal or self.inner.is_causal):
             raise ValueError(
                 f"is_causal must be True with {type(self).__name__}: a bias by distance is a key bias only where no "
                 "key lies behind its query; got False."

@@ -6,9 +6,11 @@ from jaxattn.softmax.cache import (
     dot_product_attention_init_state,
     dot_product_attention_step,
 )
+from jaxattn.softmax.reach import check_window
 
 __all__ = [
     "DotProductAttentionState",
+    "check_window",
     "dot_product_attention",
     "dot_product_attention_init_state",
     "dot_product_attention_step",

@@ -9,6 +9,7 @@ from jaxattn.core.checks import check_choice
 from jaxattn.core.padding import fold_key_mask, fold_lengths, query_is_valid, zero_padding
 from jaxattn.softmax.blockwise import blockwise_attention
 from jaxattn.softmax.cudnn import cudnn_attention, cudnn_cannot, nvidia_capability
+from jaxattn.softmax.options import with_options
 from jaxattn.softmax.splash import tokamax_attention, tokamax_cannot, tokamax_is_installed
 from jaxattn.softmax.xla import xla_attention
 
@@ -32,12 +33,14 @@ def dot_product_attention(
     is_causal: bool = False,
     query_seq_lengths: Int[Array, "*B"] | None = None,
     key_value_seq_lengths: Int[Array, "*B"] | None = None,
+    local_window_size: int | tuple[int, int] | None = None,
+    query_offset: int | Int[Array, "*#B"] | None = None,
     segment_ids: Int[Array, "*B T"] | tuple[Int[Array, "*B T"], Int[Array, "*B S"]] | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "*B T N V"]:
     r"""Softmax attention with a bias a key, as fast as the platform allows.
 
-    For every query i and head, over the keys j that mask, lengths, segments and causality allow,
+    For every query i and head, over the keys j that mask, lengths, window, segments and causality allow,
 
     $$ A_{ij} = \operatorname{softmax}_j(scale\; q_i \cdot k_j + key\_bias_j + bias_{ij}),
        \qquad out_i = \sum_j A_{ij} v_j. $$
@@ -57,6 +60,10 @@ def dot_product_attention(
         bias: float, broadcastable to (B, N, T, S), added to the scores. Differentiable where accepted.
         scale: factor on q·k, 1/sqrt(H) when None.
         is_causal: query i attends to keys j <= i only, both counted from the start.
+        local_window_size: (left, right), or one number for both: query i attends to keys
+            i − left <= j <= i + right only. "blockwise" then takes time O(T (left + right)).
+        query_offset: position of query 0 among the keys, () or (B,), for is_causal and local_window_size:
+            queries that continue a cache of keys.
         query_seq_lengths: (B,) int; rows from there on give 0.
         key_value_seq_lengths: (B,) int; keys from there on are removed.
         segment_ids: (B, T) int, or a pair (B, T), (B, S): a query attends to keys of its own segment only.
@@ -64,7 +71,8 @@ def dot_product_attention(
             be differentiated any number of times, forward and reverse. "blockwise" is flash attention in plain
             XLA: memory linear in T + S, every option, reverse mode once only. "cudnn" (NVIDIA, float16 or
             bfloat16) and "tokamax" (TPU, the extra `tpu`) are fused kernels; they take neither bias, nor
-            segment_ids, nor a mask that depends on the query, and carry key_bias in the values.
+            segment_ids, nor query_offset, nor a mask that depends on the query, and carry key_bias in the values.
+            Of local windows cuDNN takes those without a right side, for T = S and without lengths.
 
     Returns:
         (B, T, N, V) in the query's dtype.
@@ -83,6 +91,9 @@ def dot_product_attention(
         >>> padding = jnp.where(jnp.arange(16) < 10, 0.0, -jnp.inf)[None, :, None]
         >>> dot_product_attention(x, x, x, key_bias=padding).shape
         (2, 16, 4, 8)
+        >>> last = dot_product_attention(x[:, 12:], x, x, is_causal=True, local_window_size=4, query_offset=12)
+        >>> bool(jnp.allclose(last[:, -1], dot_product_attention(x[:, 15:], x[:, 11:], x[:, 11:])[:, 0], atol=1e-5))
+        True
 
     Reference: Vaswani et al. 2017, "Attention is all you need", equation 1; Ainslie et al. 2023, "GQA"; Dao et
     al. 2022, "FlashAttention" (blockwise).
@@ -101,6 +112,7 @@ def dot_product_attention(
         key_value_seq_lengths=key_value_seq_lengths,
         segment_ids=segment_ids,
     )
+    call = with_options(call, local_window_size=local_window_size, query_offset=query_offset)
     if call.is_empty:
         return call.zeros(query.dtype)
     return call.merge_heads(_attend(fold_key_mask(call), implementation))

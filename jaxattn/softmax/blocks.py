@@ -8,16 +8,17 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxattn.core.call import Call, accumulation_dtype
+from jaxattn.softmax.reach import Reach, in_reach, key_range, query_range
 
 
 class Blocks(NamedTuple):
-    """What is known at trace time: block sizes, the number of keys before padding, scale and causality."""
+    """What is known at trace time: block sizes, the number of keys before padding, scale and reach of a query."""
 
     query_block: int
     key_block: int
     key_length: int
     scale: float
-    is_causal: bool
+    reach: Reach
 
 
 class Operands(NamedTuple):
@@ -85,7 +86,7 @@ def cut_into_blocks(call: Call, query_block: int, key_block: int) -> tuple[Block
     ids = call.segment_ids
     segments = None if ids is None else (cut(ids[0], bq), cut(ids[1], bk))
     structure = Structure(dense(call.mask), segments, call.query_offset)
-    return Blocks(bq, bk, key_length, scale, call.is_causal), operands, structure
+    return Blocks(bq, bk, key_length, scale, call.reach), operands, structure
 
 
 def block_scores(
@@ -122,11 +123,10 @@ def _allowed(blocks: Blocks, structure: Structure, i: Any, j: Any) -> Array | No
     key_index = j * blocks.key_block + jnp.arange(blocks.key_block)
     if blocks.key_length % blocks.key_block:
         conditions.append((key_index < blocks.key_length)[None, None, None, None])
-    if blocks.is_causal:
-        query_index = i * blocks.query_block + jnp.arange(blocks.query_block)
-        if structure.query_offset is not None:
-            query_index += structure.query_offset
-        conditions.append((key_index <= query_index[:, None])[None, None, None])
+    query_index = i * blocks.query_block + jnp.arange(blocks.query_block)
+    near = in_reach(blocks.reach, query_index, key_index, structure.query_offset)
+    if near is not None:
+        conditions.append(near)
     if structure.segments is not None:
         query_ids, key_ids = structure.segments[0][i], structure.segments[1][j]
         conditions.append((query_ids[:, :, None] == key_ids[:, None, :])[:, None, None])
@@ -151,17 +151,22 @@ def dense_block(blocks: Blocks, x: Array, i: Any, j: Any) -> Array:
     return lax.dynamic_slice(x, starts, sizes)
 
 
-def num_key_blocks(blocks: Blocks, structure: Structure, i: Any, nk: int) -> Any:
-    """Key blocks that query block i can see: all, or those up to the diagonal."""
-    if not blocks.is_causal:
-        return nk
-    end = (i + 1) * blocks.query_block + (0 if structure.query_offset is None else structure.query_offset)
-    return jnp.clip(-(-end // blocks.key_block), 0, nk)
+def key_blocks(blocks: Blocks, structure: Structure, i: Any, nk: int) -> tuple[Any, Any]:
+    """Start and end of the key blocks that query block i can see."""
+    first = i * blocks.query_block
+    keys = key_range(blocks.reach, first, first + blocks.query_block - 1, structure.query_offset)
+    return _block_range(*keys, blocks.key_block, nk)
 
 
-def first_query_block(blocks: Blocks, structure: Structure, j: Any, nq: int) -> Any:
-    """The first query block that sees key block j."""
-    if not blocks.is_causal:
-        return 0
-    start = j * blocks.key_block - (0 if structure.query_offset is None else structure.query_offset)
-    return jnp.clip(start // blocks.query_block, 0, nq)
+def query_blocks(blocks: Blocks, structure: Structure, j: Any, nq: int) -> tuple[Any, Any]:
+    """Start and end of the query blocks that can see key block j."""
+    first = j * blocks.key_block
+    queries = query_range(blocks.reach, first, first + blocks.key_block - 1, structure.query_offset)
+    return _block_range(*queries, blocks.query_block, nq)
+
+
+def _block_range(first: Any, last: Any, block: int, count: int) -> tuple[Any, Any]:
+    """Start and end of the blocks that hold elements `first` to `last`, where there are `count`."""
+    start = 0 if first is None else jnp.clip(first // block, 0, count)
+    end = count if last is None else jnp.clip(last // block + 1, 0, count)
+    return start, end

@@ -17,8 +17,8 @@ from jaxattn.softmax.blocks import (
     block_scores,
     cut_into_blocks,
     dense_start,
-    first_query_block,
-    num_key_blocks,
+    key_blocks,
+    query_blocks,
 )
 
 
@@ -33,9 +33,9 @@ def blockwise_attention(
         m' = max(m, max_j s_j),  l' = e^(m − m') l + Σ e^(s_j − m'),  o' = e^(m − m') o + Σ e^(s_j − m') v_j.
 
     Only the output and log-sum-exp are saved; the backward pass recomputes e^(s_j − lse) a block at a time
-    and yields gradients for query, key, value, key_bias and bias. With a causal mask, blocks above the
-    diagonal are never visited. Reverse mode only (`jax.custom_vjp`): forward-mode and second derivatives are
-    not defined.
+    and yields gradients for query, key, value, key_bias and bias. Blocks that causality and the local
+    window remove whole are never visited. Reverse mode only (`jax.custom_vjp`): forward-mode and second
+    derivatives are not defined.
 
     Reference: Dao et al. 2022, "FlashAttention", algorithms 1 and 4; Rabe & Staats 2021, "Self-attention does
     not need O(n²) memory".
@@ -77,7 +77,7 @@ def _forward(blocks: Blocks, x: Operands, structure: Structure) -> tuple[Array, 
             jnp.zeros((*rows, x.value.shape[-1]), dtype),
         )
         top, total, out = lax.fori_loop(
-            0, num_key_blocks(blocks, structure, i, nk), key_step, vary_like(start, x, structure)
+            *key_blocks(blocks, structure, i, nk), key_step, vary_like(start, x, structure)
         )
         empty = total == 0
         out = out / jnp.where(empty, 1, total)[..., None]
@@ -141,9 +141,8 @@ def _attend_backward(blocks: Blocks, residuals: Any, grad_out: Array):
             None if x.key_bias is None else jnp.zeros(x.key_bias.shape[1:], dtype),
         )
         start = vary_like(start, residuals, grad_out)
-        first = first_query_block(blocks, structure, j, nq)
         *carry, grad_key, grad_value, grad_key_bias = lax.fori_loop(
-            first, nq, query_step, vary_like(start, residuals, grad_out)
+            *query_blocks(blocks, structure, j, nq), query_step, vary_like(start, residuals, grad_out)
         )
         grad_key = (grad_key * blocks.scale).astype(key.dtype)
         return tuple(carry), (grad_key, grad_value.astype(value.dtype), grad_key_bias)

@@ -9,6 +9,7 @@ from jaxattn.core.checks import check_shape
 from jaxattn.core.decode import check_sizes, check_step, nan_beyond, write
 from jaxattn.core.padding import zero_padding
 from jaxattn.softmax.attention import attend_cached
+from jaxattn.softmax.options import with_options
 
 
 class DotProductAttentionState(NamedTuple):
@@ -82,6 +83,7 @@ def dot_product_attention_step(
     *,
     key_bias: Float[Array, "#B T #N"] | None = None,
     scale: float | None = None,
+    local_window_size: int | tuple[int, int] | None = None,
 ) -> tuple[DotProductAttentionState, Float[Array, "B T N V"]]:
     """Appends T new tokens to the cache and lets them attend causally to it and to each other.
 
@@ -97,6 +99,8 @@ def dot_product_attention_step(
         key_bias: (B or 1, T, N or 1), added to the scores of the new keys now and in later steps. −inf
             removes a key for good: that is how prompts of different lengths are padded, left or right.
         scale: factor on the scores, 1/sqrt(H) when None; the same in every step.
+        local_window_size: as in `dot_product_attention`, in positions of the cache, removed keys included; the
+            same in every step.
 
     Returns:
         (new state, output (B, T, N, V) in the query's dtype). Once more than `max_length` tokens are written
@@ -113,7 +117,7 @@ def dot_product_attention_step(
         >>> out.shape, int(state.length)
         ((1, 3, 2, 4), 3)
     """
-    call = check_step(query, key, value, key_bias, scale)
+    call = with_options(check_step(query, key, value, key_bias, scale), local_window_size=local_window_size)
     batch, count, num_heads = query.shape[:3]
     max_length, heads = state.key_bias.shape[1:]
     if count > max_length:

@@ -37,6 +37,16 @@ def cudnn_cannot(call: Call, capability: tuple[int, int] | None) -> str | None:
         return "takes no mask that depends on the query; use implementation='blockwise'."
     if call.segment_ids is not None:
         return "takes no segment_ids; use implementation='blockwise'."
+    if call.query_offset is not None:
+        return "takes no query_offset; use implementation='blockwise'."
+    left, right = call.reach
+    if right not in (None, 0) or (left is not None and right is None):
+        return "takes a local window on the left of the diagonal only; use implementation='blockwise'."
+    if left is not None and (
+        call.query.shape[1] != call.key.shape[1] or call.key_value_seq_lengths is not None
+    ):
+        # A query whose whole window is padding would be without keys.
+        return "takes local_window_size for T = S without key_value_seq_lengths only; use implementation='blockwise'."
     if call.key_bias is not None and call.query.dtype == jnp.float16:
         return "carries key_bias in the values, whose range float16 is too small for; use bfloat16."
     widest = 256 if capability >= _HOPPER else 128
@@ -60,6 +70,7 @@ def cudnn_attention(call: Call) -> Float[Array, "B T K G V"]:
     """
     lengths = call.key_value_seq_lengths
     width = _width(call)
+    left, right = call.reach
 
     def fused(query: Array, key: Array, value: Array) -> Array:
         out = jax.nn.dot_product_attention(
@@ -67,7 +78,8 @@ def cudnn_attention(call: Call) -> Float[Array, "B T K G V"]:
             pad_width(key, width),
             pad_width(value, width),
             scale=call.scale,
-            is_causal=call.is_causal,
+            is_causal=right == 0,
+            local_window_size=None if left is None else (left, 0),
             # A sequence without keys attends to one (a zero vector) and its output is dropped below.
             key_value_seq_lengths=None if lengths is None else jnp.maximum(lengths, 1).astype(jnp.int32),
             implementation="cudnn",

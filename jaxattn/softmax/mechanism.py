@@ -1,6 +1,7 @@
 """Softmax attention as a mechanism."""
 
 import dataclasses
+import re
 from typing import Any
 
 from flax import nnx
@@ -11,6 +12,7 @@ from jaxattn.core.mechanism import Flops, Mechanism, MechanismModule
 from jaxattn.core.registry import MechanismRow, register_mechanism
 from jaxattn.softmax.attention import IMPLEMENTATIONS, dot_product_attention
 from jaxattn.softmax.cache import dot_product_attention_init_state, dot_product_attention_step
+from jaxattn.softmax.reach import check_window
 
 BACKENDS = tuple(name for name in IMPLEMENTATIONS if name)
 
@@ -21,6 +23,11 @@ class Softmax(Mechanism):
 
     Attributes:
         implementation: a backend of `jaxattn.dot_product_attention`; None chooses by platform and length.
+        local_window_size: (left, right), or one number for both: token i attends to tokens i − left to i + right
+            only.
+
+    Raises:
+        ValueError: a wrong `local_window_size`.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -32,23 +39,41 @@ class Softmax(Mechanism):
     """
 
     implementation: str | None = None
+    local_window_size: int | tuple[int, int] | None = None
+
+    def __post_init__(self):
+        check_window(self.local_window_size)
 
     def build(self, sizes: LayerSizes, *, rngs: nnx.Rngs) -> "SoftmaxModule":
         """The module; it has no parameters."""
-        return SoftmaxModule(sizes, self.implementation)
+        return SoftmaxModule(self, sizes)
 
     def flops(self, length: int, num_heads: int, head_dim: int, num_kv_heads: int | None = None) -> Flops:
-        """Scores and weighted values, 4 N T² H; the gradient has a product each for dv, the weights, dq and dk."""
-        forward = 4 * num_heads * length**2 * head_dim
+        """Scores and weighted values, 4 N T² H; the gradient has a product each for dv, the weights, dq and dk.
+
+        With a window of W keys it is 4 N T W H: what is removed inside a block of scores is not counted.
+        """
+        left, right = (length if side is None else side for side in check_window(self.local_window_size))
+        forward = 4 * num_heads * length * min(length, left + 1 + right) * head_dim
         return Flops(forward, 2 * forward)
 
 
 class SoftmaxModule(MechanismModule):
     """Calls `dot_product_attention`; holds no parameters."""
 
-    def __init__(self, sizes: LayerSizes, implementation: str | None):
+    def __init__(self, config: Softmax, sizes: LayerSizes):
         super().__init__(sizes)
-        self.implementation = implementation
+        self.implementation = config.implementation
+        self.local_window_size = config.local_window_size
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the window has no right side."""
+        return check_window(self.local_window_size)[1] == 0
+
+    def options(self) -> dict[str, Any]:
+        """The arguments of `dot_product_attention` that are the mechanism's own, in a step too."""
+        return {"local_window_size": self.local_window_size}
 
     @property
     def takes(self) -> frozenset[str]:
@@ -58,7 +83,18 @@ class SoftmaxModule(MechanismModule):
     def attend(
         self, query: Array, key: Array, value: Array, given: AttentionInputs
     ) -> Float[Array, "B T N V"]:
-        """Attends over the whole sequence."""
+        """Attends over the whole sequence.
+
+        Raises:
+            ValueError: a local window where the queries are other tokens than the keys.
+        """
+        length, key_length = query.shape[1], key.shape[1]
+        if self.local_window_size is not None and length != key_length:
+            raise ValueError(
+                "local_window_size needs queries and keys of the same tokens; got T = "
+                f"{length} and S = {key_length}. In a Flax layer with decode=True the positions of the queries are "
+                "not known: decode with jaxattn.nn.Attention."
+            )
         return dot_product_attention(
             query,
             key,
@@ -69,6 +105,7 @@ class SoftmaxModule(MechanismModule):
             segment_ids=given.segment_ids,
             is_causal=given.is_causal,
             implementation=self.implementation,
+            **self.options(),
         )
 
     def init_state(self, batch: int, max_length: int, dtype: Any, *, gated: bool = False) -> Any:
@@ -86,17 +123,38 @@ class SoftmaxModule(MechanismModule):
         self, state, query, key, value, *, inputs=None, key_bias=None
     ) -> tuple[Any, Float[Array, "B T N V"]]:
         """Attends from the new tokens to the cache and to each other."""
-        return dot_product_attention_step(state, query, key, value, key_bias=key_bias)
+        return dot_product_attention_step(state, query, key, value, key_bias=key_bias, **self.options())
+
+
+_WINDOW = re.compile(r"window=(\d+)(?:,(\d+))?")
+
+
+def _parse(*options: str) -> Softmax:
+    fields: dict[str, Any] = {}
+    for option in options:
+        found = _WINDOW.fullmatch(option)
+        if found is None:
+            raise ValueError(f"options of softmax are window=LEFT and window=LEFT,RIGHT; got {option!r}")
+        left, right = found.groups()
+        fields["local_window_size"] = int(left) if right is None else (int(left), int(right))
+    return Softmax(**fields)
+
+
+def _spell(mechanism: Softmax) -> tuple[str, ...]:
+    window = mechanism.local_window_size
+    if window is None:
+        return ()
+    return (f"window={window}" if isinstance(window, int) else f"window={window[0]},{window[1]}",)
 
 
 register_mechanism(
     MechanismRow(
         name="softmax",
-        syntax="softmax",
-        help="softmax over all tokens",
+        syntax="softmax[:window=LEFT[,RIGHT]]",
+        help="softmax over all tokens, or over those in a window around each (LEFT alone is for both sides)",
         mechanism=Softmax,
-        parse=lambda: Softmax(),
-        spell=lambda mechanism: (),
+        parse=_parse,
+        spell=_spell,
         implementations=BACKENDS,
     )
 )

@@ -23,6 +23,10 @@ def tokamax_cannot(call: Call) -> str | None:
         return "takes no mask that depends on the query; use implementation='blockwise'."
     if call.segment_ids is not None:
         return "takes no segment_ids; use implementation='blockwise'."
+    if call.query_offset is not None:
+        return "takes no query_offset; use implementation='blockwise'."
+    if call.window != (None, None):
+        return "takes no local_window_size; use implementation='blockwise'."
     if call.query.dtype not in (jnp.bfloat16, jnp.float32):
         return f"takes query, key and value in bfloat16 or float32; got {call.query.dtype}."
     return None

@@ -7,6 +7,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxattn.core.call import Call, accumulation_dtype
+from jaxattn.softmax.reach import in_reach
 
 
 def xla_attention(call: Call) -> Float[Array, "B T K G V"]:
@@ -44,13 +45,12 @@ def _computed_once(x: Array) -> Array:
 
 
 def _allowed(call: Call) -> Bool[Array, "#B #K #G #T #S"] | None:
-    """The conjunction of mask, causal mask and segments."""
+    """The conjunction of mask, causality, window and segments."""
     conditions = [] if call.mask is None else [call.mask]
-    if call.is_causal:
-        positions = jnp.arange(call.query.shape[1])[:, None]
-        if call.query_offset is not None:
-            positions += call.query_offset
-        conditions.append((jnp.arange(call.key.shape[1]) <= positions)[None, None, None])
+    positions = jnp.arange(call.query.shape[1]), jnp.arange(call.key.shape[1])
+    near = in_reach(call.reach, *positions, call.query_offset)
+    if near is not None:
+        conditions.append(near)
     if call.segment_ids is not None:
         query_ids, key_ids = call.segment_ids
         conditions.append((query_ids[:, :, None] == key_ids[:, None, :])[:, None, None])

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxattn
 from jaxattn.energy import energy_gated_attention_init_state
 from jaxattn.energy.prefix import attend_to_prefixes
 from jaxattn.energy.statistics import prefix_statistics
@@ -326,3 +327,27 @@ def test_attention_refuses_bad_arguments(no_typecheck):
     state = energy_gated_attention_init_state(B, T, K, H, num_heads=N, value_dim=V)
     with pytest.raises(ValueError, match="energy must have shape"):
         energy_gated_attention_step(state, q, k, v, energy[:, :1], **kw)
+
+
+@pytest.mark.parametrize("normalization", ["running", "prefix"])
+def test_local_window(normalization):
+    """The gates are those without the window; the weights are limited to it."""
+    q, k, v, energy = qkve()
+    near = (abs(jnp.arange(T)[:, None] - jnp.arange(T)) <= 2)[None, None]
+    options = {"alpha": ALPHA, "tau": TAU, "normalization": normalization, "is_causal": True}
+    got = jaxattn.energy_gated_attention(q, k, v, energy, local_window_size=2, **options)
+    expected = energy_gated_attention(q, k, v, energy, mask=near, **options)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    state = energy_gated_attention_init_state(B, T, K, H, num_heads=N, value_dim=V)
+    out = []
+    for part in (slice(0, 4), slice(4, 5), slice(5, T)):
+        state, new = jaxattn.energy_gated_attention_step(
+            state,
+            *(x[:, part] for x in (q, k, v, energy)),
+            alpha=ALPHA,
+            tau=TAU,
+            normalization=normalization,
+            local_window_size=2,
+        )
+        out.append(new)
+    np.testing.assert_allclose(jnp.concatenate(out, axis=1), expected, rtol=1e-4, atol=1e-5)

@@ -11,6 +11,7 @@ from flax import nnx
 import jaxattn
 from jaxattn.nn import (
     MECHANISMS,
+    Alibi,
     Attention,
     AttentionInputs,
     CrossCorrelation,
@@ -29,6 +30,7 @@ from jaxattn.nn import (
     ("text", "mechanism"),
     [
         ("softmax", Softmax()),
+        ("softmax:window=64", Softmax(local_window_size=64)),
         ("lags", CrossCorrelation(lags=8)),
         ("lags:3", CrossCorrelation(lags=3)),
         ("softmax+gate", EnergyGated()),
@@ -51,8 +53,12 @@ def test_leak_is_passed_on():
     [
         ("", "'' is not known; accepted: features["),
         ("sofmax", "'sofmax' is not known; accepted: features["),
-        ("softmax:3", "softmax does not take the options '3'; accepted: softmax."),
-        ("softmax:", "softmax does not take the options ''; accepted: softmax."),
+        (
+            "softmax:3",
+            "options of softmax are window=LEFT and window=LEFT,RIGHT; got '3'; accepted: softmax[",
+        ),
+        ("softmax:", "options of softmax are window=LEFT and window=LEFT,RIGHT; got ''; accepted: softmax["),
+        ("softmax:window=-1", "options of softmax are window=LEFT and window=LEFT,RIGHT; got 'window=-1'"),
         ("lags:x", "lags must be a whole number; got 'x'; accepted: lags[:LAGS]."),
         ("lags:", "lags must be a whole number; got ''; accepted: lags[:LAGS]."),
         ("lags:1:2", "lags does not take the options '1', '2'; accepted: lags[:LAGS]."),
@@ -87,6 +93,8 @@ def test_bad_spellings_say_what_is_wrong_and_what_is_accepted(text, message):
     "text",
     [
         "softmax",
+        "softmax:window=3",
+        "softmax:window=3,0+gate=prefix",
         "lags:3",
         "features:oprf-p_model:32:redraw=500",
         "tree:given:noself",
@@ -115,6 +123,8 @@ def test_flops_by_hand():
     # 10 tokens in families of 4: the last has 2 places too many; then one of 3.
     assert forward(Hierarchical((4,)), 10, 1, 1) == 3 * (4 * 16 + 6 * 4) + 4 * 9
     assert forward(EnergyGated(Softmax()), 10, 3, 5) == 15 * 4 * 100
+    assert forward(Softmax(local_window_size=(2, 1)), 10, 3, 5) == 15 * 4 * 40
+    assert forward(Softmax(local_window_size=9), 10, 3, 5) == 15 * 4 * 100
     assert forward(RandomFeatures("oprf", "orf", 16), 10, 3, 5) == 15 * 4 * 10 * (16 + 16)
     assert forward(RandomFeatures("trigrf", "orf", 16), 10, 3, 5) == 15 * 4 * 10 * (8 + 16)
     # Grouped queries share keys: two products for 3 queries' heads, one for the single key head.
@@ -367,3 +377,22 @@ def test_padded_tokens_enter_no_statistics_in_decoding(normalization):
     key_bias = jnp.where(mask, 0.0, -jnp.inf)[..., None]
     _, out = module.step(module.init_state(1, 6, jnp.float32), q, k, v, inputs=x, key_bias=key_bias)
     np.testing.assert_allclose(out[:, 2:], whole[:, 2:], atol=1e-5)
+
+
+def test_a_window_without_a_right_side_is_causal():
+    """Statistics of the whole sequence leak there, and biases by distance are right."""
+    window = Softmax(local_window_size=(3, 0))
+    x = jax.random.normal(jax.random.key(0), (1, 6, 8))
+    with pytest.raises(ValueError, match="normalization 'sequence'"):
+        Attention(2, 8, mechanism=EnergyGated(window, "sequence"), rngs=nnx.Rngs(0))(x)
+    attention = Attention(2, 8, mechanism=Alibi(window), rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(attention(x), attention(x, is_causal=True), atol=1e-6)
+
+
+def test_a_window_in_a_flax_layer_that_decodes_is_refused():
+    fn = Softmax(local_window_size=4).attention_fn(2, 4, rngs=nnx.Rngs(0))
+    x = jnp.ones((1, 6, 2, 4))
+    with pytest.raises(
+        ValueError, match="local_window_size needs queries and keys of the same tokens; got T = 1"
+    ):
+        fn(x[:, :1], x, x)

@@ -48,8 +48,16 @@ OPTIONS = {
     "lengths, causal": {"key_value_seq_lengths": jnp.asarray([9, 0]), "is_causal": True},
     "segments": {"segment_ids": (SEGMENTS[:, :T], SEGMENTS), "is_causal": True},
     "segments without keys": {"segment_ids": (SEGMENTS[:, :T] + 1, SEGMENTS)},
+    "window of the left": {"local_window_size": (4, 0)},
+    "window of the right, causal": {"local_window_size": (2, 5), "is_causal": True},
+    "window of two": {"local_window_size": (0, 1)},
+    "window of all": {"local_window_size": 2**40},
+    "offset a row": {"is_causal": True, "query_offset": jnp.asarray([0, 4])},
+    "offset beyond the keys": {"local_window_size": (2, 1), "query_offset": jnp.asarray([S, -T - 1])},
     "everything": {
         "is_causal": True,
+        "local_window_size": (9, 2),
+        "query_offset": jnp.asarray([3, 1]),
         "scale": 0.3,
         "mask": jnp.asarray(RNG.random((1, N, T, S)) < 0.8),
         "segment_ids": (SEGMENTS[:, :T], SEGMENTS),
@@ -64,7 +72,7 @@ def attention(request):
     """Compiled whole: operation by operation the suite would take minutes longer."""
     return jax.jit(
         functools.partial(dot_product_attention, implementation=request.param),
-        static_argnames=("is_causal", "scale"),
+        static_argnames=("is_causal", "scale", "local_window_size"),
     )
 
 
@@ -225,6 +233,14 @@ def test_agrees_with_jax_nn(attention):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("window", [3, (2, 0), (1, 4)])
+def test_windows_are_those_of_jax_nn(attention, window):
+    query, key, _ = qkv()
+    expected = jax.nn.dot_product_attention(query, key, key, local_window_size=window)
+    got = attention(query, key, key, local_window_size=window)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_unbatched(attention):
     query, key, value = qkv()
     batched = {
@@ -234,13 +250,13 @@ def test_unbatched(attention):
         "query_seq_lengths": jnp.asarray([5, T]),
         "key_value_seq_lengths": jnp.asarray([S, 3]),
         "segment_ids": (SEGMENTS[:, :T], SEGMENTS),
+        "query_offset": jnp.asarray([2, 0]),
     }
-    expected = attention(query, key, value, **batched)
+    expected = attention(query, key, value, is_causal=True, **batched)
     for b in range(B):
         single = jax.tree.map(lambda x, b=b: x[b], batched)
-        np.testing.assert_allclose(
-            attention(query[b], key[b], value[b], **single), expected[b], rtol=1e-5, atol=1e-6
-        )
+        got = attention(query[b], key[b], value[b], is_causal=True, **single)
+        np.testing.assert_allclose(got, expected[b], rtol=1e-5, atol=1e-6)
 
 
 def test_vmap(attention):
@@ -307,6 +323,22 @@ BAD = {
     "segments shape": (lambda q, k, v: {"segment_ids": jnp.ones((B, T), int)}, r"segment_ids .*\(B, S\)"),
     "segments three": (lambda q, k, v: {"segment_ids": (jnp.ones((B, T), int),) * 3}, "segment_ids .*pair"),
     "scale": (lambda q, k, v: {"scale": jnp.ones(())}, "scale must be None or a number"),
+    "window of three": (lambda q, k, v: {"local_window_size": (1, 2, 3)}, "local_window_size must be .*pair"),
+    "window negative": (lambda q, k, v: {"local_window_size": (1, -1)}, r"local_window_size .*got \(1, -1\)"),
+    "window fraction": (lambda q, k, v: {"local_window_size": 1.5}, "local_window_size must be .*got 1.5"),
+    "window bool": (lambda q, k, v: {"local_window_size": True}, "local_window_size must be .*got True"),
+    "offset without positions": (
+        lambda q, k, v: {"query_offset": 3},
+        "query_offset is for is_causal and local",
+    ),
+    "offset float": (
+        lambda q, k, v: {"query_offset": 3.0, "is_causal": True},
+        "query_offset must be integer",
+    ),
+    "offset shape": (
+        lambda q, k, v: {"query_offset": jnp.ones((T,), int), "is_causal": True},
+        r"query_offset must have shape \(\) or \(2,\); got \(13,\)",
+    ),
     "implementation": (lambda q, k, v: {"implementation": "flash"}, "implementation must be one of .*'xla'"),
 }
 

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxattn.softmax.blockwise as blockwise_module
 from jaxattn.core.call import check_call
 from jaxattn.softmax import dot_product_attention
 from jaxattn.softmax.blocks import block_size
 from jaxattn.softmax.blockwise import blockwise_attention
+from jaxattn.softmax.options import with_options
 from jaxattn.softmax.xla import xla_attention
 
 B, T, S, N, K, H = 2, 45, 61, 4, 2, 8
@@ -21,9 +23,9 @@ def normal(*shape):
     return jnp.asarray(RNG.standard_normal(shape), jnp.float32)
 
 
-def call(query, key, value, key_bias=None, bias=None, query_offset=None, **options):
+def call(query, key, value, key_bias=None, bias=None, query_offset=None, local_window_size=None, **options):
     checked = check_call(query, key, value, key_bias=key_bias, bias=bias, scale=0.4, **options)
-    return checked.replace(query_offset=query_offset)
+    return with_options(checked, query_offset=query_offset, local_window_size=local_window_size)
 
 
 SEGMENTS = jnp.asarray(np.sort(RNG.integers(0, 4, (B, S)), axis=1))
@@ -34,6 +36,9 @@ OPTIONS = {
         "mask": jnp.asarray(RNG.random((B, 1, T, S)) < 0.7),
         "segment_ids": (SEGMENTS[:, :T], SEGMENTS),
     },
+    "window": {"local_window_size": (10, 5)},
+    "window a row": {"local_window_size": (30, 2), "is_causal": True, "query_offset": jnp.asarray([3, 16])},
+    "window beyond the keys": {"local_window_size": 4, "query_offset": jnp.asarray([-50, 70])},
     "offset": {"is_causal": True, "query_offset": jnp.int32(9)},
     "offset before the keys": {"is_causal": True, "query_offset": jnp.int32(-20)},
     "offset beyond the keys": {"is_causal": True, "query_offset": jnp.int32(200)},
@@ -58,6 +63,35 @@ def test_block_sizes_do_not_matter(options, blocks):
     expected = outputs_and_gradients(xla_attention, OPTIONS[options], args)
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("options, forward, backward", [
+    ({}, 16, 16),
+    ({"is_causal": True}, 10, 10),
+    ({"local_window_size": (9, 0)}, 7, 7),
+    ({"local_window_size": 20}, 14, 14),
+    ({"local_window_size": (9, 0), "query_offset": jnp.asarray([-16, 0])}, 9, 9),
+    ({"local_window_size": 0, "query_offset": jnp.asarray([99, 150])}, 0, 0),
+])  # fmt: skip
+def test_dead_blocks_are_not_visited(monkeypatch, options, forward, backward):
+    """Of the 4 × 4 tiles of 16 queries and 16 keys only those that hold an allowed pair are computed."""
+    visited = {False: 0, True: 0}
+    compute = blockwise_module.block_scores
+
+    def counted(*args, keys_first=False):
+        jax.debug.callback(lambda: visited.__setitem__(keys_first, visited[keys_first] + 1))
+        return compute(*args, keys_first=keys_first)
+
+    monkeypatch.setattr(blockwise_module, "block_scores", counted)
+    monkeypatch.setattr(blockwise_module, "_attend_compiled", blockwise_module._attend)
+    x = normal(B, 64, 2, H)
+
+    def loss(x):
+        return blockwise_attention(call(x, x, x, **options), query_block=16, key_block=16).sum()
+
+    jax.block_until_ready(jax.grad(loss)(x))
+    jax.effects_barrier()
+    assert visited == {False: forward, True: backward}
 
 
 def test_vmap_over_offsets():

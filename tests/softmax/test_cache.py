@@ -10,6 +10,7 @@ from jaxattn.softmax import (
     dot_product_attention_init_state,
     dot_product_attention_step,
 )
+from tests.reference import naive_attention
 
 B, T, N, K, H, V = 2, 12, 4, 2, 8, 6
 RNG = np.random.default_rng(0)
@@ -134,3 +135,11 @@ def test_bad_state(no_typecheck, change, message):
 def test_bad_step(no_typecheck, change, message):
     with pytest.raises(ValueError, match=message):
         dot_product_attention_step(empty(), **({"query": QUERY, "key": KEY, "value": VALUE} | change))
+
+
+@pytest.mark.parametrize("window", [4, (2, 0)])
+def test_local_window(window):
+    arrays = (QUERY, KEY, VALUE)
+    _, out = decode(empty(), arrays, KEY_BIAS, [5, 1, 6], local_window_size=window)
+    options = {"is_causal": True, "local_window_size": window}
+    np.testing.assert_allclose(out, naive_attention(*arrays, KEY_BIAS, **options), rtol=1e-5, atol=1e-6)
