@@ -4,16 +4,14 @@ The TPU compiler comes with the package libtpu, XLA's GPU compiler with jax-cuda
 `make check-tpu` and `make check-gpu` install them into environments of their own.
 """
 
-import contextlib
 import dataclasses
 import functools
 import importlib.metadata
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-from unittest import mock
 
 import jax
 import numpy as np
@@ -58,8 +56,9 @@ class Target:
             raise NotImplementedError(
                 f"{', '.join(missing)} is not installed: pip install {' '.join(missing)}."
             )
-        platform = "cuda" if self.platform == "gpu" else self.platform
-        topology = topologies.get_topology_desc(platform=platform, topology_name=self.topology, **options)
+        topology = topologies.get_topology_desc(
+            platform=self.platform, topology_name=self.topology, **options
+        )
         return NamedSharding(Mesh(np.asarray(topology.devices[:1]), ("device",)), PartitionSpec())
 
     def versions(self) -> dict[str, str]:
@@ -73,7 +72,7 @@ TARGETS = {
     "v6e": Target("tpu", "v6e:1x1", ("libtpu",)),
     "v5p": Target("tpu", "v5p:2x2x1", ("libtpu",)),
     "tpu7x": Target("tpu", "tpu7x:1x1x1", ("libtpu",)),
-    "h100": Target("gpu", "h100", _GPU_PACKAGES),
+    "h100": Target("cuda", "h100", _GPU_PACKAGES),
 }
 
 
@@ -99,10 +98,8 @@ def measure_compiled(name: str, function: Callable[..., Any], arguments: Sequenc
 
     shapes = jax.tree.map(placed, tuple(arguments))
     start = time.perf_counter()
-    with _kernels_choose_for(target.platform):
-        traced = jax.jit(lambda *args: function(*args)).trace(*shapes)  # a new function: nothing is cached
-        platform = "cuda" if target.platform == "gpu" else target.platform
-        compiled = traced.lower(lowering_platforms=(platform,)).compile()
+    traced = jax.jit(lambda *args: function(*args)).trace(*shapes)  # a new function: nothing is cached
+    compiled = traced.lower(lowering_platforms=(target.platform,)).compile()
     seconds = time.perf_counter() - start
     plan: Any = compiled.memory_analysis()
     whole = jax.tree.leaves((shapes, traced.out_info))
@@ -116,13 +113,6 @@ def measure_compiled(name: str, function: Callable[..., Any], arguments: Sequenc
         "temp_bytes": plan.temp_size_in_bytes,
         "compile_s": round(seconds, 2),
     }
-
-
-@contextlib.contextmanager
-def _kernels_choose_for(platform: str) -> Iterator[None]:
-    """Lets code that asks for the default backend while it is traced see the platform it is compiled for."""
-    with mock.patch.object(jax, "default_backend", lambda: platform):
-        yield
 
 
 def _version(package: str) -> str | None:

@@ -1,7 +1,7 @@
 """Linear attention on given features, and the engine for families whose features are made inside the kernel."""
 
 from jaxattn.linear.attention import attend_features, linear_attention
-from jaxattn.linear.plan import FeatureFunctions, choose_tiling
+from jaxattn.linear.plan import FeatureFunctions
 from jaxattn.linear.segments import check_segments
 from jaxattn.linear.state import (
     LinearAttentionState,
@@ -15,7 +15,6 @@ __all__ = [
     "LinearAttentionState",
     "attend_features",
     "check_segments",
-    "choose_tiling",
     "linear_attention",
     "linear_attention_init_state",
     "linear_attention_step",

@@ -3,6 +3,7 @@
 from jaxtyping import Array, Float, Int
 
 from jaxattn.core.call import Call, check_call
+from jaxattn.core.platform import by_platform
 from jaxattn.linear.padded import attend_padded
 from jaxattn.linear.plan import IDENTITY, FeatureFunctions, Parameters, Tiling, choose_tiling
 from jaxattn.linear.segments import attend_segments, check_segments
@@ -64,16 +65,27 @@ def linear_attention(
     """
     check_segments(segment_ids, phi_q, phi_k)
     call = check_call(phi_q, phi_k, value, key_bias=key_bias, is_causal=is_causal, segment_ids=segment_ids)
-    return attend_features(call, IDENTITY, [], choose_tiling(chunk_size)).astype(value.dtype)
+    return attend_features(call, IDENTITY, [], chunk_size).astype(value.dtype)
 
 
 def attend_features(
-    call: Call, features: FeatureFunctions, parameters: Parameters, tiling: Tiling
+    call: Call, features: FeatureFunctions, parameters: Parameters, chunk_size: int | None
 ) -> Float[Array, "*B T N V"]:
     """Linear attention of the features that `features` make of queries and keys, in the accumulation dtype."""
     call = call.with_key_weights()
     if call.is_empty:
         return call.zeros(call.query.dtype)
     parameters = features.repeat_parameters(parameters, call.key.shape[2])
+    out = by_platform(
+        lambda platform: (features, choose_tiling(chunk_size, platform)), attend_tiled, parameters, call
+    )
+    return call.merge_heads(out)
+
+
+def attend_tiled(
+    how: tuple[FeatureFunctions, Tiling], parameters: Parameters, call: Call
+) -> Float[Array, "B T K G V"]:
+    """Linear attention of a call in the form of `Call.with_key_weights`, cut as a platform likes it."""
     attend_call = attend_padded if call.segment_ids is None else attend_segments
-    return call.merge_heads(attend_call(call, features, parameters, tiling))
+    features, tiling = how
+    return attend_call(call, features, parameters, tiling)

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
@@ -82,11 +81,11 @@ class Tiling(NamedTuple):
     loop_heads: bool
 
 
-def choose_tiling(chunk_size: int | None, platform: str | None = None) -> Tiling:
-    """The tiling for a platform, by default the one JAX runs on, with the caller's chunk size if there is one."""
+def choose_tiling(chunk_size: int | None, platform: str) -> Tiling:
+    """The tiling for a platform, with the caller's chunk size if there is one."""
     if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
         raise ValueError(f"chunk_size must be None or a positive integer; got {chunk_size!r}.")
-    if (platform or jax.default_backend()) == "cpu":
+    if platform == "cpu":
         return Tiling(2048, chunk_size or 64, True)
     return Tiling(16384, chunk_size or 128, False)
 

@@ -7,10 +7,11 @@ from jaxtyping import Array, Float
 
 from jaxattn.core.call import Call
 from jaxattn.core.decode import check_sizes, check_step, with_heads_of_state
+from jaxattn.core.platform import by_platform
 from jaxattn.linear.heads import over_batch
 from jaxattn.linear.padded import pad_to_blocks
 from jaxattn.linear.passes import causal_pass, empty_state
-from jaxattn.linear.plan import IDENTITY, FeatureFunctions, Parameters, Tiling, choose_tiling, make_plan
+from jaxattn.linear.plan import IDENTITY, FeatureFunctions, Parameters, Plan, choose_tiling, make_plan
 from jaxattn.linear.sums import State
 
 
@@ -101,7 +102,7 @@ def linear_attention_step(
         (1, 3, 2, 8)
     """
     call = check_step(phi_q, phi_k, value, key_bias)
-    state, out = step_features(state, call, IDENTITY, [], choose_tiling(chunk_size))
+    state, out = step_features(state, call, IDENTITY, [], chunk_size)
     return state, out.astype(value.dtype)
 
 
@@ -110,20 +111,31 @@ def step_features(
     call: Call,
     features: FeatureFunctions,
     parameters: Parameters,
-    tiling: Tiling,
+    chunk_size: int | None,
 ) -> tuple[LinearAttentionState, Float[Array, "B T N V"]]:
     """`linear_attention_step` with features made on the way, its output in the accumulation dtype."""
     batch, heads = state.top.shape
     call = with_heads_of_state(call, batch, heads).with_key_weights()
-    length, dtype = call.query.shape[1], call.value.dtype
+    length = call.query.shape[1]
     parameters = features.repeat_parameters(parameters, heads)
-    plan = make_plan(features, tiling, length, length, is_causal=True)
-    expected = empty_state(plan, parameters, call).total.shape
+
+    def choose(platform: str) -> Plan:
+        return make_plan(features, choose_tiling(chunk_size, platform), length, length, is_causal=True)
+
+    expected = empty_state(choose("cpu"), parameters, call).total.shape
     if state.total.shape[1:] != expected:
         raise ValueError(
             f"state must have sums of shape (heads, M, V + 1) = {expected} for these features and values; "
             f"got {state.total.shape[1:]}."
         )
+    state, out = by_platform(choose, _step, state, parameters, call)
+    return state, call.merge_heads(out[:, :length])
+
+
+def _step(
+    plan: Plan, state: LinearAttentionState, parameters: Parameters, call: Call
+) -> tuple[LinearAttentionState, Array]:
+    dtype = call.value.dtype
 
     def sequence(tree: tuple[Call, Array, Array]) -> tuple[Array, Array, Array]:
         x, total, top = tree
@@ -132,4 +144,4 @@ def step_features(
         return last.total.astype(total.dtype), last.top.astype(top.dtype), out
 
     total, top, out = over_batch(plan, sequence, (pad_to_blocks(call, plan), *state))
-    return LinearAttentionState(total, top), call.merge_heads(out[:, :length])
+    return LinearAttentionState(total, top), out

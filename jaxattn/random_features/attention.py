@@ -11,7 +11,6 @@ from jaxattn.linear import (
     LinearAttentionState,
     attend_features,
     check_segments,
-    choose_tiling,
     linear_attention_init_state,
     step_features,
 )
@@ -77,9 +76,7 @@ def random_feature_attention(
     call = check_call(
         query, key, value, key_bias=key_bias, scale=scale, is_causal=is_causal, segment_ids=segment_ids
     )
-    out = attend_features(
-        call, *feature_map.functions(call.scale, query.shape[-1]), choose_tiling(chunk_size)
-    )
+    out = attend_features(call, *feature_map.functions(call.scale, query.shape[-1]), chunk_size)
     return out.astype(query.dtype)
 
 
@@ -169,7 +166,5 @@ def random_feature_attention_step(
         (1, 3, 2, 16)
     """
     call = check_step(query, key, value, key_bias, scale)
-    state, out = step_features(
-        state, call, *feature_map.functions(call.scale, query.shape[-1]), choose_tiling(chunk_size)
-    )
+    state, out = step_features(state, call, *feature_map.functions(call.scale, query.shape[-1]), chunk_size)
     return state, out.astype(query.dtype)

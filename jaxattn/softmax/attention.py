@@ -1,14 +1,14 @@
 """Softmax attention, and the one place that chooses a backend."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn.core.call import Call, check_call
 from jaxattn.core.checks import check_choice
 from jaxattn.core.padding import fold_key_mask, fold_lengths, query_is_valid, zero_padding
+from jaxattn.core.platform import by_platform
 from jaxattn.softmax.blockwise import blockwise_attention
-from jaxattn.softmax.cudnn import cudnn_attention, cudnn_cannot, nvidia_capability
+from jaxattn.softmax.cudnn import cudnn_attention, cudnn_cannot
 from jaxattn.softmax.options import with_options
 from jaxattn.softmax.splash import tokamax_attention, tokamax_cannot, tokamax_is_installed
 from jaxattn.softmax.xla import xla_attention
@@ -67,7 +67,8 @@ def dot_product_attention(
         query_seq_lengths: (B,) int; rows from there on give 0.
         key_value_seq_lengths: (B,) int; keys from there on are removed.
         segment_ids: (B, T) int, or a pair (B, T), (B, S): a query attends to keys of its own segment only.
-        implementation: None chooses (see `choose_implementation`). "xla" holds the T×S scores in memory and can
+        implementation: None chooses for the platform that is compiled for (see `choose_implementation`), and can be
+            differentiated as all of its choices can. "xla" holds the T×S scores in memory and can
             be differentiated any number of times, forward and reverse. "blockwise" is flash attention in plain
             XLA: memory linear in T + S, every option, reverse mode once only. "cudnn" (NVIDIA, float16 or
             bfloat16) and "tokamax" (TPU, the extra `tpu`) are fused kernels; they take neither bias, nor
@@ -120,11 +121,14 @@ def dot_product_attention(
 
 def _attend(call: Call, implementation: str | None) -> Float[Array, "B T K G V"]:
     if implementation is None:
-        implementation = _choose_here(call)
-    elif implementation == "cudnn" and (reason := cudnn_cannot(call, nvidia_capability())):
-        raise ValueError(f"implementation='cudnn' {reason}")
-    elif implementation == "tokamax" and (reason := tokamax_cannot(call)):
-        raise ValueError(f"implementation='tokamax' {reason}")
+        return by_platform(lambda platform: choose_implementation(call, platform), _attend_with, call)
+    cannot = {"cudnn": cudnn_cannot, "tokamax": tokamax_cannot}.get(implementation)
+    if cannot and (reason := cannot(call)):
+        raise ValueError(f"implementation={implementation!r} {reason}")
+    return _attend_with(implementation, call)
+
+
+def _attend_with(implementation: str, call: Call) -> Float[Array, "B T K G V"]:
     call = zero_padding(call)
     if implementation == "cudnn":
         out = cudnn_attention(call)
@@ -136,36 +140,27 @@ def _attend(call: Call, implementation: str | None) -> Float[Array, "B T K G V"]
 
 def attend_cached(call: Call) -> Float[Array, "B T K G V"]:
     """Attention over a cache whose removed keys are zero already, causal from `query_offset` on."""
-    attend = blockwise_attention if prefers_blockwise(call, jax.default_backend()) else xla_attention
-    return attend(call)
+    return by_platform(lambda platform: prefers_blockwise(call, platform), _attend_in_xla, call)
 
 
-def _choose_here(call: Call) -> str:
-    platform = jax.default_backend()
-    return choose_implementation(
-        call, platform, nvidia_capability(), platform == "tpu" and tokamax_is_installed()
-    )
+def _attend_in_xla(in_blocks: bool, call: Call) -> Float[Array, "B T K G V"]:
+    return blockwise_attention(call) if in_blocks else xla_attention(call)
 
 
-def choose_implementation(
-    call: Call, platform: str, capability: tuple[int, int] | None, tokamax: bool
-) -> str:
-    """The implementation that None stands for.
+def choose_implementation(call: Call, platform: str) -> str:
+    """The implementation that None stands for on a platform.
 
-    NVIDIA GPU: "cudnn" where its limits allow. TPU: "tokamax" where it is installed and its limits allow.
-    Otherwise "blockwise" where it is faster than "xla" (CPU: from T·S = 128² on, by a quarter there and four
-    times at 2048²; measured) or where the scores would not reasonably fit (elsewhere: above 1 GiB; not
-    measured), else "xla".
+    NVIDIA GPU: "cudnn" where it is installed and its limits allow. TPU: "tokamax" likewise. Otherwise "blockwise"
+    where it is faster than "xla" (CPU: from T·S = 128² on, by a quarter there and four times at 2048²; measured) or
+    where the scores would not reasonably fit (elsewhere: above 1 GiB; not measured), else "xla".
 
     Args:
         call: checked arguments.
-        platform: what JAX calls the default backend: "cpu", "gpu" or "tpu".
-        capability: compute capability of the NVIDIA GPU, None without one.
-        tokamax: whether the package is installed.
+        platform: "cpu", "cuda", "tpu" or "other".
     """
-    if cudnn_cannot(call, capability) is None:
+    if platform == "cuda" and cudnn_cannot(call) is None:
         return "cudnn"
-    if platform == "tpu" and tokamax and tokamax_cannot(call) is None:
+    if platform == "tpu" and tokamax_is_installed() and tokamax_cannot(call) is None:
         return "tokamax"
     return "blockwise" if prefers_blockwise(call, platform) else "xla"
 

@@ -1,29 +1,42 @@
 """cuDNN flash attention through jax.nn, with what it cannot do spelled out before it is called."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxattn.core.call import Call
-from jaxattn.softmax.bias_by_values import attend_with_key_bias, pad_width, padded_width
+from jaxattn.softmax.bias_by_values import WIDTH_MULTIPLE, attend_with_key_bias, pad_width, padded_width
 
-# Compute capability of Hopper, where cuDNN takes wider heads.
-_HOPPER = (9, 0)
-
-
-def nvidia_capability() -> tuple[int, int] | None:
-    """Compute capability of the default device, (9, 0) for Hopper; None where it is no NVIDIA GPU."""
-    if jax.default_backend() != "gpu":
-        return None
-    major, _, minor = str(getattr(jax.devices()[0], "compute_capability", "")).partition(".")
-    # AMD devices report a name such as gfx942 here.
-    return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None
+# Compute capabilities: the first GPUs with fused attention in cuDNN, and the first that take wider heads.
+_AMPERE, _HOPPER = (8, 0), (9, 0)
 
 
-def cudnn_cannot(call: Call, capability: tuple[int, int] | None) -> str | None:
+@functools.cache
+def cudnn_is_installed() -> bool:
+    """Whether JAX finds cuDNN, whose version it wants while tracing."""
+    one = jax.ShapeDtypeStruct((1, 1, 1, WIDTH_MULTIPLE), jnp.bfloat16)
+    try:
+        jax.eval_shape(functools.partial(jax.nn.dot_product_attention, implementation="cudnn"), one, one, one)
+    except RuntimeError:
+        return False
+    return True
+
+
+@functools.cache
+def nvidia_capability() -> tuple[int, int]:
+    """The least compute capability of this process's NVIDIA GPUs, (9, 0) for Hopper; Ampere's without one."""
+    try:
+        devices = jax.local_devices(backend="cuda")
+    except RuntimeError:
+        return _AMPERE
+    found = (device.compute_capability.split(".") for device in devices)
+    return min((int(major), int(minor)) for major, minor in found)
+
+
+def cudnn_cannot(call: Call) -> str | None:
     """Why cuDNN cannot take these arguments, or None if it can."""
-    if capability is None:
-        return f"needs an NVIDIA GPU; the default backend is {jax.default_backend()!r}."
     if call.query.dtype not in (jnp.float16, jnp.bfloat16) or not (
         call.query.dtype == call.key.dtype == call.value.dtype
     ):
@@ -49,8 +62,12 @@ def cudnn_cannot(call: Call, capability: tuple[int, int] | None) -> str | None:
         return "takes local_window_size for T = S without key_value_seq_lengths only; use implementation='blockwise'."
     if call.key_bias is not None and call.query.dtype == jnp.float16:
         return "carries key_bias in the values, whose range float16 is too small for; use bfloat16."
+    if not cudnn_is_installed():
+        return "needs cuDNN, which comes with JAX's CUDA plugin: pip install 'jax[cuda12]'."
+    capability, width = nvidia_capability(), _width(call)
+    if capability < _AMPERE:
+        return f"needs an NVIDIA GPU of compute capability 8.0 or above; this one has {capability}."
     widest = 256 if capability >= _HOPPER else 128
-    width = _width(call)
     if width > widest:
         return f"takes head widths up to {widest} on this device; query, key and value need {width}."
     return None

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -273,3 +274,16 @@ def test_steps_in_shard_map(row):
 
     out = jax.jit(jax.shard_map(decode, mesh=mesh, in_specs=specs, out_specs=P("batch")))(*args)
     np.testing.assert_allclose(out, whole(row)(*args)[:, :5], atol=1e-5)
+
+
+@every_kernel
+def test_export(row):
+    """Exported for all platforms at once from this one; where it runs, it gives what the function itself gives."""
+    args = arrays(row, Sizes())
+
+    def run(*args):
+        out, vjp = jax.vjp(whole(row), *args)
+        return out, vjp(out)
+
+    exported = jax.export.export(jax.jit(run), platforms=["cpu", "cuda", "tpu"])(*args)
+    chex.assert_trees_all_close(exported.call(*args), jax.jit(run)(*args), atol=1e-5)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from jaxattn.core.call import check_call
-from jaxattn.softmax import dot_product_attention
+from jaxattn.softmax import attention, cudnn, dot_product_attention
 from jaxattn.softmax.attention import choose_implementation
 from jaxattn.softmax.bias_by_values import attend_with_key_bias
-from jaxattn.softmax.cudnn import cudnn_attention, cudnn_cannot, nvidia_capability
+from jaxattn.softmax.cudnn import cudnn_attention, cudnn_cannot
 from jaxattn.softmax.splash import tokamax_attention
 from jaxattn.testing import assert_matches_reference
 from tests.reference import naive_attention
@@ -100,11 +100,12 @@ def test_cudnn_wrapper_against_the_definition(monkeypatch):
         np.testing.assert_allclose(got, naive_attention(*args, key_bias, **options), rtol=1e-5, atol=1e-6)
 
 
-HOPPER, AMPERE = (9, 0), (8, 0)
+TURING, AMPERE, HOPPER = (7, 5), (8, 0), (9, 0)
 LIMITS = {
     "fine": (call(), AMPERE, None),
     "key_bias": (call(key_bias=normal(B, T, N)), AMPERE, None),
-    "no GPU": (call(), None, "needs an NVIDIA GPU"),
+    "not installed": (call(), None, "needs cuDNN, which comes with"),
+    "old": (call(), TURING, "needs an NVIDIA GPU of compute capability 8.0"),
     "float32": (call(jnp.float32), HOPPER, "float16 or all in bfloat16; got float32"),
     "bias": (call(bias=normal(1, 1, T, T)), HOPPER, "no bias gradient"),
     "mask": (call(mask=jnp.ones((1, 1, T, T), bool)), HOPPER, "no mask that depends on the query"),
@@ -115,40 +116,51 @@ LIMITS = {
 }
 
 
+def install(monkeypatch, capability, tokamax=False):
+    """As if cuDNN were found, for a GPU of this capability, unless it is None."""
+    monkeypatch.setattr(cudnn, "cudnn_is_installed", lambda: capability is not None)
+    monkeypatch.setattr(cudnn, "nvidia_capability", lambda: capability)
+    monkeypatch.setattr(attention, "tokamax_is_installed", lambda: tokamax)
+
+
 @pytest.mark.parametrize("case", LIMITS)
-def test_cudnn_limits(case):
+def test_cudnn_limits(case, monkeypatch):
     checked, capability, message = LIMITS[case]
-    reason = cudnn_cannot(checked, capability)
+    install(monkeypatch, capability)
+    reason = cudnn_cannot(checked)
     if message is None:
         assert reason is None
     else:
         assert re.search(message, reason)
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="about the CPU")
-def test_explicit_cudnn_on_cpu_says_why_not():
+@pytest.mark.skipif(cudnn.cudnn_is_installed(), reason="about a process without cuDNN")
+def test_explicit_cudnn_without_cudnn_says_why_not():
     x = normal(B, T, N, H, dtype=jnp.bfloat16)
-    assert nvidia_capability() is None
-    with pytest.raises(ValueError, match=r"implementation='cudnn' needs an NVIDIA GPU; .*'cpu'"):
+    with pytest.raises(
+        ValueError, match=r"implementation='cudnn' needs cuDNN, .* pip install 'jax\[cuda12\]'"
+    ):
         dot_product_attention(x, x, x, implementation="cudnn")
 
 
 @pytest.mark.parametrize(
     "platform, capability, tokamax, checked, expected",
     [
-        ("cpu", None, False, call(jnp.float32), "xla"),
-        ("cpu", None, True, call(jnp.float32, length=1024), "blockwise"),
-        ("gpu", HOPPER, False, call(), "cudnn"),
-        ("gpu", HOPPER, False, call(jnp.float32), "xla"),
-        ("gpu", HOPPER, False, call(jnp.float32, length=8192), "blockwise"),
-        ("gpu", None, False, call(), "xla"),
-        ("tpu", None, True, call(), "tokamax"),
+        ("cpu", HOPPER, False, call(), "xla"),
+        ("cpu", HOPPER, True, call(length=1024), "blockwise"),
+        ("cuda", HOPPER, False, call(), "cudnn"),
+        ("cuda", HOPPER, False, call(jnp.float32), "xla"),
+        ("cuda", HOPPER, False, call(jnp.float32, length=8192), "blockwise"),
+        ("cuda", None, False, call(), "xla"),
+        ("tpu", HOPPER, True, call(), "tokamax"),
         ("tpu", None, True, call(bias=normal(1, 1, T, T)), "xla"),
         ("tpu", None, False, call(), "xla"),
+        ("other", HOPPER, True, call(length=1024), "xla"),
     ],
 )
-def test_choice(platform, capability, tokamax, checked, expected):
-    assert choose_implementation(checked, platform, capability, tokamax) == expected
+def test_choice(platform, capability, tokamax, checked, expected, monkeypatch):
+    install(monkeypatch, capability, tokamax)
+    assert choose_implementation(checked, platform) == expected
 
 
 def test_tokamax_missing(monkeypatch):
