@@ -9,6 +9,7 @@ import importlib
 from typing import Any
 
 from jaxattn.convolution import multi_scale_conv
+from jaxattn.core.decode import replace_rows
 from jaxattn.core.padding import padding_key_bias
 from jaxattn.energy import (
     energy_gate,
@@ -119,6 +120,7 @@ __all__ = [
     "random_feature_attention",
     "random_feature_attention_init_state",
     "random_feature_attention_step",
+    "replace_rows",
     "rotary",
     "sinusoidal_encoding",
     "testing",

@@ -1,11 +1,14 @@
 """What the decoding functions of all families share: sizes of a state, checks of a step, writing to a cache."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Int
 
 from jaxattn.core.call import Call, check_call
 from jaxattn.core.checks import check_rank
+from jaxattn.core.padding import zero_padded_rows
 
 
 def check_sizes(*, num_kv_heads: int, num_heads: int | None, **sizes: int) -> int:
@@ -20,11 +23,25 @@ def check_sizes(*, num_kv_heads: int, num_heads: int | None, **sizes: int) -> in
 
 
 def check_step(
-    query: Array, key: Array, value: Array, key_bias: Array | None, scale: float | None = None
+    query: Array,
+    key: Array,
+    value: Array,
+    key_bias: Array | None,
+    scale: float | None = None,
+    query_seq_lengths: Array | None = None,
 ) -> Call:
     """Checks the arguments of a decoding step: T >= 1 new tokens of a batch, causal among themselves."""
     check_rank("query", query, (4,), "(B, T, N, H)")
-    call = check_call(query, key, value, key_bias=key_bias, scale=scale, is_causal=True)
+    call = check_call(
+        query,
+        key,
+        value,
+        key_bias=key_bias,
+        scale=scale,
+        is_causal=True,
+        query_seq_lengths=query_seq_lengths,
+        key_value_seq_lengths=query_seq_lengths,
+    )
     length, key_length = query.shape[1], key.shape[1]
     if length < 1:
         raise ValueError("query must hold at least 1 new token; got 0.")
@@ -54,11 +71,62 @@ def with_heads_of_state(call: Call, batch: int, heads: int) -> Call:
     return call
 
 
-def write(cache: Array, new: Array, length: Int[Array, ""]) -> Array:
-    """`cache` (B, max_length, ...) with `new` (B, T, ...) at positions `length` to length + T − 1."""
-    return lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), length, axis=1)
+def num_new(call: Call) -> Int[Array, "B"] | int:
+    """How many of the T tokens of a step each sequence has: the first of its row."""
+    lengths = call.query_seq_lengths
+    return call.query.shape[1] if lengths is None else lengths.astype(jnp.int32)
 
 
-def nan_beyond(out: Array, length: Int[Array, ""], max_length: int) -> Array:
-    """`out`, or NaN once more tokens came than the state has room for: it would otherwise be silently wrong."""
-    return jnp.where(length <= max_length, out, jnp.nan)
+def write(cache: Array, new: Array, length: Int[Array, "B"], count: Int[Array, "B"] | int) -> Array:
+    """`cache` (B, max_length, ...) with the first `count` rows of `new` (B, T, ...) from position `length` on."""
+    index = jnp.arange(new.shape[1], dtype=length.dtype)
+    index = jnp.where(index < jnp.reshape(count, (-1, 1)), length[:, None] + index, cache.shape[1])
+    put = jax.vmap(lambda cache, new, index: cache.at[index].set(new, mode="drop"))
+    return put(cache, new.astype(cache.dtype), index)
+
+
+def finish(call: Call, out: Array, length: Int[Array, "B"], max_length: int) -> Array:
+    """(B, T, K, G, V) -> (B, T, N, V), 0 at padding, NaN for sequences with more tokens than there is room for.
+
+    They would otherwise be silently wrong.
+    """
+    full = (length > max_length)[:, None, None, None]
+    return jnp.where(full, jnp.nan, call.merge_heads(zero_padded_rows(call, out)))
+
+
+def replace_rows(state: Any, rows: Int[Array, "R"], new: Any) -> Any:
+    """A decoding state in which R sequences give way to others, while the rest of the batch stays as it is.
+
+    That is continuous batching: a prompt is read into a state of its own, which then takes the place of a sequence
+    that has ended.
+
+    Args:
+        state: of B sequences, from any `*_init_state`, `init_state` or step of this library.
+        rows: which of them end, (R,).
+        new: a state of R sequences, made for as many tokens.
+
+    Returns:
+        The state with `new` in place of these rows.
+
+    Raises:
+        ValueError: `new` is no state of R sequences of the same model and length.
+
+    Examples:
+        >>> import jax.numpy as jnp, jaxattn
+        >>> make = lambda batch: jaxattn.dot_product_attention_init_state(batch, 8, 2, 4)
+        >>> x = jnp.ones((3, 5, 2, 4))
+        >>> state, _ = jaxattn.dot_product_attention_step(make(3), x, x, x)
+        >>> new, _ = jaxattn.dot_product_attention_step(make(1), x[:1, :2], x[:1, :2], x[:1, :2])
+        >>> jaxattn.replace_rows(state, jnp.array([1]), new).length.tolist()
+        [5, 2, 5]
+    """
+
+    def replace(old: Array, new: Array) -> Array:
+        if new.shape != (*rows.shape, *old.shape[1:]) or rows.ndim != 1:
+            raise ValueError(
+                f"new must hold a state of R sequences, and rows R indices: expected an array of shape "
+                f"{(*rows.shape, *old.shape[1:])}; got {new.shape}."
+            )
+        return old.at[rows].set(new.astype(old.dtype))
+
+    return jax.tree.map(replace, state, new)

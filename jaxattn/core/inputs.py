@@ -41,7 +41,8 @@ class AttentionInputs:
     Attributes:
         inputs: the layer's input at the key positions, before any projection.
         key_bias: added to the score of key j in log space; −inf removes the key.
-        token_mask: True at real tokens; padding is neither attended to nor counted in any statistic.
+        token_mask: True at real tokens; padding is neither attended to nor counted in any statistic. In a decoding
+            step the real tokens of a row come first.
         query_mask: the same for the queries; None where they are the tokens of the keys.
         mask: True where query i may attend to key j.
         bias: added to the scores of single pairs.
@@ -64,6 +65,15 @@ class AttentionInputs:
         """The same with `key_bias` added: how a gate passes its bias to the mechanism that it gates."""
         total = key_bias if self.key_bias is None else self.key_bias + key_bias
         return dataclasses.replace(self, key_bias=total)
+
+    def num_new_tokens(self) -> Int[Array, "B"] | None:
+        """In a decoding step, how many real tokens each row has; None if all are."""
+        return None if self.token_mask is None else self.token_mask.sum(axis=1, dtype=jnp.int32)
+
+    def advance(self, position: Int[Array, "B"], count: int) -> Int[Array, "B"]:
+        """The position of every row after a decoding step of `count` tokens, padding included."""
+        new = self.num_new_tokens()
+        return position + (count if new is None else new)
 
     def padding_key_bias(self) -> Array | None:
         """`key_bias` with −inf at padding."""

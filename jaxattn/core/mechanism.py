@@ -97,7 +97,7 @@ class MechanismModule(nnx.Module):
             batch: sequences decoded together.
             max_length: the most tokens that will come.
             dtype: of cached keys and values.
-            gated: whether steps will come with a key bias that differs between query heads that share keys.
+            gated: whether steps will come with a key bias, one a query head.
         """
 
     @abc.abstractmethod
@@ -107,11 +107,18 @@ class MechanismModule(nnx.Module):
         query: Float[Array, "B T N H"],
         key: Float[Array, "B T K H"],
         value: Float[Array, "B T K V"],
-        *,
-        inputs: Float[Array, "B T D"] | None = None,
-        key_bias: Float[Array, "#B T #N"] | None = None,
+        given: AttentionInputs,
     ) -> tuple[Any, Float[Array, "B T N V"]]:
-        """Attends from T new tokens to all so far and to each other, causally."""
+        """Attends from T new tokens to all so far and to each other, causally.
+
+        Args:
+            state: from `init_state` or an earlier step.
+            query: of the new tokens.
+            key: of the new tokens.
+            value: of the new tokens.
+            given: inputs, key_bias and token_mask of the new tokens; real ones come first in every row, and padding
+                leaves no trace in the state.
+        """
 
 
 class GateModule(MechanismModule):

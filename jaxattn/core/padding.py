@@ -69,6 +69,11 @@ def zero_padding(call: Call) -> Call:
     return call
 
 
+def zero_padded_rows(call: Call, out: Array) -> Array:
+    """(B, T, K, G, V) outputs, 0 in padded query rows."""
+    return out if call.query_seq_lengths is None else jnp.where(query_is_valid(call), out, 0)
+
+
 def query_is_valid(call: Call) -> Bool[Array, "B T 1 1 1"]:
     """False for padded query rows."""
     valid = jnp.arange(call.query.shape[1]) < call.query_seq_lengths[:, None]

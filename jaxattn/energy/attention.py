@@ -117,7 +117,7 @@ def energy_gated_attention(
             with_batch(value),
             energy,
             prefix_statistics(energy, valid, key_ids),
-            jnp.arange(query.shape[-3]),
+            jnp.arange(query.shape[-3])[None],
             alpha=alpha,
             tau=tau,
             key_bias=add_bias(jnp.where(valid, 0.0, -jnp.inf), key_bias, valid),

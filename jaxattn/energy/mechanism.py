@@ -151,27 +151,28 @@ class EnergyGatedModule(GateModule):
         )
 
     def step(
-        self, state, query, key, value, *, inputs=None, key_bias=None
+        self, state: Any, query: Array, key: Array, value: Array, given: AttentionInputs
     ) -> tuple[Any, Float[Array, "B T N V"]]:
         """Attends from the new tokens, whose gates are fixed by the energies so far."""
-        energy = self.energy(inputs, key)
+        energy = self.energy(given.inputs, key)
         if self.normalization in ("running", None):
             gate_state, gate = energy_gate_step(
-                state["gate"], energy, **self._gate(), mask=_kept(key_bias, energy)
+                state["gate"], energy, **self._gate(), mask=_kept(given.padding_key_bias(), energy)
             )
-            inner_state, out = self.inner.step(
-                state["inner"],
-                query,
-                key,
-                value,
-                inputs=inputs,
-                key_bias=gate if key_bias is None else gate + key_bias,
-            )
+            inner_state, out = self.inner.step(state["inner"], query, key, value, given.add_key_bias(gate))
             return {"inner": inner_state, "gate": gate_state}, out
         # The state is this mechanism's own: `init_state` has seen that the inner one is softmax.
         assert isinstance(self.inner, SoftmaxModule)
         return energy_gated_attention_step(
-            state, query, key, value, energy, **self._gate(), key_bias=key_bias, **self.inner.options()
+            state,
+            query,
+            key,
+            value,
+            energy,
+            **self._gate(),
+            key_bias=given.key_bias,
+            query_seq_lengths=given.num_new_tokens(),
+            **self.inner.options(),
         )
 
     def _gate(self) -> dict[str, Any]:

@@ -18,11 +18,11 @@ def attend_to_prefixes(
     value: Float[Array, "B S K V"],
     energy: Float[Array, "B S N"],
     statistics: Statistics,
-    positions: Int[Array, "T"],
+    positions: Int[Array, "#B T"],
     *,
     alpha: Array | float,
     tau: Array | float,
-    key_bias: Float[Array, "#B S #N"],
+    key_bias: Float[Array, "#B S #N"] | None,
     mask: Bool[Array, "#B #N #T #S"] | None = None,
     bias: Float[Array, "#B #N #T #S"] | None = None,
     segment_ids: tuple[Int[Array, "B T"], Int[Array, "B S"]] | None = None,
@@ -39,7 +39,7 @@ def attend_to_prefixes(
         value: their values.
         energy: their energies, finite.
         statistics: of the energies up to each query, (B, T, N).
-        positions: of the queries among the keys, consecutive.
+        positions: of the queries among the keys, consecutive in every row, (B or 1, T).
         alpha: steepness, (N,) or a scalar.
         tau: threshold, (N,) or a scalar.
         key_bias: as in `dot_product_attention`.
@@ -58,7 +58,7 @@ def attend_to_prefixes(
     by_query = {
         "query": (query, 1),
         "statistics": (statistics, 1),
-        "positions": (positions, 0),
+        "positions": (positions, 1),
         "ids": (None if segment_ids is None else segment_ids[0], 1),
     }
     fixed = {}
@@ -73,7 +73,7 @@ def attend_to_prefixes(
 
     def attend(chunk: dict[str, Any]) -> Float[Array, "B C N V"]:
         chunk = chunk | fixed
-        allowed = (key_positions <= chunk["positions"][:, None])[None, None]  # (1, 1, C, S)
+        allowed = (key_positions <= chunk["positions"][..., None])[:, None]  # (B or 1, 1, C, S)
         if segment_ids is not None:
             allowed &= (chunk["ids"][:, :, None] == segment_ids[1][:, None, :])[:, None]
         if chunk["mask"] is not None:
@@ -94,7 +94,7 @@ def attend_to_prefixes(
             scale=scale,
             is_causal=True,
             local_window_size=local_window_size,
-            query_offset=chunk["positions"][0],
+            query_offset=chunk["positions"][:, 0] if len(positions) > 1 else chunk["positions"][0, 0],
             implementation=implementation,
         )
 

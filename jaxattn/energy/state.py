@@ -1,13 +1,14 @@
 """Energy-gated attention one call at a time, over a cache of keys, values and energies."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn.core.checks import check_choice
-from jaxattn.core.decode import check_step, nan_beyond, write
+from jaxattn.core.decode import check_step, finish, num_new, write
 from jaxattn.energy.gate import (
     NORMALIZATIONS,
     PerHead,
@@ -91,6 +92,7 @@ def energy_gated_attention_step(
     key_bias: Float[Array, "#B T #N"] | None = None,
     scale: float | None = None,
     local_window_size: int | tuple[int, int] | None = None,
+    query_seq_lengths: Int[Array, "B"] | None = None,
 ) -> tuple[EnergyGatedAttentionState, Float[Array, "B T N V"]]:
     """Appends T new tokens and attends from them, causally; any split gives the causal whole.
 
@@ -110,6 +112,7 @@ def energy_gated_attention_step(
         key_bias: bias on the new keys, broadcastable to (B, T, N); −inf removes a key for good.
         scale: factor on q·k, 1/sqrt(H) when None; the same in every step.
         local_window_size: as in `dot_product_attention_step`; the same in every step.
+        query_seq_lengths: (B,) int, how many of the T tokens each sequence has; see `dot_product_attention_step`.
 
     Returns:
         (new state, output (B, T, N, V) in the query's dtype); NaN once more than `max_length` tokens came.
@@ -123,34 +126,36 @@ def energy_gated_attention_step(
         >>> state = energy_gated_attention_init_state(1, 8, 2, 4)
         >>> x = jnp.ones((1, 3, 2, 4))
         >>> state, out = energy_gated_attention_step(state, x, x, x, jnp.ones((1, 3, 2)), alpha=2.0, tau=0.0)
-        >>> out.shape, int(state.attention.length)
-        ((1, 3, 2, 4), 3)
+        >>> out.shape, state.attention.length.tolist()
+        ((1, 3, 2, 4), [3])
     """
     check_choice("normalization", normalization, NORMALIZATIONS)
-    check_step(query, key, value, None, scale)
+    call = check_step(query, key, value, None, scale, query_seq_lengths)
     check_energy(energy, query.shape[:-1], "(B, T, N)", alpha, tau)
-    valid = valid_keys(token_mask, key_bias, energy)
+    counted = jnp.arange(query.shape[1]) < jnp.reshape(num_new(call), (-1, 1))
+    valid = valid_keys(token_mask, key_bias, energy) & counted[..., None]
     energy = clean_energy(energy, valid)
     start = state.attention.length
-    energies = write(state.energy, energy, start)
+    energies = write(state.energy, energy, start, num_new(call))
+    options: dict[str, Any] = {"scale": scale, "local_window_size": local_window_size}
+    attend = partial(
+        dot_product_attention_step,
+        state.attention,
+        query,
+        key,
+        value,
+        query_seq_lengths=query_seq_lengths,
+        **options,
+    )
     if normalization in ("running", None):
         statistics, gate = energy_gate_step(
             state.statistics, energy, alpha=alpha, tau=tau, normalization=normalization, mask=valid
         )
-        gate = add_bias(gate, key_bias, valid)
-        cache, out = dot_product_attention_step(
-            state.attention,
-            query,
-            key,
-            value,
-            key_bias=gate,
-            scale=scale,
-            local_window_size=local_window_size,
-        )
+        cache, out = attend(key_bias=add_bias(gate, key_bias, valid))
         return EnergyGatedAttentionState(cache, energies, statistics), out
     removal = add_bias(jnp.where(valid, 0.0, -jnp.inf), key_bias, valid)
     # For the new cache only: jit drops the ungated attention, which nothing uses.
-    cache, _ = dot_product_attention_step(state.attention, query, key, value, key_bias=removal, scale=scale)
+    cache, _ = attend(key_bias=removal)
     statistics = continue_statistics(state.statistics, energy, valid)
     out = attend_to_prefixes(
         query,
@@ -158,12 +163,11 @@ def energy_gated_attention_step(
         cache.value,
         energies,
         statistics,
-        start + jnp.arange(query.shape[1]),
+        start[:, None] + jnp.arange(query.shape[1]),
         alpha=alpha,
         tau=tau,
         key_bias=cache.key_bias,
-        scale=scale,
-        local_window_size=local_window_size,
+        **options,
     )
-    out = nan_beyond(out, cache.length, cache.key.shape[1])
+    out = finish(call, out.reshape(*call.query.shape[:4], -1), cache.length, cache.key.shape[1])
     return EnergyGatedAttentionState(cache, energies, jax.tree.map(lambda s: s[:, -1], statistics)), out

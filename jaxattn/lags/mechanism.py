@@ -119,11 +119,17 @@ class CrossCorrelationModule(MechanismModule):
         )
 
     def step(
-        self, state, query, key, value, *, inputs=None, key_bias=None
+        self, state: Any, query: Array, key: Array, value: Array, given: AttentionInputs
     ) -> tuple[Any, Float[Array, "B T N V"]]:
         """Attends from the new tokens."""
         return cross_correlation_attention_step(
-            state, query, key, value, self.lag_logits[...], key_bias=key_bias
+            state,
+            query,
+            key,
+            value,
+            self.lag_logits[...],
+            key_bias=given.key_bias,
+            query_seq_lengths=given.num_new_tokens(),
         )
 
 

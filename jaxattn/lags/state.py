@@ -2,10 +2,12 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxattn.core.call import check_scale, repeat_heads
+from jaxattn.core.call import repeat_heads
 from jaxattn.core.decode import check_sizes, check_step
 from jaxattn.core.padding import padding_key_bias
 from jaxattn.lags.attention import kept_keys
@@ -90,6 +92,7 @@ def cross_correlation_attention_step(
     key_bias: Float[Array, "#B T #N"] | None = None,
     token_mask: Bool[Array, "B T"] | None = None,
     scale: float | None = None,
+    query_seq_lengths: Int[Array, "B"] | None = None,
 ) -> tuple[CrossCorrelationState, Float[Array, "B T N V"]]:
     """Appends T new tokens and attends from them, causally; any split gives the causal whole.
 
@@ -102,6 +105,7 @@ def cross_correlation_attention_step(
         key_bias: bias on the new keys, broadcastable to (B, T, N), as in `cross_correlation_attention`.
         token_mask: True at real tokens among the new ones, (B, T).
         scale: factor on the scores, 1/sqrt(H) when None; the same in every step.
+        query_seq_lengths: (B,) int, how many of the T tokens each sequence has; see `dot_product_attention_step`.
 
     Returns:
         (new state, output (B, T, N, V) in the query's dtype); NaN once more than `max_length` tokens came.
@@ -115,10 +119,10 @@ def cross_correlation_attention_step(
         >>> x, lag_logits = jnp.ones((1, 3, 2, 4)), jnp.zeros(3)
         >>> state = cross_correlation_attention_init_state(1, 8, 2, 4, lag_logits)
         >>> state, out = cross_correlation_attention_step(state, x, x, x, lag_logits)
-        >>> out.shape, int(state.attention.length)
-        ((1, 3, 2, 4), 3)
+        >>> out.shape, state.attention.length.tolist()
+        ((1, 3, 2, 4), [3])
     """
-    check_step(query, key, value, key_bias, scale)
+    call = check_step(query, key, value, key_bias, scale, query_seq_lengths)
     check_lag_logits(lag_logits, query.shape[2])
     lags, cached_heads = state.query.shape[1], state.attention.key.shape[2]
     key_heads = query.shape[2] if lag_logits.ndim == 2 else key.shape[2]
@@ -141,7 +145,13 @@ def cross_correlation_attention_step(
         wide_key.astype(key.dtype),
         repeat_heads(value, key_heads),
         key_bias=key_bias,
-        scale=check_scale(scale, query.shape[-1]),
+        scale=call.scale,
+        query_seq_lengths=query_seq_lengths,
     )
-    recent = queries.shape[1] - lags
-    return CrossCorrelationState(attention, queries[:, recent:], keys[:, recent:]), out
+
+    def last(x: Array) -> Array:
+        if query_seq_lengths is None:
+            return x[:, x.shape[1] - lags :]
+        return jax.vmap(lambda x, start: lax.dynamic_slice_in_dim(x, start, lags))(x, query_seq_lengths)
+
+    return CrossCorrelationState(attention, last(queries), last(keys)), out

@@ -92,12 +92,18 @@ class LinearModule(MechanismModule):
         return linear_attention_init_state(batch, sizes.kv_heads, sizes.head_dim, num_heads=num_heads)
 
     def step(
-        self, state, query, key, value, *, inputs=None, key_bias=None
+        self, state: Any, query: Array, key: Array, value: Array, given: AttentionInputs
     ) -> tuple[Any, Float[Array, "B T N V"]]:
         """Attends from the new tokens to all so far and to each other."""
         phi = FEATURES[self.features]
         return linear_attention_step(
-            state, phi(query), phi(key), value, key_bias=key_bias, chunk_size=self.chunk_size
+            state,
+            phi(query),
+            phi(key),
+            value,
+            key_bias=given.key_bias,
+            query_seq_lengths=given.num_new_tokens(),
+            chunk_size=self.chunk_size,
         )
 
 

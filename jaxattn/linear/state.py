@@ -3,10 +3,11 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxattn.core.call import Call
 from jaxattn.core.decode import check_sizes, check_step, with_heads_of_state
+from jaxattn.core.padding import fold_lengths, zero_padded_rows, zero_padding
 from jaxattn.core.platform import by_platform
 from jaxattn.linear.heads import over_batch
 from jaxattn.linear.padded import pad_to_blocks
@@ -72,6 +73,7 @@ def linear_attention_step(
     value: Float[Array, "B T K V"],
     *,
     key_bias: Float[Array, "#B T #N"] | None = None,
+    query_seq_lengths: Int[Array, "B"] | None = None,
     chunk_size: int | None = None,
 ) -> tuple[LinearAttentionState, Float[Array, "B T N V"]]:
     """Lets T new tokens attend causally to all tokens so far and to each other, and adds them to the state.
@@ -85,6 +87,7 @@ def linear_attention_step(
         phi_k: (B, T, K, M).
         value: (B, T, K, V).
         key_bias: (B or 1, T, N or 1), log of the factor on φ_k; −inf removes the key for good.
+        query_seq_lengths: (B,) int, how many of the T tokens each sequence has; see `dot_product_attention_step`.
         chunk_size: tokens a chunk when T is large; None for 64 on a CPU, 128 elsewhere.
 
     Returns:
@@ -101,7 +104,7 @@ def linear_attention_step(
         >>> out.shape
         (1, 3, 2, 8)
     """
-    call = check_step(phi_q, phi_k, value, key_bias)
+    call = check_step(phi_q, phi_k, value, key_bias, query_seq_lengths=query_seq_lengths)
     state, out = step_features(state, call, IDENTITY, [], chunk_size)
     return state, out.astype(value.dtype)
 
@@ -115,7 +118,7 @@ def step_features(
 ) -> tuple[LinearAttentionState, Float[Array, "B T N V"]]:
     """`linear_attention_step` with features made on the way, its output in the accumulation dtype."""
     batch, heads = state.top.shape
-    call = with_heads_of_state(call, batch, heads).with_key_weights()
+    call = with_heads_of_state(fold_lengths(zero_padding(call)), batch, heads).with_key_weights()
     length = call.query.shape[1]
     parameters = features.repeat_parameters(parameters, heads)
 
@@ -128,8 +131,8 @@ def step_features(
             f"state must have sums of shape (heads, M, V + 1) = {expected} for these features and values; "
             f"got {state.total.shape[1:]}."
         )
-    state, out = by_platform(choose, _step, state, parameters, call)
-    return state, call.merge_heads(out[:, :length])
+    state, out = by_platform(choose, _step, state, parameters, call.replace(query_seq_lengths=None))
+    return state, call.merge_heads(zero_padded_rows(call, out[:, :length]))
 
 
 def _step(

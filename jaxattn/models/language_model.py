@@ -83,24 +83,52 @@ class LanguageModel(Backbone):
             raise ValueError(f"max_length must be between 1 and {self.max_length}; got {length}.")
         return {
             "decoder": self.decoder.init_state(batch, length, self.dtype),
-            "position": jnp.zeros((), jnp.int32),
+            "position": jnp.zeros((batch,), jnp.int32),
         }
 
     def step(
-        self, state: dict[str, Any], tokens: Int[Array, "B T"]
+        self,
+        state: dict[str, Any],
+        tokens: Int[Array, "B T"],
+        *,
+        token_mask: Bool[Array, "B T"] | None = None,
     ) -> tuple[dict[str, Any], Float[Array, "B T V"]]:
         """Logits after each of T new tokens, the same as in the whole pass; beyond the state's length, NaN.
+
+        The sequences of a batch may have any lengths, and each as many new tokens as it likes, none included. With
+        `jaxattn.replace_rows` a sequence that has ended gives way to a new one.
 
         Args:
             state: from `init_state` or an earlier step.
             tokens: the new tokens; a whole prompt at once is one call.
+            token_mask: True at real tokens, False at padding, which may be anywhere in a row: what is computed for a
+                sequence is what it would be alone. None if all are real.
 
         Returns:
-            The new state and the logits in float32.
+            The new state and the logits in float32; what they are at padding has no meaning.
         """
-        positions = state["position"] + jnp.arange(tokens.shape[1])
-        decoder, x = self.decoder.step(state["decoder"], self._embed(tokens, positions))
-        return {"decoder": decoder, "position": state["position"] + tokens.shape[1]}, self._logits(x)
+        if token_mask is None:
+            state, x = self._hidden_step(state, tokens, None)
+            return state, self._logits(x)
+        # Real tokens first, in their order: all layers rely on it.
+        order = jnp.argsort(~token_mask, axis=1, stable=True)
+        arranged, mask = (jnp.take_along_axis(a, order, axis=1) for a in (tokens, token_mask))
+        state, x = self._hidden_step(state, arranged, mask)
+        back = jnp.argsort(order, axis=1)
+        return state, self._logits(jnp.take_along_axis(x, back[..., None], axis=1))
+
+    def _hidden_step(
+        self, state: dict[str, Any], tokens: Int[Array, "B T"], token_mask: Bool[Array, "B T"] | None
+    ) -> tuple[dict[str, Any], Float[Array, "B T D"]]:
+        """`step` up to the last hidden states, for real tokens that come first in every row."""
+        index, count = jnp.arange(tokens.shape[1])[None], jnp.int32(tokens.shape[1])
+        if token_mask is not None:
+            count = token_mask.sum(axis=1, dtype=jnp.int32)
+            # Padding gets the position of the last real token, not one that may lie beyond the context.
+            index = jnp.minimum(index, jnp.maximum(count - 1, 0)[:, None])
+        x = self._embed(tokens, state["position"][:, None] + index)
+        decoder, x = self.decoder.step(state["decoder"], x, token_mask=token_mask)
+        return {"decoder": decoder, "position": state["position"] + count}, x
 
     def _logits(self, x: Array) -> Array:
         table = self.embedding[...].astype(self.dtype)

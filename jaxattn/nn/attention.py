@@ -187,18 +187,32 @@ class Attention(nnx.Module):
         """The decoding state for `batch` sequences of at most `max_length` tokens."""
         return {
             "mechanism": self.mechanism.init_state(batch, max_length, dtype),
-            "position": jnp.zeros((), jnp.int32),
+            "position": jnp.zeros((batch,), jnp.int32),
         }
 
     def step(
-        self, state: dict[str, Any], x: Float[Array, "B T D"]
+        self,
+        state: dict[str, Any],
+        x: Float[Array, "B T D"],
+        *,
+        token_mask: Bool[Array, "B T"] | None = None,
     ) -> tuple[dict[str, Any], Float[Array, "B T _"]]:
-        """Attends causally from T new tokens to all so far: the same result as the whole pass with is_causal."""
-        positions = state["position"] + jnp.arange(x.shape[1])
-        query, key, value = self._project(x, positions)
-        mechanism, out = self.mechanism.step(state["mechanism"], query, key, value, inputs=x)
+        """Attends causally from T new tokens to all so far: the same result as the whole pass with is_causal.
+
+        Args:
+            state: from `init_state` or an earlier step.
+            x: the layer input at the new tokens.
+            token_mask: True at real tokens, which come first in every row; the others leave no trace. None if all
+                are real.
+        """
+        if token_mask is not None:
+            x = jnp.where(token_mask[..., None], x, 0)
+        positions = state["position"]
+        query, key, value = self._project(x, positions[:, None] + jnp.arange(x.shape[1]))
+        given = AttentionInputs(inputs=x, token_mask=token_mask, is_causal=True)
+        mechanism, out = self.mechanism.step(state["mechanism"], query, key, value, given)
         out = self.out(out + query if self.query_residual else out)
-        return {"mechanism": mechanism, "position": state["position"] + x.shape[1]}, out
+        return {"mechanism": mechanism, "position": given.advance(positions, x.shape[1])}, out
 
     def _project(self, x: Array, positions: Array | None) -> tuple[Array, Array, Array]:
         query, key, value = self.query(x), self.key(x), self.value(x)

@@ -157,10 +157,14 @@ class Block(nnx.Module):
         return self.attention.init_state(batch, max_length, dtype)
 
     def step(
-        self, state: dict[str, Any], x: Float[Array, "B T D"]
+        self,
+        state: dict[str, Any],
+        x: Float[Array, "B T D"],
+        *,
+        token_mask: Bool[Array, "B T"] | None = None,
     ) -> tuple[dict[str, Any], Float[Array, "B T D"]]:
-        """Applies a pre-norm block to T new tokens."""
-        state, attended = self.attention.step(state, self._normalised(x))
+        """Applies a pre-norm block to T new tokens; see `Attention.step`."""
+        state, attended = self.attention.step(state, self._normalised(x), token_mask=token_mask)
         x = x + attended
         return state, x + self.mlp(self.mlp_norm(x))
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxattn.nn.encoder import Stack
 
@@ -37,11 +37,15 @@ class Decoder(Stack):
         return [block.init_state(batch, max_length, dtype) for block in self.blocks]
 
     def step(
-        self, state: list[dict[str, Any]], x: Float[Array, "B T D"]
+        self,
+        state: list[dict[str, Any]],
+        x: Float[Array, "B T D"],
+        *,
+        token_mask: Bool[Array, "B T"] | None = None,
     ) -> tuple[list[dict[str, Any]], Float[Array, "B T D"]]:
-        """Applies all blocks to T new tokens: the same result as the whole pass."""
+        """Applies all blocks to T new tokens: the same result as the whole pass; see `Attention.step`."""
         states = []
         for block, block_state in zip(self.blocks, state, strict=True):
-            block_state, x = block.step(block_state, x)
+            block_state, x = block.step(block_state, x, token_mask=token_mask)
             states.append(block_state)
         return states, self.norm(x)

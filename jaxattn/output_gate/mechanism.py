@@ -102,11 +102,11 @@ class OutputGatedModule(GateModule):
         return self.inner.init_state(batch, max_length, dtype, gated=gated)
 
     def step(
-        self, state, query, key, value, *, inputs=None, key_bias=None
+        self, state: Any, query: Array, key: Array, value: Array, given: AttentionInputs
     ) -> tuple[Any, Float[Array, "B T N V"]]:
         """Attends from the new tokens."""
-        state, out = self.inner.step(state, query, key, value, inputs=inputs, key_bias=key_bias)
-        return state, (out * self.gate(inputs, query)).astype(out.dtype)
+        state, out = self.inner.step(state, query, key, value, given)
+        return state, (out * self.gate(given.inputs, query)).astype(out.dtype)
 
 
 register_gate(

@@ -134,6 +134,7 @@ def random_feature_attention_step(
     *,
     key_bias: Float[Array, "#B T #N"] | None = None,
     scale: float | None = None,
+    query_seq_lengths: Int[Array, "B"] | None = None,
     chunk_size: int | None = None,
 ) -> tuple[LinearAttentionState, Float[Array, "B T N V"]]:
     """Lets T new tokens attend causally to all tokens so far and to each other.
@@ -148,6 +149,7 @@ def random_feature_attention_step(
         feature_map: the same in every step.
         key_bias: (B or 1, T, N or 1), added to the scores of the new keys; −inf removes a key for good.
         scale: factor on the scores, 1/sqrt(H) when None; the same in every step.
+        query_seq_lengths: (B,) int, how many of the T tokens each sequence has; see `dot_product_attention_step`.
         chunk_size: tokens a chunk when T is large; None for 64 on a CPU, 128 elsewhere.
 
     Returns:
@@ -165,6 +167,6 @@ def random_feature_attention_step(
         >>> out.shape
         (1, 3, 2, 16)
     """
-    call = check_step(query, key, value, key_bias, scale)
+    call = check_step(query, key, value, key_bias, scale, query_seq_lengths)
     state, out = step_features(state, call, *feature_map.functions(call.scale, query.shape[-1]), chunk_size)
     return state, out.astype(query.dtype)

@@ -236,11 +236,18 @@ class RandomFeaturesModule(MechanismModule):
         )
 
     def step(
-        self, state, query, key, value, *, inputs=None, key_bias=None
+        self, state: Any, query: Array, key: Array, value: Array, given: AttentionInputs
     ) -> tuple[Any, Float[Array, "B T N V"]]:
         """Attends from the new tokens to all so far and to each other."""
         return random_feature_attention_step(
-            state, query, key, value, self.feature_map, key_bias=key_bias, chunk_size=self.chunk_size
+            state,
+            query,
+            key,
+            value,
+            self.feature_map,
+            key_bias=given.key_bias,
+            query_seq_lengths=given.num_new_tokens(),
+            chunk_size=self.chunk_size,
         )
 
 

@@ -34,7 +34,7 @@ class RecencyBiasedModule(GateModule):
     def step_bias(
         self, state: Any, inputs: Array | None, key: Array, token_mask: Array | None
     ) -> tuple[Any, Float[Array, "B T N"]]:
-        """The new state and the biases of T new tokens."""
+        """The new state and the biases of T new tokens; where they are decoded, real ones come first in every row."""
 
     def attend(
         self, query: Array, key: Array, value: Array, given: AttentionInputs
@@ -58,21 +58,11 @@ class RecencyBiasedModule(GateModule):
         return {"inner": inner, "bias": self.init_bias(batch)}
 
     def step(
-        self, state, query, key, value, *, inputs=None, key_bias=None
+        self, state: Any, query: Array, key: Array, value: Array, given: AttentionInputs
     ) -> tuple[Any, Float[Array, "B T N V"]]:
         """Attends from the new tokens, whose biases depend on the tokens so far."""
-        kept = None if key_bias is None else (key_bias != -jnp.inf).any(axis=-1)
-        if kept is not None:
-            kept = jnp.broadcast_to(kept, key.shape[:2])
-        bias_state, bias = self.step_bias(state["bias"], inputs, key, kept)
-        inner_state, out = self.inner.step(
-            state["inner"],
-            query,
-            key,
-            value,
-            inputs=inputs,
-            key_bias=bias if key_bias is None else bias + key_bias,
-        )
+        bias_state, bias = self.step_bias(state["bias"], given.inputs, key, given.token_mask)
+        inner_state, out = self.inner.step(state["inner"], query, key, value, given.add_key_bias(bias))
         return {"inner": inner_state, "bias": bias_state}, out
 
 
@@ -106,17 +96,15 @@ class AlibiModule(RecencyBiasedModule):
 
     def init_bias(self, batch: int) -> Array:
         """The number of tokens so far."""
-        return jnp.zeros((), jnp.int32)
+        return jnp.zeros((batch,), jnp.int32)
 
     def step_bias(
         self, state: Array, inputs: Array | None, key: Array, token_mask: Array | None
     ) -> tuple[Array, Float[Array, "B T N"]]:
         """Biases of the positions that follow."""
-        batch, count = key.shape[:2]
-        bias = alibi_key_bias(
-            state + jnp.arange(count, dtype=state.dtype), alibi_slopes(self.sizes.num_heads)
-        )
-        return state + jnp.asarray(count, state.dtype), jnp.broadcast_to(bias, (batch, *bias.shape))
+        positions = state[:, None] + jnp.arange(key.shape[1], dtype=state.dtype)
+        count = key.shape[1] if token_mask is None else token_mask.sum(axis=1, dtype=state.dtype)
+        return state + count, alibi_key_bias(positions, alibi_slopes(self.sizes.num_heads))
 
 
 @dataclasses.dataclass(frozen=True)

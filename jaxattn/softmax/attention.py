@@ -1,11 +1,10 @@
 """Softmax attention, and the one place that chooses a backend."""
 
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn.core.call import Call, check_call
 from jaxattn.core.checks import check_choice
-from jaxattn.core.padding import fold_key_mask, fold_lengths, query_is_valid, zero_padding
+from jaxattn.core.padding import fold_key_mask, fold_lengths, zero_padded_rows, zero_padding
 from jaxattn.core.platform import by_platform
 from jaxattn.softmax.blockwise import blockwise_attention
 from jaxattn.softmax.cudnn import cudnn_attention, cudnn_cannot
@@ -135,7 +134,7 @@ def _attend_with(implementation: str, call: Call) -> Float[Array, "B T K G V"]:
     else:
         backend = {"xla": xla_attention, "blockwise": blockwise_attention, "tokamax": tokamax_attention}
         out = backend[implementation](fold_lengths(call))
-    return out if call.query_seq_lengths is None else jnp.where(query_is_valid(call), out, 0)
+    return zero_padded_rows(call, out)
 
 
 def attend_cached(call: Call) -> Float[Array, "B T K G V"]:

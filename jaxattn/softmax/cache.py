@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxattn.core.call import Call
 from jaxattn.core.checks import check_shape
-from jaxattn.core.decode import check_sizes, check_step, nan_beyond, write
+from jaxattn.core.decode import check_sizes, check_step, finish, num_new, write
 from jaxattn.core.padding import zero_padding
 from jaxattn.softmax.attention import attend_cached
 from jaxattn.softmax.options import with_options
@@ -15,14 +16,14 @@ from jaxattn.softmax.options import with_options
 class DotProductAttentionState(NamedTuple):
     """The cache of `dot_product_attention_step`: what was written so far, in arrays of fixed size.
 
-    key (B, max_length, K, H), value (B, max_length, K, V), key_bias (B, max_length, heads) float32 and length,
-    the number of positions already written (int32 scalar).
+    key (B, max_length, K, H), value (B, max_length, K, V), key_bias (B, max_length, heads) float32 or None, and
+    length (B,), the number of positions already written.
     """
 
     key: Float[Array, "B S K H"]
     value: Float[Array, "B S K V"]
-    key_bias: Float[Array, "B S heads"]
-    length: Int[Array, ""]
+    key_bias: Float[Array, "B S heads"] | None
+    length: Int[Array, "B"]
 
 
 def dot_product_attention_init_state(
@@ -42,8 +43,8 @@ def dot_product_attention_init_state(
         max_length: positions the cache can hold.
         num_kv_heads: key/value heads, K.
         head_dim: width of queries and keys, H.
-        num_heads: query heads, N, a multiple of K, if the key bias differs between query heads that share keys: each
-            then has its own in the cache. None for one a key/value head.
+        num_heads: heads of the key bias in the cache, if steps will come with one: N for a bias a query head, K for
+            one that all query heads of a key/value head share. None for no key bias.
         value_dim: width of the values, `head_dim` when None.
         dtype: dtype of the cached keys and values.
 
@@ -59,7 +60,7 @@ def dot_product_attention_init_state(
         ((2, 16, 1, 8), (2, 16, 4))
     """
     value_dim = head_dim if value_dim is None else value_dim
-    num_heads = check_sizes(
+    check_sizes(
         batch=batch,
         max_length=max_length,
         num_kv_heads=num_kv_heads,
@@ -70,8 +71,8 @@ def dot_product_attention_init_state(
     return DotProductAttentionState(
         key=jnp.zeros((batch, max_length, num_kv_heads, head_dim), dtype),
         value=jnp.zeros((batch, max_length, num_kv_heads, value_dim), dtype),
-        key_bias=jnp.zeros((batch, max_length, num_heads), jnp.float32),
-        length=jnp.zeros((), jnp.int32),
+        key_bias=None if num_heads is None else jnp.zeros((batch, max_length, num_heads), jnp.float32),
+        length=jnp.zeros((batch,), jnp.int32),
     )
 
 
@@ -84,27 +85,30 @@ def dot_product_attention_step(
     key_bias: Float[Array, "#B T #N"] | None = None,
     scale: float | None = None,
     local_window_size: int | tuple[int, int] | None = None,
+    query_seq_lengths: Int[Array, "B"] | None = None,
 ) -> tuple[DotProductAttentionState, Float[Array, "B T N V"]]:
     """Appends T new tokens to the cache and lets them attend causally to it and to each other.
 
-    With t tokens already written, new query i attends to positions j <= t + i, so any split of a sequence
-    into calls gives the causal `dot_product_attention` of the whole: a prompt is one call, then one token a
-    call.
+    With t tokens of a sequence already written, its new query i attends to positions j <= t + i, so any split of a
+    sequence into calls gives the causal `dot_product_attention` of the whole: a prompt is one call, then one token
+    a call. The sequences of a batch need not be of one length.
 
     Args:
         state: from `dot_product_attention_init_state` or an earlier step.
         query: (B, T, N, H), T >= 1 new tokens.
         key: (B, T, K, H).
         value: (B, T, K, V).
-        key_bias: (B or 1, T, N or 1), added to the scores of the new keys now and in later steps. −inf
-            removes a key for good: that is how prompts of different lengths are padded, left or right.
+        key_bias: (B or 1, T, N or 1), added to the scores of the new keys now and in later steps; −inf removes a key
+            for good. It needs a state with key biases.
         scale: factor on the scores, 1/sqrt(H) when None; the same in every step.
         local_window_size: as in `dot_product_attention`, in positions of the cache, removed keys included; the
             same in every step.
+        query_seq_lengths: (B,) int, how many of the T tokens each sequence has, 0 to T. The others, at the end of its
+            row, leave no trace: their outputs are 0. None for all T.
 
     Returns:
-        (new state, output (B, T, N, V) in the query's dtype). Once more than `max_length` tokens are written
-        every output is NaN: the cache would otherwise be silently wrong.
+        (new state, output (B, T, N, V) in the query's dtype). For a sequence of more than `max_length` tokens every
+        output is NaN: the cache would otherwise be silently wrong.
 
     Raises:
         ValueError: a shape or dtype does not fit the state.
@@ -114,38 +118,58 @@ def dot_product_attention_step(
         >>> state = dot_product_attention_init_state(1, 8, 2, 4)
         >>> x = jnp.ones((1, 3, 2, 4))
         >>> state, out = dot_product_attention_step(state, x, x, x)
-        >>> out.shape, int(state.length)
-        ((1, 3, 2, 4), 3)
+        >>> out.shape, state.length.tolist()
+        ((1, 3, 2, 4), [3])
     """
-    call = with_options(check_step(query, key, value, key_bias, scale), local_window_size=local_window_size)
-    batch, count, num_heads = query.shape[:3]
-    max_length, heads = state.key_bias.shape[1:]
+    call = check_step(query, key, value, key_bias, scale, query_seq_lengths)
+    call = with_options(call, local_window_size=local_window_size)
+    batch, count = query.shape[:2]
+    max_length = state.key.shape[1]
     if count > max_length:
         raise ValueError(f"query must hold 1 to max_length = {max_length} new tokens; got {count}.")
-    shared = call.key_bias is None or call.key_bias.shape[3] == 1
-    if state.key_bias.shape[0] != batch or not (heads == num_heads or (shared and heads == key.shape[2])):
-        raise ValueError(
-            f"query must have the state's batch and heads (B, N) = {state.key_bias.shape[::2]}; "
-            f"got {(batch, num_heads)}."
-        )
+    if state.key.shape[0] != batch:
+        raise ValueError(f"query must have the state's batch B = {state.key.shape[0]}; got {batch}.")
     check_shape("key", key, (batch, count, *state.key.shape[2:]), "(B, T, K, H)")
     check_shape("value", value, (batch, count, *state.value.shape[2:]), "(B, T, K, V)")
     # Removed keys are zeroed before they are cached, so that a NaN in padding is never stored.
     call = zero_padding(call)
-    num_kv_heads = key.shape[2]
-    new_bias = jnp.zeros((1, 1, 1, 1)) if call.key_bias is None else call.key_bias
-    new_bias = jnp.broadcast_to(new_bias, (batch, count, num_kv_heads, heads // num_kv_heads))
+
+    def append(cache: Array | None, new: Array | None) -> Any:
+        return None if cache is None or new is None else write(cache, new, state.length, num_new(call))
+
     new_state = DotProductAttentionState(
-        key=write(state.key, call.key, state.length),
-        value=write(state.value, call.value, state.length),
-        key_bias=write(state.key_bias, new_bias.reshape(batch, count, heads), state.length),
-        length=state.length + count,
+        key=append(state.key, call.key),
+        value=append(state.value, call.value),
+        key_bias=append(state.key_bias, _cached_bias(state, call)),
+        length=state.length + num_new(call),
     )
+    key_bias = new_state.key_bias
     cached = call.replace(
         key=new_state.key,
         value=new_state.value,
-        key_bias=new_state.key_bias.reshape(batch, max_length, num_kv_heads, -1),
+        key_bias=None if key_bias is None else key_bias.reshape(batch, max_length, key.shape[2], -1),
+        key_value_seq_lengths=None,
         query_offset=state.length,
     )
-    out = call.merge_heads(attend_cached(cached))
-    return new_state, nan_beyond(out, new_state.length, max_length)
+    return new_state, finish(call, attend_cached(cached), new_state.length, max_length)
+
+
+def _cached_bias(state: DotProductAttentionState, call: Call) -> Array | None:
+    """The key bias of the new tokens with the heads of the state, (B, T, heads)."""
+    batch, count, num_kv_heads, group = call.query.shape[:4]
+    if state.key_bias is None:
+        if call.key_bias is None:
+            return None
+        raise ValueError(
+            f"key_bias needs a state made for it: pass num_heads = {num_kv_heads * group} (or {num_kv_heads}, for a "
+            "bias shared by the query heads of a key head) to dot_product_attention_init_state."
+        )
+    heads = state.key_bias.shape[2]
+    shared = call.key_bias is None or call.key_bias.shape[3] == 1
+    if not (heads == num_kv_heads * group or (shared and heads == num_kv_heads)):
+        raise ValueError(
+            f"query must have the heads of the state's key bias, N = {heads}; got {num_kv_heads * group}."
+        )
+    bias = jnp.zeros((1, 1, 1, 1)) if call.key_bias is None else call.key_bias
+    bias = jnp.broadcast_to(bias, (batch, count, num_kv_heads, heads // num_kv_heads))
+    return bias.reshape(batch, count, heads)

@@ -120,10 +120,18 @@ class SoftmaxModule(MechanismModule):
         )
 
     def step(
-        self, state, query, key, value, *, inputs=None, key_bias=None
+        self, state: Any, query: Array, key: Array, value: Array, given: AttentionInputs
     ) -> tuple[Any, Float[Array, "B T N V"]]:
         """Attends from the new tokens to the cache and to each other."""
-        return dot_product_attention_step(state, query, key, value, key_bias=key_bias, **self.options())
+        return dot_product_attention_step(
+            state,
+            query,
+            key,
+            value,
+            key_bias=given.key_bias,
+            query_seq_lengths=given.num_new_tokens(),
+            **self.options(),
+        )
 
 
 _WINDOW = re.compile(r"window=(\d+)(?:,(\d+))?")

@@ -27,7 +27,7 @@ def step_token(
         tree: the tree of the sequence.
         levels: the fields of a `HierarchicalState` of one sequence but its length.
         token: the token.
-        position: () its index.
+        position: () its index; −1 for padding.
         biases: one a level.
         scale: factor on the scores.
         include_self: whether the token attends to itself.

@@ -151,7 +151,7 @@ class HierarchicalModule(MechanismModule):
         }
 
     def step(
-        self, state, query, key, value, *, inputs=None, key_bias=None
+        self, state: Any, query: Array, key: Array, value: Array, given: AttentionInputs
     ) -> tuple[Any, Float[Array, "B T N V"]]:
         """Attends from the new tokens to the open families and to each other."""
         tree = state["tree"]
@@ -161,9 +161,10 @@ class HierarchicalModule(MechanismModule):
             key,
             value,
             tree,
-            key_bias=key_bias,
+            key_bias=given.key_bias,
             sibling_bias=self._biases(tree),
             include_self=self.config.include_self,
+            query_seq_lengths=given.num_new_tokens(),
         )
         return {"nodes": nodes, "tree": tree}, out
 

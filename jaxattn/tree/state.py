@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxattn.core.decode import check_sizes, check_step, nan_beyond, with_heads_of_state
+from jaxattn.core.decode import check_sizes, check_step, finish, num_new, with_heads_of_state
+from jaxattn.core.padding import fold_lengths, zero_padding
 from jaxattn.core.varying import vary_like
 from jaxattn.tree.arguments import SiblingBias, check_ordered, check_tree, group_biases
 from jaxattn.tree.decoding import Token, step_token
@@ -18,14 +19,15 @@ class HierarchicalState(NamedTuple):
     """What later tokens need: at every level, the children so far of the node that is being filled.
 
     A level has mean keys (B, heads, b, H), mean values (B, heads, b, V) and log weights (B, heads, b), −inf at
-    children to come. parent (B, L) is the node that is being filled, −1 before the first; length counts the tokens.
+    children to come. parent (B, L) is the node that is being filled, −1 before the first; length (B,) counts the
+    tokens.
     """
 
     key: tuple[Float[Array, "B heads _ H"], ...]
     value: tuple[Float[Array, "B heads _ V"], ...]
     log_weight: tuple[Float[Array, "B heads _"], ...]
     parent: Int[Array, "B L"]
-    length: Int[Array, ""]
+    length: Int[Array, "B"]
 
 
 def hierarchical_attention_init_state(
@@ -77,7 +79,7 @@ def hierarchical_attention_init_state(
         value=zeros(value_dim),
         log_weight=tuple(x - jnp.inf for x in zeros()),
         parent=jnp.full((batch, tree.height), -1, jnp.int32),
-        length=jnp.zeros((), jnp.int32),
+        length=jnp.zeros((batch,), jnp.int32),
     )
 
 
@@ -92,6 +94,7 @@ def hierarchical_attention_step(
     sibling_bias: SiblingBias = None,
     scale: float | None = None,
     include_self: bool = True,
+    query_seq_lengths: Int[Array, "B"] | None = None,
 ) -> tuple[HierarchicalState, Float[Array, "B T N V"]]:
     """Lets T new tokens attend causally to all tokens so far and to each other, and adds them to the state.
 
@@ -108,9 +111,10 @@ def hierarchical_attention_step(
         sibling_bias: see `hierarchical_attention`; the same in every step.
         scale: factor on the scores, 1/sqrt(H) when None; the same in every step.
         include_self: whether a token attends to itself; the same in every step.
+        query_seq_lengths: (B,) int, how many of the T tokens each sequence has; see `dot_product_attention_step`.
 
     Returns:
-        (new state, output (B, T, N, V) in the query's dtype). Once there are more tokens than the tree has, all
+        (new state, output (B, T, N, V) in the query's dtype). For a sequence of more tokens than the tree has, all
         outputs are NaN.
 
     Raises:
@@ -123,10 +127,10 @@ def hierarchical_attention_step(
         >>> x = jnp.ones((1, 3, 2, 8))
         >>> state = hierarchical_attention_init_state(1, 2, 8, tree)
         >>> state, out = hierarchical_attention_step(state, x, x, x, tree)
-        >>> out.shape, int(state.length)
-        ((1, 3, 2, 8), 3)
+        >>> out.shape, state.length.tolist()
+        ((1, 3, 2, 8), [3])
     """
-    call = check_step(query, key, value, key_bias, scale)
+    call = fold_lengths(zero_padding(check_step(query, key, value, key_bias, scale, query_seq_lengths)))
     check_tree(tree, query.shape[0])
     branching = tuple(x.shape[2] for x in state.key)
     if branching != tree.branching:
@@ -141,25 +145,26 @@ def hierarchical_attention_step(
     tree = jax.tree.map(jnp.asarray, tree)
     step = jax.vmap(
         lambda tree, levels, token, at: step_token(tree, levels, token, at, biases, call.scale, include_self),
-        (0 if tree.is_batched else None, 0, 0, None),
+        (0 if tree.is_batched else None, 0, 0, 0),
     )
 
-    def body(carry: Any, token: Token) -> Any:
-        levels, length = carry
-        new_levels, out = step(tree, levels, token, length)
+    def body(levels: Any, token: tuple[Token, Array]) -> Any:
+        new_levels, out = step(tree, levels, *token)
         # The state keeps its dtype, whatever that of the tokens.
-        levels = jax.tree.map(lambda new, old: new.astype(old.dtype), tuple(new_levels), tuple(levels))
-        return (levels, length + 1), out
+        return jax.tree.map(lambda new, old: new.astype(old.dtype), tuple(new_levels), tuple(levels)), out
 
     arrays = (call.query, call.key, call.value, call.key_bias[..., 0])
-    tokens = Token(*(jnp.moveaxis(x, 1, 0) for x in arrays))
-    carry: Any = vary_like(tuple(state[:-1]), tokens), state.length
+    order = jnp.arange(query.shape[1], dtype=state.length.dtype)
+    is_new = order < jnp.reshape(num_new(call), (-1, 1))
+    positions = jnp.where(is_new, state.length[:, None] + order, -1)
+    tokens = Token(*(jnp.moveaxis(x, 1, 0) for x in arrays)), positions.T
+    levels: Any = vary_like(tuple(state[:-1]), tokens)
     if query.shape[1] == 1:  # without the overhead of a loop
-        carry, out = body(carry, jax.tree.map(lambda x: x[0], tokens))
+        levels, out = body(levels, jax.tree.map(lambda x: x[0], tokens))
         out = out[None]
     else:
-        carry, out = lax.scan(body, carry, tokens)
-    levels, length = carry
-    out = nan_beyond(call.merge_heads(jnp.moveaxis(out, 0, 1)), length, tree.length)
+        levels, out = lax.scan(body, levels, tokens)
+    length = state.length + num_new(call)
+    out = finish(call, jnp.moveaxis(out, 0, 1), length, tree.length)
     means, values, log_weights, parent = levels
     return HierarchicalState(means, values, log_weights, parent, length), out.astype(query.dtype)

@@ -49,7 +49,7 @@ class Kernel:
         naive: the same in `naive.py`.
         own: the mechanism's own arrays, by name from `OWN`.
         init: (sizes, dtype) -> decoding state.
-        step: (state, query, key, value, key_bias, *own) -> (state, output).
+        step: (state, query, key, value, key_bias, *own, query_seq_lengths) -> (state, output).
         only_causal: whether the mechanism exists with a causal mask only.
         long: a length at which the kernel works in several blocks, if it does.
         sharp: whether scores of any size come out right; else only finite.
@@ -100,8 +100,8 @@ def _softmax_init(sizes: Sizes, dtype: Any) -> Any:
     )
 
 
-def _softmax_step(state, query, key, value, key_bias):
-    return jaxattn.dot_product_attention_step(state, query, key, value, key_bias=key_bias)
+def _softmax_step(state, query, key, value, key_bias, **options):
+    return jaxattn.dot_product_attention_step(state, query, key, value, key_bias=key_bias, **options)
 
 
 def _gated(normalization: str | None, allow_leak: bool = False) -> Callable[..., Any]:
@@ -131,7 +131,7 @@ def _gated_init(sizes: Sizes, dtype: Any) -> Any:
 
 
 def _gated_step(normalization: str | None) -> Callable[..., Any]:
-    def step(state, query, key, value, key_bias, energy, alpha, tau):
+    def step(state, query, key, value, key_bias, energy, alpha, tau, **options):
         return jaxattn.energy_gated_attention_step(
             state,
             query,
@@ -142,6 +142,7 @@ def _gated_step(normalization: str | None) -> Callable[..., Any]:
             tau=tau,
             normalization=normalization,
             key_bias=key_bias,
+            **options,
         )
 
     return step
@@ -172,8 +173,10 @@ def _lags_init(sizes: Sizes, dtype: Any) -> Any:
     )
 
 
-def _lags_step(state, query, key, value, key_bias, lag_logits):
-    return jaxattn.cross_correlation_attention_step(state, query, key, value, lag_logits, key_bias=key_bias)
+def _lags_step(state, query, key, value, key_bias, lag_logits, **options):
+    return jaxattn.cross_correlation_attention_step(
+        state, query, key, value, lag_logits, key_bias=key_bias, **options
+    )
 
 
 def _gated_lags(query, key, value, key_bias, lag_logits, energy, alpha, tau, *, mask, segment_ids, is_causal):
@@ -194,10 +197,15 @@ def _gated_lags_init(sizes: Sizes, dtype: Any) -> Any:
     return _lags_init(sizes, dtype), jaxattn.energy_gate_init_state(sizes.batch, sizes.heads)
 
 
-def _gated_lags_step(state, query, key, value, key_bias, lag_logits, energy, alpha, tau):
+def _gated_lags_step(
+    state, query, key, value, key_bias, lag_logits, energy, alpha, tau, query_seq_lengths=None
+):
     inner, statistics = state
-    statistics, gate = jaxattn.energy_gate_step(statistics, energy, alpha=alpha, tau=tau)
-    inner, out = _lags_step(inner, query, key, value, key_bias + gate, lag_logits)
+    mask = None if query_seq_lengths is None else jnp.arange(query.shape[1]) < query_seq_lengths[:, None]
+    statistics, gate = jaxattn.energy_gate_step(statistics, energy, alpha=alpha, tau=tau, mask=mask)
+    inner, out = _lags_step(
+        inner, query, key, value, key_bias + gate, lag_logits, query_seq_lengths=query_seq_lengths
+    )
     return (inner, statistics), out
 
 
@@ -222,8 +230,10 @@ def _linear_init(sizes: Sizes, dtype: Any) -> Any:
     )
 
 
-def _linear_step(state, query, key, value, key_bias):
-    return jaxattn.linear_attention_step(state, _positive(query), _positive(key), value, key_bias=key_bias)
+def _linear_step(state, query, key, value, key_bias, **options):
+    return jaxattn.linear_attention_step(
+        state, _positive(query), _positive(key), value, key_bias=key_bias, **options
+    )
 
 
 def _tree_over(length: int) -> jaxattn.Tree:
@@ -248,9 +258,9 @@ def _tree_init(sizes: Sizes, dtype: Any) -> Any:
     )
 
 
-def _tree_step(state, query, key, value, key_bias):
+def _tree_step(state, query, key, value, key_bias, **options):
     return jaxattn.hierarchical_attention_step(
-        state, query, key, value, _tree_over(Sizes.length), key_bias=key_bias
+        state, query, key, value, _tree_over(Sizes.length), key_bias=key_bias, **options
     )
 
 
@@ -275,8 +285,10 @@ def _features_init(sizes: Sizes, dtype: Any) -> Any:
     )
 
 
-def _features_step(state, query, key, value, key_bias):
-    return jaxattn.random_feature_attention_step(state, query, key, value, FEATURE_MAP, key_bias=key_bias)
+def _features_step(state, query, key, value, key_bias, **options):
+    return jaxattn.random_feature_attention_step(
+        state, query, key, value, FEATURE_MAP, key_bias=key_bias, **options
+    )
 
 
 def _gated_row(normalization: str | None, **options: Any) -> Kernel:

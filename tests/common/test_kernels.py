@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+import jaxattn
 from jaxattn.testing import (
     assert_causal,
     assert_close_to_reference,
@@ -147,6 +148,36 @@ def test_decode(row, prefill):
         axis=axes(row),
         prefill=prefill,
     )
+
+
+@every_kernel
+def test_ragged_batch(row):
+    """Sequences of any lengths, padded with NaN, one of them replaced on the way: each as if it were alone."""
+    args, named = arrays(row, Sizes()), list(axes(row))
+    expected = whole(row)(*args)
+
+    def step(state, *parts):
+        """Feeds every sequence b the tokens of its part (source, start, stop), at most 4."""
+
+        def cut(x, axis):
+            if axis is None:
+                return x
+            rows = [x[source, start:stop] for source, start, stop in parts]
+            pad = [[(0, 4 - len(r)), *[(0, 0)] * (r.ndim - 1)] for r in rows]
+            return jnp.stack([jnp.pad(r, p, constant_values=jnp.nan) for r, p in zip(rows, pad, strict=True)])
+
+        lengths = jnp.array([stop - start for _, start, stop in parts])
+        state, out = stepper(row)(state, *map(cut, args, named), query_seq_lengths=lengths)
+        for got, (source, start, stop) in zip(out, parts, strict=True):
+            np.testing.assert_allclose(got[: stop - start], expected[source, start:stop], atol=1e-5)
+            assert (got[stop - start :] == 0).all()
+        return state
+
+    state = row.init(Sizes(), jnp.float32)
+    for parts in [((0, 0, 4), (1, 0, 2)), ((0, 4, 8), (1, 2, 2)), ((0, 8, 9), (1, 2, 5))]:
+        state = step(state, *parts)
+    other = step(row.init(Sizes(batch=1), jnp.float32), (0, 0, 3))
+    state = step(jaxattn.replace_rows(state, jnp.array([1]), other), (0, 9, 10), (0, 3, 7))
 
 
 @functools.lru_cache

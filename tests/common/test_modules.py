@@ -133,6 +133,23 @@ def test_decode(row):
 
 
 @every_module
+def test_ragged_batch(row):
+    """Steps in which sequences have different numbers of tokens, or none: each as if it were alone."""
+    made, args, _ = arguments(row, flax=False)
+    expected = made.call(*args)
+    step = jax.jit(lambda state, x, mask: made.module.step(state, x, token_mask=mask))
+    state, start = made.module.init_state(2, 10), np.zeros(2, int)
+    for count in ([4, 2], [4, 0], [1, 4]):
+        at = start[:, None] + np.arange(4)
+        mask = np.arange(4) < np.array(count)[:, None]
+        x = jnp.where(mask[..., None], made.inputs[np.arange(2)[:, None], np.minimum(at, 9)], jnp.nan)
+        state, out = step(state, x, jnp.asarray(mask))
+        for b, n in enumerate(count):
+            np.testing.assert_allclose(out[b, :n], expected[b, start[b] : start[b] + n], atol=1e-5)
+        start += count
+
+
+@every_module
 def test_bfloat16(row):
     made, args, _ = arguments(row, flax=False, dtype="bfloat16")
     assert made.call(*args).dtype == jnp.bfloat16

@@ -88,7 +88,7 @@ def test_prefix_in_chunks_equals_prefix_at_once(options):
         def loss(q, k, v, energy, alpha, tau):
             statistics = prefix_statistics(energy, jnp.ones(energy.shape, bool), segments)
             out = attend_to_prefixes(
-                *(q, k, v, energy, statistics, jnp.arange(length)),
+                *(q, k, v, energy, statistics, jnp.arange(length)[None]),
                 **{"alpha": alpha, "tau": tau, "key_bias": key_bias, "query_chunk": query_chunk, **more},
             )
             return (out * normal(9, *out.shape)).sum(), out

@@ -375,7 +375,8 @@ def test_padded_tokens_enter_no_statistics_in_decoding(normalization):
     mask = jnp.array([[False, False, True, True, True, True]])
     whole = module(q, k, v, AttentionInputs(inputs=x, token_mask=mask, is_causal=True))
     key_bias = jnp.where(mask, 0.0, -jnp.inf)[..., None]
-    _, out = module.step(module.init_state(1, 6, jnp.float32), q, k, v, inputs=x, key_bias=key_bias)
+    given = AttentionInputs(inputs=x, key_bias=key_bias)
+    _, out = module.step(module.init_state(1, 6, jnp.float32), q, k, v, given)
     np.testing.assert_allclose(out[:, 2:], whole[:, 2:], atol=1e-5)
 
 

@@ -53,27 +53,24 @@ class RecencyModule(MechanismModule):
         self, query: Array, key: Array, value: Array, given: AttentionInputs
     ) -> Float[Array, "B T N V"]:
         """Attends over the whole sequence."""
-        return self.inner(query, key, value, given.add_key_bias(self._bias(jnp.arange(key.shape[1]))))
+        return self.inner(query, key, value, given.add_key_bias(self._bias(jnp.arange(key.shape[1])[None])))
 
     def init_state(self, batch: int, max_length: int, dtype: Any, *, gated: bool = False) -> Any:
         """The cache of softmax, and the position of the next token."""
         return {
             "inner": self.inner.init_state(batch, max_length, dtype, gated=True),
-            "position": jnp.int32(0),
+            "position": jnp.zeros((batch,), jnp.int32),
         }
 
-    def step(
-        self, state, query, key, value, *, inputs=None, key_bias=None
-    ) -> tuple[Any, Float[Array, "B T N V"]]:
+    def step(self, state, query, key, value, given) -> tuple[Any, Float[Array, "B T N V"]]:
         """Attends from the new tokens to all so far."""
         position = state["position"]
-        bias = self._bias(position + jnp.arange(key.shape[1]))
-        bias = bias if key_bias is None else bias + key_bias
-        inner, out = self.inner.step(state["inner"], query, key, value, key_bias=bias)
-        return {"inner": inner, "position": position + key.shape[1]}, out
+        bias = self._bias(position[:, None] + jnp.arange(key.shape[1]))
+        inner, out = self.inner.step(state["inner"], query, key, value, given.add_key_bias(bias))
+        return {"inner": inner, "position": given.advance(position, key.shape[1])}, out
 
-    def _bias(self, positions: Array) -> Float[Array, "1 S N"]:
-        return (positions[:, None] * self.rate[...])[None]
+    def _bias(self, positions: Array) -> Float[Array, "#B S N"]:
+        return positions[..., None] * self.rate[...]
 
 
 def _parse(rate: str = "0.1") -> Recency:

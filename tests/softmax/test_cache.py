@@ -46,7 +46,7 @@ def test_steps_equal_the_whole(counts, key_bias):
     state, out = decode(empty(), arrays, key_bias, counts, scale=0.3)
     expected = dot_product_attention(*arrays, key_bias=key_bias, scale=0.3, is_causal=True)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
-    assert int(state.length) == T
+    assert state.length.tolist() == [T] * B
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -122,7 +122,7 @@ def test_bad_state(no_typecheck, change, message):
     [
         ({"query": QUERY[0]}, r"query must have shape \(B, T, N, H\)"),
         ({"query": QUERY[:1], "key": KEY[:1], "value": VALUE[:1]}, "query must have the state's batch"),
-        ({"query": QUERY[:, :, :2]}, "query must have the state's batch and heads"),
+        ({"query": QUERY[:, :, :2]}, "query must have the heads of the state's key bias, N = 4; got 2"),
         ({"query": QUERY[..., :4], "key": KEY[..., :4]}, "key must have shape"),
         ({"value": VALUE[..., :4]}, "value must have shape"),
         ({"key_bias": KEY_BIAS[:, :, :3]}, r"key_bias must be broadcastable to \(B, S, N\)"),
