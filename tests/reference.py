@@ -18,6 +18,9 @@ def naive_attention(
     segment_ids=None,
     local_window_size=None,
     query_offset=0,
+    logits_soft_cap=None,
+    sinks=None,
+    return_residual=False,
 ):
     """dot_product_attention of batched arrays as its definition reads; in JAX, so gradients too."""
     batch, query_length, num_heads, head_dim = query.shape
@@ -28,7 +31,9 @@ def naive_attention(
     # Positions of the queries among the keys, (B or 1, 1, T, 1).
     at = i + jnp.reshape(jnp.asarray(query_offset), (-1, 1, 1, 1))
     allowed = jnp.ones((batch, num_heads, query_length, key_length), bool)
-    logits = 0.0
+    logits = scale * jnp.einsum("btnh,bsnh->bnts", query, key)
+    if logits_soft_cap is not None:
+        logits = logits_soft_cap * jnp.tanh(logits / logits_soft_cap)
     if is_causal:
         allowed &= j <= at
     if local_window_size is not None:
@@ -47,9 +52,17 @@ def naive_attention(
     for term in (None if key_bias is None else jnp.moveaxis(key_bias, 1, 2)[:, :, None, :], bias):
         if term is not None:
             allowed &= term > -jnp.inf
-            logits += jnp.where(term > -jnp.inf, term, 0.0)
-    logits += scale * jnp.einsum("btnh,bsnh->bnts", query, key)
+            logits = logits + jnp.where(term > -jnp.inf, term, 0.0)
     top = jnp.where(allowed, logits, -jnp.inf).max(axis=-1, keepdims=True)
-    weights = jnp.exp(jnp.where(allowed, logits - jnp.where(top > -jnp.inf, top, 0.0), -jnp.inf))
-    total = weights.sum(axis=-1, keepdims=True)
-    return jnp.einsum("bnts,bsnv->btnv", weights / jnp.where(total > 0, total, 1.0), value)
+    top = jnp.where(top > -jnp.inf, top, 0.0)
+    if sinks is not None:
+        sinks = sinks[:, None, None]
+        top = jnp.maximum(top, sinks)
+    weights = jnp.exp(jnp.where(allowed, logits - top, -jnp.inf))
+    total = weights.sum(axis=-1, keepdims=True) + (0.0 if sinks is None else jnp.exp(sinks - top))
+    safe = jnp.where(total > 0, total, 1.0)
+    out = jnp.einsum("bnts,bsnv->btnv", weights / safe, value)
+    if not return_residual:
+        return out
+    log_total = jnp.where(total > 0, top + jnp.log(safe), -jnp.inf)
+    return out, jnp.moveaxis(log_total[..., 0], 1, 2)

@@ -33,6 +33,9 @@ class Call:
         query_offset: position of query 0 among the keys, one for all rows or one a row; None for 0.
         scale: factor on q·k.
         is_causal: whether query i attends to keys j <= i (+ query_offset) only.
+        logits_soft_cap: what bounds the scores before any bias, by cap · tanh(score / cap); None for no bound.
+        sinks: (K, G), a score a head of a key without a value, or None.
+        return_residual: whether the logarithm of the normaliser is asked for.
         window: query i attends to keys i − left to i + right (+ query_offset) only; None is without end.
         batched: whether the caller's arrays had a batch axis.
     """
@@ -50,6 +53,9 @@ class Call:
     scale: float = dataclasses.field(default=1.0, metadata={"static": True})
     is_causal: bool = False
     window: tuple[int | None, int | None] = dataclasses.field(default=(None, None), metadata={"static": True})
+    logits_soft_cap: float | None = dataclasses.field(default=None, metadata={"static": True})
+    sinks: Any = None
+    return_residual: bool = False
     batched: bool = True
 
     def replace(self, **changes: Any) -> "Call":
@@ -96,6 +102,7 @@ class Call:
             key_bias=merge(self.key_bias, 2),
             mask=merge(self.mask, 1),
             bias=merge(self.bias, 1),
+            sinks=merge(self.sinks, 0),
         )
 
     def with_key_weights(self) -> "Call":

@@ -43,6 +43,11 @@ class MechanismModule(nnx.Module):
         """Whether no query sees a later key even in calls without `is_causal`."""
         return False
 
+    @property
+    def has_sinks(self) -> bool:
+        """Whether a bias that is the same for all keys of a query changes the output, as it does beside a sink."""
+        return False
+
     def __call__(
         self,
         query: Float[Array, "B T N H"],
@@ -147,6 +152,11 @@ class GateModule(MechanismModule):
     def is_causal(self) -> bool:
         """Whether the inner mechanism is."""
         return self.inner.is_causal
+
+    @property
+    def has_sinks(self) -> bool:
+        """Whether the inner mechanism does."""
+        return self.inner.has_sinks
 
 
 class Flops(NamedTuple):

@@ -76,7 +76,7 @@ def register_mechanism(row: MechanismRow) -> None:
         ...     pass
         >>> register_mechanism(MechanismRow("exact", "exact", "softmax", Exact, Exact, lambda mechanism: ()))
         >>> parse_mechanism("exact")
-        Exact(implementation=None, local_window_size=None)
+        Exact(implementation=None, local_window_size=None, logits_soft_cap=None, sinks=False)
         >>> _ = MECHANISMS.pop("exact")
     """
     _register(MECHANISMS, row)

@@ -38,6 +38,8 @@ def energy_gated_attention(
     scale: float | None = None,
     is_causal: bool = False,
     local_window_size: int | tuple[int, int] | None = None,
+    logits_soft_cap: float | None = None,
+    sinks: Float[Array, "N"] | None = None,
     segment_ids: Int[Array, "*B T"] | tuple[Int[Array, "*B T"], Int[Array, "*B S"]] | None = None,
     allow_leak: bool = False,
     implementation: str | None = None,
@@ -70,6 +72,8 @@ def energy_gated_attention(
         scale: factor on q·k, 1/sqrt(H) when None.
         is_causal: query i attends to keys j <= i.
         local_window_size: as in `dot_product_attention`. It does not change the statistics.
+        logits_soft_cap: as in `dot_product_attention`.
+        sinks: as in `dot_product_attention`.
         segment_ids: (B, T), or a pair (B, T) and (B, S), for packed sequences, each a contiguous run; attention
             and statistics stay inside them.
         allow_leak: permits "sequence" with `is_causal`, for reproducing the published numbers.
@@ -126,6 +130,8 @@ def energy_gated_attention(
             segment_ids=None if key_ids is None else (query_ids, key_ids),
             scale=scale,
             local_window_size=local_window_size,
+            logits_soft_cap=logits_soft_cap,
+            sinks=sinks,
             implementation=implementation,
         )
         return out if batched else out[0]
@@ -149,6 +155,8 @@ def energy_gated_attention(
         scale=scale,
         is_causal=is_causal,
         local_window_size=local_window_size,
+        logits_soft_cap=logits_soft_cap,
+        sinks=sinks,
         segment_ids=segment_ids,
         implementation=implementation,
     )

@@ -28,6 +28,8 @@ def attend_to_prefixes(
     segment_ids: tuple[Int[Array, "B T"], Int[Array, "B S"]] | None = None,
     scale: float | None = None,
     local_window_size: int | tuple[int, int] | None = None,
+    logits_soft_cap: float | None = None,
+    sinks: Float[Array, "N"] | None = None,
     implementation: str | None = None,
     query_chunk: int = 256,
 ) -> Float[Array, "B T N V"]:
@@ -48,6 +50,8 @@ def attend_to_prefixes(
         segment_ids: of queries and keys.
         scale: as in `dot_product_attention`.
         local_window_size: as in `dot_product_attention`.
+        logits_soft_cap: as in `dot_product_attention`.
+        sinks: as in `dot_product_attention`.
         implementation: as in `dot_product_attention`.
         query_chunk: queries whose gates exist at once; 256 take 32 MiB a head in float32 at S = 32k.
 
@@ -94,6 +98,8 @@ def attend_to_prefixes(
             scale=scale,
             is_causal=True,
             local_window_size=local_window_size,
+            logits_soft_cap=logits_soft_cap,
+            sinks=sinks,
             query_offset=chunk["positions"][:, 0] if len(positions) > 1 else chunk["positions"][0, 0],
             implementation=implementation,
         )

@@ -92,6 +92,8 @@ def energy_gated_attention_step(
     key_bias: Float[Array, "#B T #N"] | None = None,
     scale: float | None = None,
     local_window_size: int | tuple[int, int] | None = None,
+    logits_soft_cap: float | None = None,
+    sinks: Float[Array, "N"] | None = None,
     query_seq_lengths: Int[Array, "B"] | None = None,
 ) -> tuple[EnergyGatedAttentionState, Float[Array, "B T N V"]]:
     """Appends T new tokens and attends from them, causally; any split gives the causal whole.
@@ -112,6 +114,8 @@ def energy_gated_attention_step(
         key_bias: bias on the new keys, broadcastable to (B, T, N); −inf removes a key for good.
         scale: factor on q·k, 1/sqrt(H) when None; the same in every step.
         local_window_size: as in `dot_product_attention_step`; the same in every step.
+        logits_soft_cap: as in `dot_product_attention`.
+        sinks: as in `dot_product_attention`.
         query_seq_lengths: (B,) int, how many of the T tokens each sequence has; see `dot_product_attention_step`.
 
     Returns:
@@ -137,7 +141,12 @@ def energy_gated_attention_step(
     energy = clean_energy(energy, valid)
     start = state.attention.length
     energies = write(state.energy, energy, start, num_new(call))
-    options: dict[str, Any] = {"scale": scale, "local_window_size": local_window_size}
+    options: dict[str, Any] = {
+        "scale": scale,
+        "local_window_size": local_window_size,
+        "logits_soft_cap": logits_soft_cap,
+        "sinks": sinks,
+    }
     attend = partial(
         dot_product_attention_step,
         state.attention,

@@ -24,7 +24,23 @@ from jaxattn.softmax.mechanism import Softmax
 
 
 class RecencyBiasedModule(GateModule):
-    """Computes key biases from left to right and calls the inner mechanism with them."""
+    """Computes key biases from left to right and calls the inner mechanism with them.
+
+    Args:
+        sizes: of the layer.
+        inner: the module inside.
+
+    Raises:
+        ValueError: the inner mechanism has sinks.
+    """
+
+    def __init__(self, sizes: LayerSizes, inner: MechanismModule):
+        if inner.has_sinks:
+            raise ValueError(
+                f"sinks cannot be used inside {type(self).__name__.removesuffix('Module')}: a bias by distance is a "
+                "key bias only up to a number a query, which a sink would not get; got an inner mechanism with sinks."
+            )
+        super().__init__(sizes, inner)
 
     @abc.abstractmethod
     def init_bias(self, batch: int) -> Any:

@@ -1,16 +1,22 @@
 """Softmax attention, and the one place that chooses a backend."""
 
+from typing import Any
+
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxattn.core.call import Call, check_call
+from jaxattn.core.call import Call, accumulation_dtype, check_call
 from jaxattn.core.checks import check_choice
-from jaxattn.core.padding import fold_key_mask, fold_lengths, zero_padded_rows, zero_padding
+from jaxattn.core.padding import fold_key_mask, fold_lengths, query_is_valid, zero_padded_rows, zero_padding
 from jaxattn.core.platform import by_platform
 from jaxattn.softmax.blockwise import blockwise_attention
 from jaxattn.softmax.cudnn import cudnn_attention, cudnn_cannot
 from jaxattn.softmax.options import with_options
 from jaxattn.softmax.splash import tokamax_attention, tokamax_cannot, tokamax_is_installed
 from jaxattn.softmax.xla import xla_attention
+
+# The output, and the logarithm of the normaliser where it is asked for.
+Result = tuple[Float[Array, "B T K G V"], Float[Array, "B T K G"] | None]
 
 IMPLEMENTATIONS = (None, "xla", "blockwise", "cudnn", "tokamax")
 
@@ -33,10 +39,13 @@ def dot_product_attention(
     query_seq_lengths: Int[Array, "*B"] | None = None,
     key_value_seq_lengths: Int[Array, "*B"] | None = None,
     local_window_size: int | tuple[int, int] | None = None,
+    logits_soft_cap: float | None = None,
+    sinks: Float[Array, "N"] | None = None,
     query_offset: int | Int[Array, "*#B"] | None = None,
     segment_ids: Int[Array, "*B T"] | tuple[Int[Array, "*B T"], Int[Array, "*B S"]] | None = None,
+    return_residual: bool = False,
     implementation: str | None = None,
-) -> Float[Array, "*B T N V"]:
+) -> Float[Array, "*B T N V"] | Any:
     r"""Softmax attention with a bias a key, as fast as the platform allows.
 
     For every query i and head, over the keys j that mask, lengths, window, segments and causality allow,
@@ -61,21 +70,27 @@ def dot_product_attention(
         is_causal: query i attends to keys j <= i only, both counted from the start.
         local_window_size: (left, right), or one number for both: query i attends to keys
             i − left <= j <= i + right only. "blockwise" then takes time O(T (left + right)).
+        logits_soft_cap: positive number c; q·k times scale becomes c tanh(scale q·k / c), before any bias.
+        sinks: (N,) score of a key without a value, for every query head: exp(sinks) is added to the normaliser,
+            so that a row need not attend to anything. Differentiable. A number added to key_bias no longer cancels.
         query_offset: position of query 0 among the keys, () or (B,), for is_causal and local_window_size:
             queries that continue a cache of keys.
         query_seq_lengths: (B,) int; rows from there on give 0.
         key_value_seq_lengths: (B,) int; keys from there on are removed.
         segment_ids: (B, T) int, or a pair (B, T), (B, S): a query attends to keys of its own segment only.
+        return_residual: return the logarithm of the normaliser too. Differentiable, unlike that of `jax.nn`.
         implementation: None chooses for the platform that is compiled for (see `choose_implementation`), and can be
             differentiated as all of its choices can. "xla" holds the T×S scores in memory and can
             be differentiated any number of times, forward and reverse. "blockwise" is flash attention in plain
             XLA: memory linear in T + S, every option, reverse mode once only. "cudnn" (NVIDIA, float16 or
             bfloat16) and "tokamax" (TPU, the extra `tpu`) are fused kernels; they take neither bias, nor
-            segment_ids, nor query_offset, nor a mask that depends on the query, and carry key_bias in the values.
-            Of local windows cuDNN takes those without a right side, for T = S and without lengths.
+            segment_ids, nor query_offset, logits_soft_cap, sinks, return_residual, nor a mask that depends on the
+            query, and carry key_bias in the values. Of local windows cuDNN takes those without a right side, for
+            T = S and without lengths.
 
     Returns:
-        (B, T, N, V) in the query's dtype.
+        (B, T, N, V) in the query's dtype. With `return_residual` a pair: that and (B, T, N) float32 (float64 for
+        float64 inputs), the logarithm of Σ_j exp(score_ij) with the sink counted, −inf in rows without any key.
 
     Raises:
         ValueError: an argument has a wrong shape, dtype or value, or `implementation` cannot do what is asked;
@@ -94,6 +109,9 @@ def dot_product_attention(
         >>> last = dot_product_attention(x[:, 12:], x, x, is_causal=True, local_window_size=4, query_offset=12)
         >>> bool(jnp.allclose(last[:, -1], dot_product_attention(x[:, 15:], x[:, 11:], x[:, 11:])[:, 0], atol=1e-5))
         True
+        >>> out, log_total = dot_product_attention(x, x, x, sinks=jnp.zeros(4), return_residual=True)
+        >>> log_total.shape, bool((log_total > 0).all())  # the sink alone makes it log 1
+        ((2, 16, 4), True)
 
     Reference: Vaswani et al. 2017, "Attention is all you need", equation 1; Ainslie et al. 2023, "GQA"; Dao et
     al. 2022, "FlashAttention" (blockwise).
@@ -112,13 +130,32 @@ def dot_product_attention(
         key_value_seq_lengths=key_value_seq_lengths,
         segment_ids=segment_ids,
     )
-    call = with_options(call, local_window_size=local_window_size, query_offset=query_offset)
-    if call.is_empty:
-        return call.zeros(query.dtype)
-    return call.merge_heads(_attend(fold_key_mask(call), implementation))
+    call = with_options(
+        call,
+        local_window_size=local_window_size,
+        logits_soft_cap=logits_soft_cap,
+        sinks=sinks,
+        query_offset=query_offset,
+        return_residual=return_residual,
+    )
+    out, log_total = _of_empty(call) if call.is_empty else _attend(fold_key_mask(call), implementation)
+    out = call.merge_heads(out)
+    if not return_residual:
+        return out
+    assert log_total is not None  # kernels that have none were refused
+    return out, call.merge_heads(log_total[..., None])[..., 0]
 
 
-def _attend(call: Call, implementation: str | None) -> Float[Array, "B T K G V"]:
+def _of_empty(call: Call) -> Result:
+    """Without keys or outputs: zeros, and a normaliser of the sinks alone."""
+    *rows, _ = call.query.shape
+    dtype = accumulation_dtype(call.query, call.key, call.value)
+    sinks = jnp.full((), -jnp.inf, dtype) if call.sinks is None else call.sinks.astype(dtype)
+    out = jnp.zeros((*rows, call.value.shape[-1]), call.query.dtype)
+    return out, jnp.broadcast_to(sinks, rows)
+
+
+def _attend(call: Call, implementation: str | None) -> Result:
     if implementation is None:
         return by_platform(lambda platform: choose_implementation(call, platform), _attend_with, call)
     cannot = {"cudnn": cudnn_cannot, "tokamax": tokamax_cannot}.get(implementation)
@@ -127,14 +164,22 @@ def _attend(call: Call, implementation: str | None) -> Float[Array, "B T K G V"]
     return _attend_with(implementation, call)
 
 
-def _attend_with(implementation: str, call: Call) -> Float[Array, "B T K G V"]:
+def _attend_with(implementation: str, call: Call) -> Result:
     call = zero_padding(call)
+    log_total = None
     if implementation == "cudnn":
         out = cudnn_attention(call)
+    elif implementation == "tokamax":
+        out = tokamax_attention(fold_lengths(call))
     else:
-        backend = {"xla": xla_attention, "blockwise": blockwise_attention, "tokamax": tokamax_attention}
-        out = backend[implementation](fold_lengths(call))
-    return zero_padded_rows(call, out)
+        backend = {"xla": xla_attention, "blockwise": blockwise_attention}[implementation]
+        out, log_total = backend(fold_lengths(call))
+    out = zero_padded_rows(call, out)
+    if log_total is None or not call.return_residual:
+        return out, None
+    if call.query_seq_lengths is not None:
+        log_total = jnp.where(query_is_valid(call)[..., 0], log_total, -jnp.inf)
+    return out, log_total
 
 
 def attend_cached(call: Call) -> Float[Array, "B T K G V"]:
@@ -143,7 +188,8 @@ def attend_cached(call: Call) -> Float[Array, "B T K G V"]:
 
 
 def _attend_in_xla(in_blocks: bool, call: Call) -> Float[Array, "B T K G V"]:
-    return blockwise_attention(call) if in_blocks else xla_attention(call)
+    attend = blockwise_attention if in_blocks else xla_attention
+    return attend(call)[0]
 
 
 def choose_implementation(call: Call, platform: str) -> str:

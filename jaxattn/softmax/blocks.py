@@ -12,12 +12,15 @@ from jaxattn.softmax.reach import Reach, in_reach, key_range, query_range
 
 
 class Blocks(NamedTuple):
-    """What is known at trace time: block sizes, the number of keys before padding, scale and reach of a query."""
+    """What is known at trace time: block sizes, the number of keys before padding, scale and cap of the
+    products, and the reach of a query.
+    """
 
     query_block: int
     key_block: int
     key_length: int
     scale: float
+    logits_soft_cap: float | None
     reach: Reach
 
 
@@ -25,7 +28,7 @@ class Operands(NamedTuple):
     """Blocked arrays that have gradients; head axes are (K, G), or 1 where they broadcast.
 
     query (nq, B, K, G, bq, H), key (nk, B, K, bk, H), value (nk, B, K, bk, V),
-    key_bias (nk, B|1, K|1, G|1, bk), bias (B|1, K|1, G|1, T|1, S|1).
+    key_bias (nk, B|1, K|1, G|1, bk), bias (B|1, K|1, G|1, T|1, S|1), sinks (K, G).
     """
 
     query: Array
@@ -33,6 +36,7 @@ class Operands(NamedTuple):
     value: Array
     key_bias: Array | None
     bias: Array | None
+    sinks: Array | None
 
 
 class Structure(NamedTuple):
@@ -82,17 +86,16 @@ def cut_into_blocks(call: Call, query_block: int, key_block: int) -> tuple[Block
         value=cut(call.value, bk, 3),
         key_bias=None if call.key_bias is None else cut(call.key_bias.astype(dtype), bk, 4),
         bias=dense(call.bias),
+        sinks=None if call.sinks is None else call.sinks.astype(dtype),
     )
     ids = call.segment_ids
     segments = None if ids is None else (cut(ids[0], bq), cut(ids[1], bk))
     structure = Structure(dense(call.mask), segments, call.query_offset)
-    return Blocks(bq, bk, key_length, scale, call.reach), operands, structure
+    return Blocks(bq, bk, key_length, scale, call.logits_soft_cap, call.reach), operands, structure
 
 
-def block_scores(
-    blocks: Blocks, x: Operands, structure: Structure, i: Any, j: Any, *, keys_first: bool = False
-) -> Array:
-    """Scores of query block i and key block j, -inf where a pair is not allowed.
+def block_products(blocks: Blocks, x: Operands, i: Any, j: Any, *, keys_first: bool = False) -> Array:
+    """Scaled and capped products of query block i and key block j.
 
     (B, K, G, bq, bk), or (B, K, bk, G, bq) with `keys_first`: the order in which two of the three products of
     the backward pass read them row by row.
@@ -100,19 +103,41 @@ def block_scores(
     query, key = x.query[i], x.key[j]
     dtype = accumulation_dtype(query, key)
     if keys_first:
-        scores = jnp.einsum("BKSH,BKGTH->BKSGT", key, query, preferred_element_type=dtype)
+        products = jnp.einsum("BKSH,BKGTH->BKSGT", key, query, preferred_element_type=dtype)
     else:
-        scores = jnp.einsum("BKGTH,BKSH->BKGTS", query, key, preferred_element_type=dtype)
+        products = jnp.einsum("BKGTH,BKSH->BKGTS", query, key, preferred_element_type=dtype)
+    if blocks.scale != 1:
+        products *= blocks.scale
+    cap = blocks.logits_soft_cap
+    return products if cap is None else cap * jnp.tanh(products / cap)
+
+
+def through_cap(blocks: Blocks, grad_products: Array, products: Array) -> Array:
+    """The gradient of products before the cap, from that of the capped `products`."""
+    cap = blocks.logits_soft_cap
+    return grad_products if cap is None else grad_products * (1 - (products / cap) ** 2)
+
+
+def block_scores(
+    blocks: Blocks,
+    x: Operands,
+    structure: Structure,
+    products: Array,
+    i: Any,
+    j: Any,
+    *,
+    keys_first: bool = False,
+) -> Array:
+    """`block_products` with the biases added, -inf where a pair is not allowed."""
 
     def arrange(block: Array) -> Array:
         return jnp.moveaxis(block, -1, 2) if keys_first else block
 
-    if blocks.scale != 1:
-        scores *= blocks.scale
+    scores, dtype = products, products.dtype
     if x.key_bias is not None:
-        scores += arrange(x.key_bias[j][..., None, :])
+        scores = scores + arrange(x.key_bias[j][..., None, :])
     if x.bias is not None:
-        scores += arrange(dense_block(blocks, x.bias, i, j).astype(dtype))
+        scores = scores + arrange(dense_block(blocks, x.bias, i, j).astype(dtype))
     allowed = _allowed(blocks, structure, i, j)
     return scores if allowed is None else jnp.where(arrange(allowed), scores, -jnp.inf)
 

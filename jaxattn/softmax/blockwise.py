@@ -14,26 +14,31 @@ from jaxattn.softmax.blocks import (
     Blocks,
     Operands,
     Structure,
+    block_products,
     block_scores,
     cut_into_blocks,
     dense_start,
     key_blocks,
     query_blocks,
+    through_cap,
 )
 
 
 def blockwise_attention(
     call: Call, query_block: int = 256, key_block: int = 256
-) -> Float[Array, "B T K G V"]:
-    """Flash-style attention: O(T + S) memory, forward and backward.
+) -> tuple[Float[Array, "B T K G V"], Float[Array, "B T K G"]]:
+    """Flash-style attention and its log-sum-exp: O(T + S) memory, forward and backward.
 
     For each block of queries a running maximum m, normaliser l and weighted sum o are updated a block of keys
     at a time:
 
         m' = max(m, max_j s_j),  l' = e^(m − m') l + Σ e^(s_j − m'),  o' = e^(m − m') o + Σ e^(s_j − m') v_j.
 
-    Only the output and log-sum-exp are saved; the backward pass recomputes e^(s_j − lse) a block at a time
-    and yields gradients for query, key, value, key_bias and bias. Blocks that causality and the local
+    A sink is where m and l start: at its score and 1.
+
+    Only the output and log-sum-exp are saved; the backward pass recomputes p_j = e^(s_j − lse) a block at a time
+    and yields gradients for query, key, value, key_bias, bias and sinks. With a cotangent g of the log-sum-exp
+    ds_j = p_j (do · v_j − do · o + g). Blocks that causality and the local
     window remove whole are never visited. Reverse mode only (`jax.custom_vjp`): forward-mode and second
     derivatives are not defined.
 
@@ -42,25 +47,29 @@ def blockwise_attention(
     """
     blocks, *operands = cut_into_blocks(call, query_block, key_block)
     # Marked before the kernel: what is replicated then gets the sum of the cotangents of all devices.
-    out = _attend_compiled(blocks, *vary_like(operands, operands))  # (nq, B, K, G, bq, V)
-    out = jnp.moveaxis(out, (0, 4), (1, 2))
-    return out.reshape(out.shape[0], -1, *out.shape[3:])[:, : call.query.shape[1]]
+    out, log_total = _attend_compiled(blocks, *vary_like(operands, operands))
+
+    def join(x: Array) -> Array:
+        """(nq, B, K, G, bq, ...) -> (B, T, K, G, ...)."""
+        x = jnp.moveaxis(x, (0, 4), (1, 2))
+        return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])[:, : call.query.shape[1]]
+
+    return join(out), join(jnp.where(log_total == jnp.inf, -jnp.inf, log_total))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(blocks: Blocks, x: Operands, structure: Structure) -> Array:
-    return _forward(blocks, x, structure)[0]
-
-
-def _forward(blocks: Blocks, x: Operands, structure: Structure) -> tuple[Array, Array]:
+def _attend(blocks: Blocks, x: Operands, structure: Structure) -> tuple[Array, Array]:
+    """(nq, B, K, G, bq, V) and the log-sum-exp, +inf in rows without keys."""
     nq, nk = x.query.shape[0], x.key.shape[0]
     dtype = accumulation_dtype(x.query, x.key, x.value)
     rows = x.query.shape[1:-1]
+    sinks = None if x.sinks is None else x.sinks[:, :, None]
 
     def query_step(_: None, i: Array) -> tuple[None, tuple[Array, Array]]:
         def key_step(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             top, total, out = carry
-            scores = block_scores(blocks, x, structure, i, j)
+            products = block_products(blocks, x, i, j)
+            scores = block_scores(blocks, x, structure, products, i, j)
             new_top = jnp.maximum(top, scores.max(axis=-1))
             safe_top = jnp.where(new_top == -jnp.inf, 0, new_top)
             decay = jnp.exp(top - safe_top)
@@ -71,9 +80,10 @@ def _forward(blocks: Blocks, x: Operands, structure: Structure) -> tuple[Array, 
             )
             return new_top, total, out * decay[..., None] + update
 
+        top = jnp.full(rows, -jnp.inf, dtype) if sinks is None else jnp.broadcast_to(sinks, rows)
         start = (
-            jnp.full(rows, -jnp.inf, dtype),
-            jnp.zeros(rows, dtype),
+            top,
+            (top > -jnp.inf).astype(dtype),
             jnp.zeros((*rows, x.value.shape[-1]), dtype),
         )
         top, total, out = lax.fori_loop(
@@ -90,8 +100,8 @@ def _forward(blocks: Blocks, x: Operands, structure: Structure) -> tuple[Array, 
 
 
 def _attend_forward(blocks: Blocks, x: Operands, structure: Structure):
-    out, log_total = _forward(blocks, x, structure)
-    return out, (x, structure, out, log_total)
+    out, log_total = _attend(blocks, x, structure)
+    return (out, log_total), (x, structure, out, log_total)
 
 
 def _sum_to(x: Array, shape: tuple[int, ...]) -> Array:
@@ -100,12 +110,13 @@ def _sum_to(x: Array, shape: tuple[int, ...]) -> Array:
     return x.sum(axis=axes, keepdims=True) if axes else x
 
 
-def _attend_backward(blocks: Blocks, residuals: Any, grad_out: Array):
+def _attend_backward(blocks: Blocks, residuals: Any, grads_out: tuple[Array, Array]):
+    grad_out, grad_log_total = grads_out
     x, structure, out, log_total = residuals
     nq, nk = x.query.shape[0], x.key.shape[0]
     dtype = accumulation_dtype(x.query, x.key, x.value)
     # Σ_j p_j dp_j = o·do, one number a query row.
-    delta = (out.astype(dtype) * grad_out.astype(dtype)).sum(axis=-1)
+    delta = (out.astype(dtype) * grad_out.astype(dtype)).sum(axis=-1) - grad_log_total
 
     def key_step(carry, j: Array):
         key, value = x.key[j], x.value[j]
@@ -113,7 +124,8 @@ def _attend_backward(blocks: Blocks, residuals: Any, grad_out: Array):
         def query_step(i: Array, carry):
             grad_query, grad_bias, grad_key, grad_value, grad_key_bias = carry
             query, grad = x.query[i], grad_out[i]
-            scores = block_scores(blocks, x, structure, i, j, keys_first=True)  # (B, K, bk, G, bq)
+            products = block_products(blocks, x, i, j, keys_first=True)  # (B, K, bk, G, bq)
+            scores = block_scores(blocks, x, structure, products, i, j, keys_first=True)
             weights = jnp.exp(scores - log_total[i][:, :, None])
             grad_value += jnp.einsum(
                 "BKSGT,BKGTV->BKSV", weights.astype(grad.dtype), grad, preferred_element_type=dtype
@@ -128,9 +140,9 @@ def _attend_backward(blocks: Blocks, residuals: Any, grad_out: Array):
                 update += lax.dynamic_slice(grad_bias, starts, sizes)
                 grad_bias = lax.dynamic_update_slice(grad_bias, update, starts)
             # The factor `scale` on these two products waits for the sums at the end.
-            grad_scores = grad_scores.astype(query.dtype)
-            grad_key += jnp.einsum("BKSGT,BKGTH->BKSH", grad_scores, query, preferred_element_type=dtype)
-            step = jnp.einsum("BKSGT,BKSH->BKGTH", grad_scores, key, preferred_element_type=dtype)
+            grad_products = through_cap(blocks, grad_scores, products).astype(query.dtype)
+            grad_key += jnp.einsum("BKSGT,BKGTH->BKSH", grad_products, query, preferred_element_type=dtype)
+            step = jnp.einsum("BKSGT,BKSH->BKGTH", grad_products, key, preferred_element_type=dtype)
             grad_query = grad_query.at[i].add(step)
             return grad_query, grad_bias, grad_key, grad_value, grad_key_bias
 
@@ -160,8 +172,15 @@ def _attend_backward(blocks: Blocks, residuals: Any, grad_out: Array):
         value=grad_value,
         key_bias=grad_key_bias,
         bias=None if grad_bias is None else grad_bias.astype(x.bias.dtype),
+        sinks=None if x.sinks is None else _grad_sinks(x.sinks, log_total, delta),
     )
     return grads, None
+
+
+def _grad_sinks(sinks: Float[Array, "K G"], log_total: Array, delta: Array) -> Float[Array, "K G"]:
+    """A sink is a key of value 0, so that its score has the gradient −p delta."""
+    weights = jnp.exp(sinks[:, :, None] - log_total)  # (nq, B, K, G, bq)
+    return -(weights * delta).sum(axis=(0, 1, 4))
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

@@ -85,6 +85,8 @@ def dot_product_attention_step(
     key_bias: Float[Array, "#B T #N"] | None = None,
     scale: float | None = None,
     local_window_size: int | tuple[int, int] | None = None,
+    logits_soft_cap: float | None = None,
+    sinks: Float[Array, "N"] | None = None,
     query_seq_lengths: Int[Array, "B"] | None = None,
 ) -> tuple[DotProductAttentionState, Float[Array, "B T N V"]]:
     """Appends T new tokens to the cache and lets them attend causally to it and to each other.
@@ -103,6 +105,8 @@ def dot_product_attention_step(
         scale: factor on the scores, 1/sqrt(H) when None; the same in every step.
         local_window_size: as in `dot_product_attention`, in positions of the cache, removed keys included; the
             same in every step.
+        logits_soft_cap: as in `dot_product_attention`.
+        sinks: as in `dot_product_attention`.
         query_seq_lengths: (B,) int, how many of the T tokens each sequence has, 0 to T. The others, at the end of its
             row, leave no trace: their outputs are 0. None for all T.
 
@@ -122,7 +126,9 @@ def dot_product_attention_step(
         ((1, 3, 2, 4), [3])
     """
     call = check_step(query, key, value, key_bias, scale, query_seq_lengths)
-    call = with_options(call, local_window_size=local_window_size)
+    call = with_options(
+        call, local_window_size=local_window_size, logits_soft_cap=logits_soft_cap, sinks=sinks
+    )
     batch, count = query.shape[:2]
     max_length = state.key.shape[1]
     if count > max_length:

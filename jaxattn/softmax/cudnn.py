@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxattn.core.call import Call
 from jaxattn.softmax.bias_by_values import WIDTH_MULTIPLE, attend_with_key_bias, pad_width, padded_width
+from jaxattn.softmax.options import other_option
 
 # Compute capabilities: the first GPUs with fused attention in cuDNN, and the first that take wider heads.
 _AMPERE, _HOPPER = (8, 0), (9, 0)
@@ -50,8 +51,8 @@ def cudnn_cannot(call: Call) -> str | None:
         return "takes no mask that depends on the query; use implementation='blockwise'."
     if call.segment_ids is not None:
         return "takes no segment_ids; use implementation='blockwise'."
-    if call.query_offset is not None:
-        return "takes no query_offset; use implementation='blockwise'."
+    if (option := other_option(call)) is not None:
+        return f"takes no {option}; use implementation='blockwise'."
     left, right = call.reach
     if right not in (None, 0) or (left is not None and right is None):
         return "takes a local window on the left of the diagonal only; use implementation='blockwise'."

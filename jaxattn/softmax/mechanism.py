@@ -9,9 +9,11 @@ from jaxtyping import Array, Float
 
 from jaxattn.core.inputs import AttentionInputs, LayerSizes
 from jaxattn.core.mechanism import Flops, Mechanism, MechanismModule
+from jaxattn.core.parameters import UndecayedParam, parameter
 from jaxattn.core.registry import MechanismRow, register_mechanism
 from jaxattn.softmax.attention import IMPLEMENTATIONS, dot_product_attention
 from jaxattn.softmax.cache import dot_product_attention_init_state, dot_product_attention_step
+from jaxattn.softmax.options import check_soft_cap
 from jaxattn.softmax.reach import check_window
 
 BACKENDS = tuple(name for name in IMPLEMENTATIONS if name)
@@ -26,8 +28,12 @@ class Softmax(Mechanism):
         local_window_size: (left, right), or one number for both: token i attends to tokens i − left to i + right
             only.
 
+        logits_soft_cap: c in c tanh(scores / c), applied before any bias; None for scores as they are.
+        sinks: whether every head has a learned score that is added to the normaliser, at first 0, so that it need not
+            attend to any token.
+
     Raises:
-        ValueError: a wrong `local_window_size`.
+        ValueError: a wrong `local_window_size` or `logits_soft_cap`.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -40,13 +46,16 @@ class Softmax(Mechanism):
 
     implementation: str | None = None
     local_window_size: int | tuple[int, int] | None = None
+    logits_soft_cap: float | None = None
+    sinks: bool = False
 
     def __post_init__(self):
         check_window(self.local_window_size)
+        check_soft_cap(self.logits_soft_cap)
 
     def build(self, sizes: LayerSizes, *, rngs: nnx.Rngs) -> "SoftmaxModule":
-        """The module; it has no parameters."""
-        return SoftmaxModule(self, sizes)
+        """The module; it has no parameters but sinks."""
+        return SoftmaxModule(self, sizes, rngs=rngs)
 
     def flops(self, length: int, num_heads: int, head_dim: int, num_kv_heads: int | None = None) -> Flops:
         """Scores and weighted values, 4 N T² H; the gradient has a product each for dv, the weights, dq and dk.
@@ -59,21 +68,37 @@ class Softmax(Mechanism):
 
 
 class SoftmaxModule(MechanismModule):
-    """Calls `dot_product_attention`; holds no parameters."""
+    """Calls `dot_product_attention`; holds no parameters but sinks."""
 
-    def __init__(self, config: Softmax, sizes: LayerSizes):
+    def __init__(self, config: Softmax, sizes: LayerSizes, *, rngs: nnx.Rngs):
         super().__init__(sizes)
         self.implementation = config.implementation
         self.local_window_size = config.local_window_size
+        self.logits_soft_cap = config.logits_soft_cap
+        self.sinks = nnx.data(None)
+        if config.sinks:
+            zeros, heads = nnx.initializers.zeros_init(), sizes.num_heads
+            self.sinks = parameter(
+                zeros, rngs.params(), (heads,), ("heads",), sizes.param_dtype, UndecayedParam
+            )
 
     @property
     def is_causal(self) -> bool:
         """Whether the window has no right side."""
         return check_window(self.local_window_size)[1] == 0
 
+    @property
+    def has_sinks(self) -> bool:
+        """Whether it was made with sinks."""
+        return self.sinks is not None
+
     def options(self) -> dict[str, Any]:
         """The arguments of `dot_product_attention` that are the mechanism's own, in a step too."""
-        return {"local_window_size": self.local_window_size}
+        return {
+            "local_window_size": self.local_window_size,
+            "logits_soft_cap": self.logits_soft_cap,
+            "sinks": None if self.sinks is None else self.sinks[...],
+        }
 
     @property
     def takes(self) -> frozenset[str]:
@@ -134,32 +159,45 @@ class SoftmaxModule(MechanismModule):
         )
 
 
-_WINDOW = re.compile(r"window=(\d+)(?:,(\d+))?")
+_OPTION = re.compile(r"window=(?P<left>\d+)(,(?P<right>\d+))?|cap=(?P<cap>[0-9.]+)|(?P<sinks>sinks)")
 
 
 def _parse(*options: str) -> Softmax:
     fields: dict[str, Any] = {}
     for option in options:
-        found = _WINDOW.fullmatch(option)
+        found = _OPTION.fullmatch(option)
         if found is None:
-            raise ValueError(f"options of softmax are window=LEFT and window=LEFT,RIGHT; got {option!r}")
-        left, right = found.groups()
-        fields["local_window_size"] = int(left) if right is None else (int(left), int(right))
+            raise ValueError(
+                f"options of softmax are window=LEFT, window=LEFT,RIGHT, cap=CAP and sinks; got {option!r}"
+            )
+        if found["left"]:
+            left, right = found["left"], found["right"]
+            fields["local_window_size"] = int(left) if right is None else (int(left), int(right))
+        elif found["cap"]:
+            fields["logits_soft_cap"] = float(found["cap"])
+        else:
+            fields["sinks"] = True
     return Softmax(**fields)
 
 
 def _spell(mechanism: Softmax) -> tuple[str, ...]:
-    window = mechanism.local_window_size
-    if window is None:
-        return ()
-    return (f"window={window}" if isinstance(window, int) else f"window={window[0]},{window[1]}",)
+    window, cap = mechanism.local_window_size, mechanism.logits_soft_cap
+    options = []
+    if window is not None:
+        options.append(f"window={window}" if isinstance(window, int) else f"window={window[0]},{window[1]}")
+    if cap is not None:
+        options.append(f"cap={cap:g}")
+    if mechanism.sinks:
+        options.append("sinks")
+    return tuple(options)
 
 
 register_mechanism(
     MechanismRow(
         name="softmax",
-        syntax="softmax[:window=LEFT[,RIGHT]]",
-        help="softmax over all tokens, or over those in a window around each (LEFT alone is for both sides)",
+        syntax="softmax[:window=LEFT[,RIGHT]][:cap=CAP][:sinks]",
+        help="softmax over all tokens or a window around each (LEFT alone for both sides); scores bounded by CAP; a "
+        "learned sink a head",
         mechanism=Softmax,
         parse=_parse,
         spell=_spell,

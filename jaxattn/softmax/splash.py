@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxattn.core.call import Call
 from jaxattn.softmax.bias_by_values import attend_with_key_bias
+from jaxattn.softmax.options import other_option
 
 
 def tokamax_is_installed() -> bool:
@@ -23,8 +24,8 @@ def tokamax_cannot(call: Call) -> str | None:
         return "takes no mask that depends on the query; use implementation='blockwise'."
     if call.segment_ids is not None:
         return "takes no segment_ids; use implementation='blockwise'."
-    if call.query_offset is not None:
-        return "takes no query_offset; use implementation='blockwise'."
+    if (option := other_option(call)) is not None:
+        return f"takes no {option}; use implementation='blockwise'."
     if call.window != (None, None):
         return "takes no local_window_size; use implementation='blockwise'."
     if call.query.dtype not in (jnp.bfloat16, jnp.float32):

@@ -43,6 +43,30 @@ def softmax(query, key, value, key_bias, *, mask=None, segment_ids=None, is_caus
     return attend(dot_products(query, key) + jnp.moveaxis(key_bias, 1, 2)[:, :, None], value, allowed)
 
 
+WINDOW, CAP = (4, 1), 1.5
+
+
+def near(length):
+    """(T, S): keys in `WINDOW` around a query."""
+    i, j = jnp.arange(length)[:, None], jnp.arange(length)
+    return (i - WINDOW[0] <= j) & (j <= i + WINDOW[1])
+
+
+def with_sinks(scores, value, allowed, sinks):
+    """A sink is a key in front, with the value 0."""
+    sinks = jnp.broadcast_to(sinks[:, None, None], (*scores.shape[:3], 1))
+    allowed = jnp.concatenate([jnp.ones_like(allowed[..., :1]), allowed], axis=-1)
+    value = jnp.concatenate([jnp.zeros_like(value[:, :1]), value], axis=1)
+    return attend(jnp.concatenate([sinks, scores], axis=-1), value, allowed)
+
+
+def softmax_with_options(query, key, value, key_bias, sinks, *, mask=None, segment_ids=None, is_causal=True):
+    """A window, capped scores and sinks."""
+    allowed = allowed_pairs(*query.shape[:2], mask, segment_ids, is_causal) & near(query.shape[1])
+    scores = CAP * jnp.tanh(dot_products(query, key) / CAP) + jnp.moveaxis(key_bias, 1, 2)[:, :, None]
+    return with_sinks(scores, value, allowed, sinks)
+
+
 def standardised_energy(energy, normalization, mask, segment_ids):
     """z (B, N, T, S) of key s as query t sees it."""
     batch, length, _ = energy.shape
@@ -88,6 +112,18 @@ def energy_gated(
     log_gate = jax.nn.log_sigmoid(alpha[:, None, None] * (z - tau[:, None, None]))
     scores = dot_products(query, key) if scores is None else scores
     return attend(scores + log_gate + jnp.moveaxis(key_bias, 1, 2)[:, :, None], value, allowed)
+
+
+def energy_gated_with_options(
+    query, key, value, key_bias, energy, alpha, tau, sinks, *, normalization, **masks
+):
+    """`softmax_with_options` in its weights."""
+    mask, segment_ids = masks.get("mask"), masks.get("segment_ids")
+    allowed = allowed_pairs(*query.shape[:2], **masks) & near(query.shape[1])
+    z = standardised_energy(energy, normalization, mask, segment_ids)
+    log_gate = jax.nn.log_sigmoid(alpha[:, None, None] * (z - tau[:, None, None]))
+    scores = CAP * jnp.tanh(dot_products(query, key) / CAP) + log_gate
+    return with_sinks(scores + jnp.moveaxis(key_bias, 1, 2)[:, :, None], value, allowed, sinks)
 
 
 def shifted(x, lag, segment_ids):

@@ -399,6 +399,7 @@ def _forgetting(name: str, inner: Mechanism, core: Callable[..., Any], **options
 
 
 GATE = ("energy", "alpha", "tau")
+SOFTMAX_WITH_OPTIONS = Softmax(local_window_size=naive.WINDOW, logits_soft_cap=naive.CAP, sinks=True)
 
 
 def _gated_module(normalization: str | None, **options: Any) -> Module:
@@ -413,8 +414,16 @@ def _gated_module(normalization: str | None, **options: Any) -> Module:
 
 MODULES = (
     Module("softmax", Softmax(), naive.softmax),
+    Module("softmax-options", SOFTMAX_WITH_OPTIONS, naive.softmax_with_options, ("sinks",)),
     _gated_module("running"),
     _gated_module("prefix"),
+    Module(
+        "energy-prefix-options",
+        EnergyGated(SOFTMAX_WITH_OPTIONS, "prefix"),
+        functools.partial(naive.energy_gated_with_options, normalization="prefix"),
+        (*GATE, "sinks"),
+        only_causal=True,
+    ),
     Module("lags", CrossCorrelation(lags=2), naive.cross_correlation, ("lag_logits",)),
     Module(
         "lags-energy-running",

@@ -16,6 +16,7 @@ from jaxattn.nn import (
     AttentionInputs,
     CrossCorrelation,
     EnergyGated,
+    Forgetting,
     Hierarchical,
     LayerSizes,
     RandomFeatures,
@@ -48,17 +49,18 @@ def test_leak_is_passed_on():
     assert not parse_mechanism("softmax+gate=sequence").allow_leak
 
 
+SOFTMAX_OPTIONS = "options of softmax are window=LEFT, window=LEFT,RIGHT, cap=CAP and sinks; got "
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "'' is not known; accepted: features["),
         ("sofmax", "'sofmax' is not known; accepted: features["),
-        (
-            "softmax:3",
-            "options of softmax are window=LEFT and window=LEFT,RIGHT; got '3'; accepted: softmax[",
-        ),
-        ("softmax:", "options of softmax are window=LEFT and window=LEFT,RIGHT; got ''; accepted: softmax["),
-        ("softmax:window=-1", "options of softmax are window=LEFT and window=LEFT,RIGHT; got 'window=-1'"),
+        ("softmax:3", f"{SOFTMAX_OPTIONS}'3'; accepted: softmax["),
+        ("softmax:", f"{SOFTMAX_OPTIONS}''; accepted: softmax["),
+        ("softmax:window=-1", f"{SOFTMAX_OPTIONS}'window=-1'"),
+        ("softmax:cap=0", "logits_soft_cap must be None or a positive number known at trace time; got 0.0;"),
         ("lags:x", "lags must be a whole number; got 'x'; accepted: lags[:LAGS]."),
         ("lags:", "lags must be a whole number; got ''; accepted: lags[:LAGS]."),
         ("lags:1:2", "lags does not take the options '1', '2'; accepted: lags[:LAGS]."),
@@ -93,7 +95,7 @@ def test_bad_spellings_say_what_is_wrong_and_what_is_accepted(text, message):
     "text",
     [
         "softmax",
-        "softmax:window=3",
+        "softmax:window=3:cap=2.5:sinks",
         "softmax:window=3,0+gate=prefix",
         "lags:3",
         "features:oprf-p_model:32:redraw=500",
@@ -388,6 +390,12 @@ def test_a_window_without_a_right_side_is_causal():
         Attention(2, 8, mechanism=EnergyGated(window, "sequence"), rngs=nnx.Rngs(0))(x)
     attention = Attention(2, 8, mechanism=Alibi(window), rngs=nnx.Rngs(0))
     np.testing.assert_allclose(attention(x), attention(x, is_causal=True), atol=1e-6)
+
+
+@pytest.mark.parametrize("gate", [Alibi, Forgetting])
+def test_sinks_with_a_bias_by_distance_are_refused(gate):
+    with pytest.raises(ValueError, match=f"sinks cannot be used inside {gate.__name__}"):
+        Attention(2, 8, mechanism=gate(EnergyGated(Softmax(sinks=True))), rngs=nnx.Rngs(0))
 
 
 def test_a_window_in_a_flax_layer_that_decodes_is_refused():

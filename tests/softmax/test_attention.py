@@ -48,6 +48,7 @@ OPTIONS = {
     "lengths, causal": {"key_value_seq_lengths": jnp.asarray([9, 0]), "is_causal": True},
     "segments": {"segment_ids": (SEGMENTS[:, :T], SEGMENTS), "is_causal": True},
     "segments without keys": {"segment_ids": (SEGMENTS[:, :T] + 1, SEGMENTS)},
+    "cap": {"logits_soft_cap": 0.8, "is_causal": True},
     "window of the left": {"local_window_size": (4, 0)},
     "window of the right, causal": {"local_window_size": (2, 5), "is_causal": True},
     "window of two": {"local_window_size": (0, 1)},
@@ -72,7 +73,7 @@ def attention(request):
     """Compiled whole: operation by operation the suite would take minutes longer."""
     return jax.jit(
         functools.partial(dot_product_attention, implementation=request.param),
-        static_argnames=("is_causal", "scale", "local_window_size"),
+        static_argnames=("is_causal", "scale", "local_window_size", "logits_soft_cap", "return_residual"),
     )
 
 
@@ -85,6 +86,57 @@ def test_options(attention, options):
         lambda q, k, v, b: naive_attention(q, k, v, b, **options),
         (*qkv(), key_bias),
     )
+
+
+SINK_OPTIONS = {
+    "plain": {},
+    "causal window and cap": {"is_causal": True, "local_window_size": (3, 0), "logits_soft_cap": 1.5},
+    "rows without keys": {
+        "key_value_seq_lengths": jnp.asarray([5, 0]),
+        "query_seq_lengths": jnp.asarray([T, 9]),
+        "segment_ids": (SEGMENTS[:, :T] + 1, SEGMENTS),
+    },
+}
+
+
+@pytest.mark.parametrize("options", SINK_OPTIONS)
+@pytest.mark.parametrize("with_sinks", [False, True])
+def test_sinks_and_log_sum_exp(attention, options, with_sinks):
+    """Values, and gradients through both results; rows without keys stay finite."""
+    options = SINK_OPTIONS[options]
+
+    def seen(call):
+        def run(q, k, v, b, *sinks):
+            sinks = sinks[0] if sinks else None
+            out, log_total = call(q, k, v, key_bias=b, sinks=sinks, return_residual=True, **options)
+            valid = jnp.arange(T) < options.get("query_seq_lengths", jnp.asarray([T, T]))[:, None]
+            seen = jnp.where(valid[..., None] & (log_total > -jnp.inf), log_total, -1.0)
+            return jnp.concatenate([out, seen[..., None]], axis=-1)
+
+        return run
+
+    args = (*qkv(), normal(B, S, N), *((normal(N),) if with_sinks else ()))
+    assert_matches_reference(jax.jit(seen(attention)), seen(naive_attention), args, atol=1e-5)
+    out, log_total = attention(*args[:3], return_residual=True, **options)
+    assert log_total.dtype == jnp.float32
+    np.testing.assert_array_equal((log_total == -jnp.inf)[..., None], (out == 0).all(axis=-1, keepdims=True))
+
+
+def test_log_sum_exp_joins_attention_over_parts(attention):
+    query, key, value = qkv()
+    first, second = (attention(query, key[:, part], value[:, part], return_residual=True) for part in PARTS)
+    total = jnp.logaddexp(first[1], second[1])
+    joined = sum(out * jnp.exp(part - total)[..., None] for out, part in (first, second))
+    np.testing.assert_allclose(joined, attention(query, key, value), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [-jnp.inf, 1e4])
+def test_sinks_without_weight_and_with_all_of_it(attention, size):
+    query, key, value = qkv()
+    out, vjp = jax.vjp(lambda q, s: attention(q, key, value, sinks=s), query, jnp.full(N, size))
+    expected = attention(query, key, value) if size < 0 else jnp.zeros_like(out)
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+    assert all(np.isfinite(g).all() for g in vjp(jnp.ones_like(out)))
 
 
 @pytest.mark.parametrize("shape", [(1, S, N), (B, S, 1)])
@@ -152,8 +204,11 @@ def test_bfloat16(attention):
     args = (*qkv(dtype=jnp.bfloat16), normal(B, S, N))
     out = attention(*args[:3], key_bias=args[3])
     assert out.dtype == jnp.bfloat16
+    options = {"local_window_size": (6, 2), "logits_soft_cap": 2.0}
     assert_matches_reference(
-        jax.jit(lambda q, k, v, b: attention(q, k, v, key_bias=b)), naive_attention, args
+        jax.jit(lambda q, k, v, b, s: attention(q, k, v, key_bias=b, sinks=s, **options)),
+        lambda q, k, v, b, s: naive_attention(q, k, v, b, sinks=s, **options),
+        (*args, normal(N)),
     )
 
 
@@ -166,6 +221,7 @@ def test_float64(attention):
         np.testing.assert_allclose(out, expected, rtol=1e-12, atol=1e-13)
 
 
+PARTS = slice(0, 6), slice(6, S)
 POISONED = {
     "key_bias": lambda k: {"key_bias": padding(4, 11)},
     "key_bias of all heads": lambda k: {"key_bias": jnp.broadcast_to(padding(4, 11), (B, S, N))},
@@ -327,6 +383,19 @@ BAD = {
     "window negative": (lambda q, k, v: {"local_window_size": (1, -1)}, r"local_window_size .*got \(1, -1\)"),
     "window fraction": (lambda q, k, v: {"local_window_size": 1.5}, "local_window_size must be .*got 1.5"),
     "window bool": (lambda q, k, v: {"local_window_size": True}, "local_window_size must be .*got True"),
+    "cap of zero": (
+        lambda q, k, v: {"logits_soft_cap": 0},
+        "logits_soft_cap must be .*positive number.*got 0",
+    ),
+    "cap traced": (
+        lambda q, k, v: {"logits_soft_cap": jnp.ones(())},
+        "logits_soft_cap must be .*known at trace",
+    ),
+    "sinks shape": (
+        lambda q, k, v: {"sinks": jnp.zeros(K)},
+        r"sinks must have shape \(N,\) = \(4,\); got \(2,\)",
+    ),
+    "sinks integer": (lambda q, k, v: {"sinks": jnp.zeros(N, int)}, "sinks must be floating point"),
     "offset without positions": (
         lambda q, k, v: {"query_offset": 3},
         "query_offset is for is_causal and local",

@@ -23,9 +23,13 @@ def normal(*shape):
     return jnp.asarray(RNG.standard_normal(shape), jnp.float32)
 
 
-def call(query, key, value, key_bias=None, bias=None, query_offset=None, local_window_size=None, **options):
+OWN_OPTIONS = ("query_offset", "local_window_size", "logits_soft_cap")
+
+
+def call(query, key, value, key_bias=None, bias=None, sinks=None, **options):
+    own = {name: options.pop(name) for name in OWN_OPTIONS if name in options}
     checked = check_call(query, key, value, key_bias=key_bias, bias=bias, scale=0.4, **options)
-    return with_options(checked, query_offset=query_offset, local_window_size=local_window_size)
+    return with_options(checked, sinks=sinks, return_residual=True, **own)
 
 
 SEGMENTS = jnp.asarray(np.sort(RNG.integers(0, 4, (B, S)), axis=1))
@@ -40,6 +44,7 @@ OPTIONS = {
     "window a row": {"local_window_size": (30, 2), "is_causal": True, "query_offset": jnp.asarray([3, 16])},
     "window beyond the keys": {"local_window_size": 4, "query_offset": jnp.asarray([-50, 70])},
     "offset": {"is_causal": True, "query_offset": jnp.int32(9)},
+    "cap and sinks": {"logits_soft_cap": 0.9, "local_window_size": (20, 0)},
     "offset before the keys": {"is_causal": True, "query_offset": jnp.int32(-20)},
     "offset beyond the keys": {"is_causal": True, "query_offset": jnp.int32(200)},
 }
@@ -47,17 +52,19 @@ OPTIONS = {
 
 def outputs_and_gradients(attention, options, args):
     def loss(*args):
-        out = attention(call(*args, **options))
-        return jnp.sin(out).sum(), out
+        out, log_total = attention(call(*args, **options))
+        seen = jnp.where(log_total > -jnp.inf, log_total, 0)
+        return jnp.sin(out).sum() + (seen**2).sum(), (out, log_total)
 
-    (_, out), grads = jax.jit(jax.value_and_grad(loss, range(len(args)), has_aux=True))(*args)
-    return out, *grads
+    (_, outs), grads = jax.jit(jax.value_and_grad(loss, range(len(args)), has_aux=True))(*args)
+    return *outs, *grads
 
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("blocks", [(16, 8), (16, 64)])
 def test_block_sizes_do_not_matter(options, blocks):
     args = (normal(B, T, N, H), normal(B, S, K, H), normal(B, S, K, 5), normal(B, S, N), normal(1, N, T, S))
+    args += (normal(N),) if options == "cap and sinks" else ()
     blockwise = functools.partial(blockwise_attention, query_block=blocks[0], key_block=blocks[1])
     got = outputs_and_gradients(blockwise, OPTIONS[options], args)
     expected = outputs_and_gradients(xla_attention, OPTIONS[options], args)
@@ -76,18 +83,18 @@ def test_block_sizes_do_not_matter(options, blocks):
 def test_dead_blocks_are_not_visited(monkeypatch, options, forward, backward):
     """Of the 4 × 4 tiles of 16 queries and 16 keys only those that hold an allowed pair are computed."""
     visited = {False: 0, True: 0}
-    compute = blockwise_module.block_scores
+    compute = blockwise_module.block_products
 
     def counted(*args, keys_first=False):
         jax.debug.callback(lambda: visited.__setitem__(keys_first, visited[keys_first] + 1))
         return compute(*args, keys_first=keys_first)
 
-    monkeypatch.setattr(blockwise_module, "block_scores", counted)
+    monkeypatch.setattr(blockwise_module, "block_products", counted)
     monkeypatch.setattr(blockwise_module, "_attend_compiled", blockwise_module._attend)
     x = normal(B, 64, 2, H)
 
     def loss(x):
-        return blockwise_attention(call(x, x, x, **options), query_block=16, key_block=16).sum()
+        return blockwise_attention(call(x, x, x, **options), query_block=16, key_block=16)[0].sum()
 
     jax.block_until_ready(jax.grad(loss)(x))
     jax.effects_barrier()
@@ -98,7 +105,7 @@ def test_vmap_over_offsets():
     query, key, value = normal(B, T, N, H), normal(B, S, K, H), normal(B, S, K, 5)
 
     def run(attention, offset):
-        return attention(call(query, key, value, is_causal=True, query_offset=offset))
+        return attention(call(query, key, value, is_causal=True, query_offset=offset))[0]
 
     offsets = jnp.asarray([0, 5, 70], jnp.int32)
     blockwise = functools.partial(blockwise_attention, query_block=16, key_block=8)

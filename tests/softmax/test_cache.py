@@ -143,3 +143,11 @@ def test_local_window(window):
     _, out = decode(empty(), arrays, KEY_BIAS, [5, 1, 6], local_window_size=window)
     options = {"is_causal": True, "local_window_size": window}
     np.testing.assert_allclose(out, naive_attention(*arrays, KEY_BIAS, **options), rtol=1e-5, atol=1e-6)
+
+
+def test_cap_and_sinks():
+    arrays = (QUERY, KEY, VALUE)
+    options = {"logits_soft_cap": 1.5, "sinks": normal(N)}
+    _, out = decode(empty(), arrays, KEY_BIAS, [5, 1, 6], **options)
+    expected = naive_attention(*arrays, KEY_BIAS, is_causal=True, **options)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
