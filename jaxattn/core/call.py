@@ -108,12 +108,15 @@ class Call:
     def with_key_weights(self) -> "Call":
         """The call as kernels need it that sum keys up before queries come: key_bias (B, S, K, 1), never None.
 
-        Arrays are in the accumulation dtype; removed keys and values are 0. A key bias that differs between the query
-        heads of a group makes their keys differ: they are then repeated.
+        Arrays are in the accumulation dtype, but for queries, keys and values that are all bfloat16: these stay what
+        they are, half the bytes. Removed keys and values are 0. A key bias that differs between the query heads of a
+        group makes their keys differ: they are then repeated.
         """
         dtype = accumulation_dtype(self.query, self.key, self.value)
         call = self if self.key_bias is None or self.key_bias.shape[3] == 1 else self.with_own_keys()
-        query, key, value = (x.astype(dtype) for x in (call.query, call.key, call.value))
+        arrays = call.query, call.key, call.value
+        narrow = all(x.dtype == jnp.bfloat16 for x in arrays)
+        query, key, value = arrays if narrow else (x.astype(dtype) for x in arrays)
         if call.key_bias is None:
             key_bias = jnp.zeros((1, 1, 1, 1), dtype)
         else:

@@ -71,7 +71,7 @@ def linear_attention(
 def attend_features(
     call: Call, features: FeatureFunctions, parameters: Parameters, chunk_size: int | None
 ) -> Float[Array, "*B T N V"]:
-    """Linear attention of the features that `features` make of queries and keys, in the accumulation dtype."""
+    """Linear attention of the features that `features` make, in the dtype of `Call.with_key_weights`."""
     call = call.with_key_weights()
     if call.is_empty:
         return call.zeros(call.query.dtype)

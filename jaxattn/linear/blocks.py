@@ -2,11 +2,12 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jaxattn.linear.sums import State, ratio, segmented_cummax, with_one
+from jaxattn.linear.sums import State, Sums, SumsGradient, product, ratio, segmented_cummax, total_of
 
 
 class _Factors(NamedTuple):
@@ -56,19 +57,34 @@ def _factors(state: State, log_weight: Array, segments: Array | None, chunk: int
     return _Factors(within, before, after, between, scales[-1])
 
 
-def _pieces(
-    state: State, factors: _Factors, phi_q: Array, phi_k: Array, value: Array
-) -> tuple[Array, Array, Array, Array, Array]:
-    """Chunked arrays: phi_q (n, C, G, F), phi_k (n, C, F), [v, 1] (n, C, V + 1), weights (n, C, G, C), and the
-    states (n + 1, F, V + 1) before every chunk and after the last."""
+class _Pieces(NamedTuple):
+    """Chunked arrays: phi_q (n, C, G, F), phi_k (n, C, F), value (n, C, V), weights (n, C, G, C), and the states
+    (n + 1, F, …) before every chunk and after the last. Features have the dtype of the values."""
+
+    phi_q: Array
+    phi_k: Array
+    value: Array
+    weights: Array
+    states: Sums
+
+
+def _pieces(state: State, factors: _Factors, phi_q: Array, phi_k: Array, value: Array) -> _Pieces:
     count, chunk = factors.after.shape
-    phi_q = phi_q.reshape(count, chunk, *phi_q.shape[1:])
+    phi_q = phi_q.reshape(count, chunk, *phi_q.shape[1:]).astype(value.dtype)
     phi_k = phi_k.reshape(count, chunk, -1)
-    ones = with_one(value).reshape(count, chunk, -1)
-    weights = jnp.einsum("cigf,cjf->cigj", phi_q, phi_k) * factors.within[:, :, None, :]
-    sums = jnp.einsum("cjf,cjv->cfv", phi_k, ones * factors.after[..., None])
-    states = jnp.einsum("cd,dfv->cfv", factors.between, jnp.concatenate([state.total[None], sums]))
-    return phi_q, phi_k, ones, weights, states
+    value = value.reshape(count, chunk, -1)
+    kept = (phi_k * factors.after[..., None]).astype(value.dtype)
+    phi_k = phi_k.astype(value.dtype)
+    weights = product("cigf,cjf->cigj", phi_q, phi_k) * factors.within[:, :, None, :]
+    sums = Sums(product("cjf,cjv->cfv", kept, value), total_of(kept, 1))
+    starts = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), state.sums, sums)
+    states = jax.tree.map(lambda x: _mix("cd,d...->c...", factors.between, x), starts)
+    return _Pieces(phi_q, phi_k, value, weights, states)
+
+
+def _mix(spec: str, between: Array, x: Array) -> Array:
+    """States are carried from block to block: rounded once more in each, they would drift."""
+    return product(spec, between, x, precision=lax.Precision.HIGHEST)
 
 
 def causal_block(
@@ -80,7 +96,7 @@ def causal_block(
     segments: Array | None,
     chunk: int,
     strict: bool,
-) -> tuple[State, Array]:
+) -> tuple[State, Sums]:
     """Queries meet keys up to themselves (before themselves if `strict`).
 
     Args:
@@ -91,14 +107,20 @@ def causal_block(
         strict: whether a query does not meet its own position.
 
     Returns:
-        (state after the block, sums (L, G, V + 1) relative to the reference of every query).
+        (state after the block, sums (L, G, …) relative to the reference of every query).
     """
     factors = _factors(state, log_weight, segments, chunk, strict)
-    phi_q, phi_k, ones, weights, states = _pieces(state, factors, phi_q, phi_k, value)
-    sums = jnp.einsum("cigj,cjv->cigv", weights, ones)
-    sums += jnp.einsum("cigf,cfv->cigv", phi_q, states[:-1]) * factors.before[:, :, None, None]
-    last = None if segments is None else segments[-1]
-    return State(states[-1], factors.top, last), sums.reshape(-1, *sums.shape[2:])
+    x = _pieces(state, factors, phi_q, phi_k, value)
+    before = factors.before[:, :, None]
+    earlier = jax.tree.map(lambda s: s[:-1], x.states)
+    weights = x.weights.astype(value.dtype)
+    total = product("cigj,cjv->cigv", weights, x.value)
+    total += product("cigf,cfv->cigv", x.phi_q, earlier.total) * before[..., None]
+    weight = total_of(weights, -1) + product("cigf,cf->cig", x.phi_q, earlier.weight) * before
+    last = State(
+        jax.tree.map(lambda s: s[-1], x.states), factors.top, None if segments is None else segments[-1]
+    )
+    return last, Sums(total.reshape(-1, *total.shape[2:]), weight.reshape(-1, weight.shape[2]))
 
 
 def causal_block_gradient(
@@ -110,34 +132,43 @@ def causal_block_gradient(
     segments: Array | None,
     chunk: int,
     strict: bool,
-    grad_total: Array,
-    grad_sums: Array,
-) -> tuple[Array, Array, Array, Array, Array]:
-    """Cotangents of (state.total, phi_q, phi_k, log_weight, value) from those of `causal_block`'s results.
+    grad_state: Sums,
+    grad: SumsGradient,
+) -> tuple[Sums, Array, Array, Array, Array]:
+    """Cotangents of (state.sums, phi_q, phi_k, log_weight, value) from those of `causal_block`'s results.
 
     References and their ratios are constants here: they cancel in the quotient of the sums.
     """
     length = log_weight.shape[0]
     factors = _factors(state, log_weight, segments, chunk, strict)
-    phi_q, phi_k, ones, weights, states = _pieces(state, factors, phi_q, phi_k, value)
-    grad = grad_sums.reshape(*phi_q.shape[:3], -1)
-    grad_far = grad * factors.before[:, :, None, None]
-    grad_states = jnp.einsum("cigf,cigv->cfv", phi_q, grad_far)
-    grad_states = jnp.concatenate([grad_states, grad_total[None]])
-    grad_sources = jnp.einsum("cd,cfv->dfv", factors.between, grad_states)
-    grad_chunks = grad_sources[1:]
-    grad_weights = jnp.einsum("cigv,cjv->cigj", grad, ones) * factors.within[:, :, None, :]
-    grad_phi_q = jnp.einsum("cigj,cjf->cigf", grad_weights, phi_k)
-    grad_phi_q += jnp.einsum("cigv,cfv->cigf", grad_far, states[:-1])
-    grad_phi_k = jnp.einsum("cigj,cigf->cjf", grad_weights, phi_q)
-    grad_phi_k += jnp.einsum("cjv,cfv->cjf", ones * factors.after[..., None], grad_chunks)
-    grad_ones = jnp.einsum("cigj,cigv->cjv", weights, grad)
-    grad_ones += jnp.einsum("cjf,cfv->cjv", phi_k, grad_chunks) * factors.after[..., None]
-    grad_log_weight = (ones * grad_ones).sum(axis=-1)
+    x = _pieces(state, factors, phi_q, phi_k, value)
+    grad = jax.tree.map(lambda g: g.reshape(*x.phi_q.shape[:3], *g.shape[2:]), grad)
+    phi_q = phi_q.reshape(x.phi_q.shape)
+    near = product("cigv,cjv->cigj", grad.value, x.value)
+    far = product("cigv,cfv->cigf", grad.value, x.states.total[:-1])
+    before = factors.before[:, :, None, None]
+    delta = grad.of_weight((x.weights * near).sum(axis=-1) + (phi_q * far * before).sum(axis=-1))
+    factor = grad.factor[..., None]
+    asked = (phi_q * (before * factor)).astype(value.dtype)
+    grad_states = Sums(product("cigf,cigv->cfv", asked, grad.value), product("cigf,cig->cf", asked, delta))
+    grad_states = jax.tree.map(lambda g, last: jnp.concatenate([g, last[None]]), grad_states, grad_state)
+    sources = jax.tree.map(lambda g: _mix("cd,c...->d...", factors.between, g), grad_states)
+    grad_chunks = jax.tree.map(lambda g: g[1:], sources)
+    after = factors.after[..., None]
+    scores = (near + delta[..., None]) * (factor * factors.within[:, :, None, :])
+    scores = scores.astype(value.dtype)
+    grad_phi_q = product("cigj,cjf->cigf", scores, x.phi_k)
+    grad_phi_q += (far + delta[..., None] * x.states.weight[:-1, None, None]) * (before * factor)
+    grad_phi_k = product("cigj,cigf->cjf", scores, x.phi_q)
+    grad_phi_k += (product("cjv,cfv->cjf", x.value, grad_chunks.total) + grad_chunks.weight[:, None]) * after
+    weights = (x.weights * factor).astype(value.dtype)
+    grad_value = product("cigj,cigv->cjv", weights, grad.value)
+    grad_value += product("cjf,cfv->cjv", x.phi_k, grad_chunks.total) * after
+    grad_phi_k = grad_phi_k.reshape(length, -1)
     return (
-        grad_sources[0],
+        jax.tree.map(lambda g: g[0], sources),
         grad_phi_q.reshape(length, *grad_phi_q.shape[2:]),
-        grad_phi_k.reshape(length, -1),
-        grad_log_weight.reshape(length),
-        grad_ones[..., :-1].reshape(length, -1),
+        grad_phi_k,
+        (phi_k * grad_phi_k).sum(axis=-1),
+        grad_value.reshape(length, -1),
     )

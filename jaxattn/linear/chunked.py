@@ -33,7 +33,7 @@ def _forward(plan: Plan, parameters: Parameters, x: Call) -> tuple[Array, Any]:
         return states, out, kept
 
     states, out, kept = over_batch(plan, sequence, x)
-    return out, (states, out, kept)
+    return out, (states, kept)
 
 
 def _attend_forward(plan: Plan, parameters: Any, x: Any) -> tuple[Array, Any]:
@@ -49,17 +49,17 @@ def _attend_forward(plan: Plan, parameters: Any, x: Any) -> tuple[Array, Any]:
 
 
 def _attend_backward(plan: Plan, residuals: Any, grad: Any) -> tuple[Any, Call]:
-    learned, parameters, x, (states, out, kept) = residuals
+    learned, parameters, x, (states, kept) = residuals
     learned = learned is not None
     if isinstance(grad, SymbolicZero):
         grad = jnp.zeros(grad.shape, grad.dtype)
     gradient = causal_gradient if plan.is_causal else whole_gradient
 
     def sequence(tree: Any) -> Any:
-        x, states, out, kept, grad = tree
-        return gradient(plan, learned, parameters, (x, states, out, kept), grad)
+        *residuals, grad = tree
+        return gradient(plan, learned, parameters, residuals, grad)
 
-    grad_parameters, (query, key, value, key_bias) = over_batch(plan, sequence, (x, states, out, kept, grad))
+    grad_parameters, (query, key, value, key_bias) = over_batch(plan, sequence, (x, states, kept, grad))
     if learned:
         # One cotangent a sequence and head: heads that share a parameter add up.
         grad_parameters = [

@@ -12,11 +12,14 @@ from jaxattn.linear.blocks import causal_block_gradient
 from jaxattn.linear.heads import in_blocks, joined, over_heads
 from jaxattn.linear.passes import key_ids, tokens_of
 from jaxattn.linear.plan import Features, Parameters, Plan
-from jaxattn.linear.sums import divide_gradient, keys_gradient
+from jaxattn.linear.sums import Sums, SumsGradient, inverse_of, keys_gradient, plus, product
 
 
-def _sums_gradient(plan: Plan, grad: Array, out: Array, weight: Array | None) -> Array:
-    return grad if weight is None else divide_gradient(grad, out, weight)
+def _sums_gradient(grad: Array, weight: Array | None) -> SumsGradient:
+    """The cotangents of the sums, from that of the result."""
+    if weight is None:
+        return SumsGradient(grad[..., :-1], jnp.ones_like(grad[..., -1]), grad[..., -1])
+    return SumsGradient(grad, inverse_of(weight), None)
 
 
 def _vjp(
@@ -29,36 +32,39 @@ def _vjp(
     return values, lambda cotangent: ([], *vjp(cotangent))
 
 
-def _plus(a: Any, b: Any) -> Any:
-    return jax.tree.map(jnp.add, a, b)
+def _like(grads: Any, arrays: Any) -> Any:
+    """Cotangents in the dtypes of what they belong to."""
+    return jax.tree.map(lambda grad, x: grad.astype(x.dtype), grads, arrays)
 
 
 def causal_gradient(plan: Plan, learned: bool, parameters: Parameters, residuals: Any, grad: Array) -> Any:
     """Cotangents of the parameters and of (query, key, value, key_bias), of one sequence and `causal_pass`."""
-    x, states, out, kept = residuals
+    x, states, kept = residuals
 
     def head(parameters: Parameters, segments: Array | None, heads: Any, tokens: Any) -> Any:
-        (grad_total, grad_parameters), state = heads
-        (query, key, value, key_bias), (out, (weight, scale_q, scale), grad) = tokens
+        (grad_state, grad_parameters), state = heads
+        (query, key, value, key_bias), (weight, scale_q, scale), grad = tokens
         (phi_q, _), query_vjp = _vjp(plan.features.query, parameters, query, scale_q, learned)
         (phi_k, scale), key_vjp = _vjp(plan.features.key, parameters, key, scale, learned)
-        grad_total, grad_phi_q, grad_phi_k, grad_log_weight, grad_value = causal_block_gradient(
+        grad_state, grad_phi_q, grad_phi_k, grad_log_weight, grad_value = causal_block_gradient(
             state, phi_q, phi_k, scale + key_bias[:, 0], value, segments, plan.chunk, plan.strict,
-            grad_total, _sums_gradient(plan, grad, out, weight),
+            grad_state, _sums_gradient(grad, weight),
         )  # fmt: skip
         from_query, grad_query = query_vjp((grad_phi_q, jnp.zeros_like(scale_q)))
         from_key, grad_key = key_vjp((grad_phi_k, grad_log_weight))
-        grad_parameters = _plus(grad_parameters, _plus(from_query, from_key))
-        return (grad_total, grad_parameters), (grad_query, grad_key, grad_value, grad_log_weight[:, None])
+        grad_parameters = plus(grad_parameters, plus(from_query, from_key))
+        return (grad_state, grad_parameters), (grad_query, grad_key, grad_value, grad_log_weight[:, None])
 
     def body(carry: Any, block: Any) -> Any:
         state, x, tokens = block
-        return over_heads(plan, head, parameters, key_ids(x), (carry, state), (tokens_of(x), tokens))
+        tokens = plan.operands((tokens_of(x), *tokens))
+        carry, grads = over_heads(plan, head, parameters, key_ids(x), (carry, state), tokens)
+        return carry, _like(grads, tokens_of(x))
 
-    first = states.total[0]
-    start = jnp.zeros_like(first), _zeros(plan, parameters, first.shape[0], learned)
+    first = jax.tree.map(lambda s: jnp.zeros_like(s[0]), states.sums)
+    start = first, _zeros(plan, parameters, first.weight.shape[0], learned)
     start = vary_like(start, residuals, grad, parameters)
-    blocks = states, in_blocks(x, plan.key_block), in_blocks((out, kept, grad), plan.key_block)
+    blocks = states, in_blocks(x, plan.key_block), in_blocks((kept, grad), plan.key_block)
     (_, grad_parameters), grads = lax.scan(body, start, blocks, reverse=True)
     return grad_parameters, joined(grads)
 
@@ -75,37 +81,50 @@ def _zeros(plan: Plan, parameters: Parameters, heads: int, learned: bool) -> lis
 
 def whole_gradient(plan: Plan, learned: bool, parameters: Parameters, residuals: Any, grad: Array) -> Any:
     """Cotangents of the parameters and of (query, key, value, key_bias), of one sequence and `whole_pass`."""
-    x, state, out, (weight, scale_q, scale_k) = residuals
+    x, state, (weight, scale_q, scale_k) = residuals
 
     def asked(parameters: Parameters, _: None, heads: Any, tokens: Any) -> Any:
-        (grad_total, grad_parameters), state = heads
-        query, out, weight, scale, grad = tokens
+        (grad_sums, grad_parameters), state = heads
+        query, weight, scale, grad = tokens
         (phi, scale), vjp = _vjp(plan.features.query, parameters, query, scale, learned)
-        grad_sums = _sums_gradient(plan, grad, out, weight)
-        # As one plain product: an einsum over two axes would have XLA copy phi into another layout first.
-        grad_total += phi.reshape(-1, phi.shape[-1]).T @ grad_sums.reshape(-1, grad_sums.shape[-1])
-        from_query, grad_query = vjp((grad_sums @ state.total.T, jnp.zeros_like(scale)))
-        return (grad_total, _plus(grad_parameters, from_query)), grad_query
+        value, factor, delta = grad = _sums_gradient(grad, weight)
+        asked = (phi * factor[..., None]).astype(query.dtype)
+        grad_phi = product("lgv,fv->lgf", value, state.sums.total)
+        delta = grad.of_weight((phi * grad_phi).sum(axis=-1))
+        update = Sums(product("lgf,lgv->fv", asked, value), product("lgf,lg->f", asked, delta))
+        grad_phi += delta[..., None] * state.sums.weight
+        from_query, grad_query = vjp((grad_phi * factor[..., None], jnp.zeros_like(scale)))
+        return (plus(grad_sums, update), plus(grad_parameters, from_query)), grad_query
 
     def added(parameters: Parameters, _: None, heads: Any, tokens: Any) -> Any:
-        grad_parameters, grad_total, top = heads
+        grad_parameters, grad_sums, top = heads
         (key, value, key_bias), scale = tokens
         (phi, scale), vjp = _vjp(plan.features.key, parameters, key, scale, learned)
         grad_phi, grad_log_weight, grad_value = keys_gradient(
-            grad_total, top, phi, scale + key_bias[:, 0], value
+            grad_sums, top, phi, scale + key_bias[:, 0], value
         )
         from_key, grad_key = vjp((grad_phi, grad_log_weight))
-        return _plus(grad_parameters, from_key), (grad_key, grad_value, grad_log_weight[:, None])
+        return plus(grad_parameters, from_key), (grad_key, grad_value, grad_log_weight[:, None])
 
-    start = jnp.zeros_like(state.total), _zeros(plan, parameters, state.top.shape[0], learned)
+    start = jax.tree.map(jnp.zeros_like, state.sums), _zeros(plan, parameters, state.top.shape[0], learned)
     start = vary_like(start, residuals, grad, parameters)
-    (grad_total, grad_parameters), grad_query = lax.scan(
-        lambda carry, block: over_heads(plan, asked, parameters, None, (carry, state), block),
+
+    def ask(carry: Any, block: Any) -> Any:
+        carry, grad = over_heads(plan, asked, parameters, None, (carry, state), plan.operands(block))
+        return carry, _like(grad, block[0])
+
+    def add(carry: Any, block: Any) -> Any:
+        heads = carry, grad_sums, state.top
+        carry, grads = over_heads(plan, added, parameters, None, heads, plan.operands(block))
+        return carry, _like(grads, block[0])
+
+    (grad_sums, grad_parameters), grad_query = lax.scan(
+        ask,
         start,
-        in_blocks((x.query, out, weight, scale_q, grad), plan.query_block),
+        in_blocks((x.query, weight, scale_q, grad), plan.query_block),
     )
     grad_parameters, grads = lax.scan(
-        lambda carry, block: over_heads(plan, added, parameters, None, (carry, grad_total, state.top), block),
+        add,
         grad_parameters,
         in_blocks((tokens_of(x)[1:], scale_k), plan.key_block),
     )

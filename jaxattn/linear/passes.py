@@ -12,7 +12,7 @@ from jaxattn.core.varying import vary_like
 from jaxattn.linear.blocks import causal_block
 from jaxattn.linear.heads import in_blocks, joined, over_heads
 from jaxattn.linear.plan import Parameters, Plan
-from jaxattn.linear.sums import State, add_keys, divide
+from jaxattn.linear.sums import State, Sums, add_keys, divide, product
 
 
 def tokens_of(x: Call) -> tuple[Array, Array, Array, Array]:
@@ -30,16 +30,17 @@ def empty_state(plan: Plan, parameters: Parameters, x: Call) -> State:
     heads, width = x.key.shape[-2:]
     one = plan.features.of_one_head(parameters)
     features = jax.eval_shape(plan.features.key, one, jax.ShapeDtypeStruct((1, width), x.key.dtype), None)[0]
+    sizes, dtype = (heads, features.shape[-1]), x.key_bias.dtype
     return State(
-        jnp.zeros((heads, features.shape[-1], x.value.shape[-1] + 1), x.value.dtype),
-        jnp.full((heads,), -jnp.inf, x.value.dtype),
+        Sums(jnp.zeros((*sizes, x.value.shape[-1]), dtype), jnp.zeros(sizes, dtype)),
+        jnp.full((heads,), -jnp.inf, dtype),
         None,
     )
 
 
-def finish(plan: Plan, sums: Array) -> tuple[Array, Array | None]:
-    """The result of a block, and what the gradient of the division needs besides."""
-    return divide(sums) if plan.divided else (sums, None)
+def finish(plan: Plan, sums: Sums, dtype: Any) -> tuple[Array, Array | None]:
+    """The result of a block, means in a dtype, and what the gradient of the division needs besides."""
+    return (divide(sums).astype(dtype), sums.weight) if plan.divided else (sums.joined(), None)
 
 
 def causal_pass(plan: Plan, parameters: Parameters, x: Call, state: State) -> tuple[State, State, Array, Any]:
@@ -52,11 +53,12 @@ def causal_pass(plan: Plan, parameters: Parameters, x: Call, state: State) -> tu
         state, sums = causal_block(
             state, phi_q, phi_k, scale_k + key_bias[:, 0], value, segments, plan.chunk, plan.strict
         )
-        out, weight = finish(plan, sums)
+        out, weight = finish(plan, sums, x.value.dtype)
         return state, (out, (weight, scale_q, scale_k))
 
     def body(state: State, block: Call) -> Any:
-        state_after, result = over_heads(plan, head, parameters, key_ids(block), state, tokens_of(block))
+        tokens = plan.operands(tokens_of(block))
+        state_after, result = over_heads(plan, head, parameters, key_ids(block), state, tokens)
         return state_after, (state, result)
 
     ids = key_ids(x)
@@ -78,15 +80,19 @@ def whole_pass(plan: Plan, parameters: Parameters, x: Call) -> tuple[State, Arra
 
     def ask(parameters: Parameters, _: None, state: State, query: Array) -> Any:
         phi, scale = plan.features.query(parameters, query, None)
-        return (), (*finish(plan, phi @ state.total), scale)
+        phi = phi.astype(query.dtype)
+        sums = Sums(
+            product("lgf,fv->lgv", phi, state.sums.total), product("lgf,f->lg", phi, state.sums.weight)
+        )
+        return (), (*finish(plan, sums, x.value.dtype), scale)
 
     state, scale_k = lax.scan(
-        lambda state, block: over_heads(plan, add, parameters, None, state, block),
+        lambda state, block: over_heads(plan, add, parameters, None, state, plan.operands(block)),
         vary_like(empty_state(plan, parameters, x), x, parameters),
         in_blocks(tokens_of(x)[1:], plan.key_block),
     )
     _, (out, weight, scale_q) = lax.scan(
-        lambda _, query: (None, over_heads(plan, ask, parameters, None, state, query)[1]),
+        lambda _, query: (None, over_heads(plan, ask, parameters, None, state, plan.operands(query))[1]),
         None,
         in_blocks(x.query, plan.query_block),
     )

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
@@ -13,7 +14,8 @@ from jaxattn.core.call import repeat_heads
 # The arrays that feature functions need; those with a set for each key/value head have heads as axis 0.
 Parameters = Sequence[Array]
 # (parameters of one head, x (..., D), log scale or None) -> features (..., F) of magnitude about 1 at most and their
-# log scale (...). The backward pass hands in the log scale of the forward pass, which then need not be found again.
+# log scale (...), both in float32 for bfloat16 x. The backward pass hands in the log scale of the forward pass, which
+# then need not be found again.
 Features = Callable[[Parameters, Array, Array | None], tuple[Array, Array]]
 
 
@@ -53,6 +55,7 @@ class FeatureFunctions(NamedTuple):
 
 def _normalized(_: Parameters, x: Array, log_scale: Array | None) -> tuple[Array, Array]:
     """Given features divided by the power of two at their largest, which rounds nothing."""
+    x = x.astype(jnp.result_type(jnp.float32, x))
     log_two = jnp.asarray(math.log(2), x.dtype)
     if log_scale is None:
         exponent = jnp.frexp(lax.stop_gradient(jnp.abs(x).max(axis=-1)))[1]
@@ -70,15 +73,16 @@ class Tiling(NamedTuple):
     """How a platform likes its work cut.
 
     Attributes:
-        block: the most tokens worked on at a time; on a CPU they should stay in cache.
+        block: the most tokens worked on at a time: they should stay in the cache of a CPU, in the VMEM of a TPU.
         chunk: the most tokens inside which causal pairs meet one by one: a larger one has larger products and more
             such pairs.
-        loop_heads: whether batch and heads are looped over, which suits the products of a CPU; else vmapped.
+        on_cpu: whether batch and heads are looped over and bfloat16 becomes float32 in products, which suits those of
+            a CPU; else they are vmapped, and bfloat16 stays what it is.
     """
 
     block: int
     chunk: int
-    loop_heads: bool
+    on_cpu: bool
 
 
 def choose_tiling(chunk_size: int | None, platform: str) -> Tiling:
@@ -87,7 +91,7 @@ def choose_tiling(chunk_size: int | None, platform: str) -> Tiling:
         raise ValueError(f"chunk_size must be None or a positive integer; got {chunk_size!r}.")
     if platform == "cpu":
         return Tiling(2048, chunk_size or 64, True)
-    return Tiling(16384, chunk_size or 128, False)
+    return Tiling(1024, chunk_size or 128, False)
 
 
 class Plan(NamedTuple):
@@ -101,7 +105,7 @@ class Plan(NamedTuple):
         query_block: queries worked on at a time.
         key_block: keys worked on at a time; the same if causal.
         chunk: divides the block; inside a chunk causal pairs meet one by one.
-        loop_heads: see `Tiling`.
+        on_cpu: see `Tiling`.
     """
 
     features: FeatureFunctions
@@ -111,7 +115,13 @@ class Plan(NamedTuple):
     query_block: int
     key_block: int
     chunk: int
-    loop_heads: bool
+    on_cpu: bool
+
+    def operands(self, tree: Any) -> Any:
+        """Arrays of one block as they enter products."""
+        if not self.on_cpu:
+            return tree
+        return jax.tree.map(lambda x: x.astype(jnp.result_type(jnp.float32, x)), tree)
 
 
 def make_plan(
@@ -141,5 +151,5 @@ def make_plan(
         query_block=query_block,
         key_block=query_block if is_causal else block(key_length),
         chunk=chunk,
-        loop_heads=tiling.loop_heads,
+        on_cpu=tiling.on_cpu,
     )

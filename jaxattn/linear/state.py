@@ -13,7 +13,7 @@ from jaxattn.linear.heads import over_batch
 from jaxattn.linear.padded import pad_to_blocks
 from jaxattn.linear.passes import causal_pass, empty_state
 from jaxattn.linear.plan import IDENTITY, FeatureFunctions, Parameters, Plan, choose_tiling, make_plan
-from jaxattn.linear.sums import State
+from jaxattn.linear.sums import State, Sums
 
 
 class LinearAttentionState(NamedTuple):
@@ -116,7 +116,7 @@ def step_features(
     parameters: Parameters,
     chunk_size: int | None,
 ) -> tuple[LinearAttentionState, Float[Array, "B T N V"]]:
-    """`linear_attention_step` with features made on the way, its output in the accumulation dtype."""
+    """`linear_attention_step` with features made on the way, its output in the dtype of `Call.with_key_weights`."""
     batch, heads = state.top.shape
     call = with_heads_of_state(fold_lengths(zero_padding(call)), batch, heads).with_key_weights()
     length = call.query.shape[1]
@@ -125,7 +125,8 @@ def step_features(
     def choose(platform: str) -> Plan:
         return make_plan(features, choose_tiling(chunk_size, platform), length, length, is_causal=True)
 
-    expected = empty_state(choose("cpu"), parameters, call).total.shape
+    *sizes, value_dim = empty_state(choose("cpu"), parameters, call).sums.total.shape
+    expected = (*sizes, value_dim + 1)
     if state.total.shape[1:] != expected:
         raise ValueError(
             f"state must have sums of shape (heads, M, V + 1) = {expected} for these features and values; "
@@ -138,13 +139,14 @@ def step_features(
 def _step(
     plan: Plan, state: LinearAttentionState, parameters: Parameters, call: Call
 ) -> tuple[LinearAttentionState, Array]:
-    dtype = call.value.dtype
+    dtype = call.key_bias.dtype
 
     def sequence(tree: tuple[Call, Array, Array]) -> tuple[Array, Array, Array]:
         x, total, top = tree
-        before = State(total.astype(dtype), top.astype(dtype), None)
+        wide = total.astype(dtype)
+        before = State(Sums(wide[..., :-1], wide[..., -1]), top.astype(dtype), None)
         last, _, out, _ = causal_pass(plan, parameters, x, before)
-        return last.total.astype(total.dtype), last.top.astype(top.dtype), out
+        return last.sums.joined().astype(total.dtype), last.top.astype(top.dtype), out
 
     total, top, out = over_batch(plan, sequence, (pad_to_blocks(call, plan), *state))
     return LinearAttentionState(total, top), out

@@ -7,26 +7,69 @@ overflows, and that is a maximum over *earlier* keys only where attention is cau
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
 
-class State(NamedTuple):
-    """Everything later queries need of the keys so far.
+class Sums(NamedTuple):
+    """Sums over keys, or cotangents of them: total (..., V) of weighted values, weight (...) of the weights.
 
-    total (F, V + 1): Σ_j e^(lw_j − top) φ_j [v_j, 1]; top (): the largest lw so far; segment (): the segment that
-    the keys belong to, None without segments.
+    Apart, since a column more would make the width of products odd: 65 takes the time of 128 on a matrix unit.
     """
 
     total: Array
+    weight: Array
+
+    def joined(self) -> Array:
+        """(..., V + 1), the weight as the last column."""
+        return jnp.concatenate([self.total, self.weight[..., None]], axis=-1)
+
+
+class SumsGradient(NamedTuple):
+    """The cotangents factor · value of total and factor · delta of weight, for every query.
+
+    value (..., V) comes from the caller, so its products with values are exact in bfloat16. Where sums are divided,
+    delta is None: it is what makes the weighted mean of value · v + delta vanish, found by the products that need it,
+    so that what cancels does so to the last bit.
+    """
+
+    value: Array
+    factor: Array
+    delta: Array | None
+
+    def of_weight(self, sums: Array) -> Array:
+        """delta, given the weighted sums of value · v."""
+        return -sums * self.factor if self.delta is None else self.delta
+
+
+class State(NamedTuple):
+    """Everything later queries need of the keys so far.
+
+    sums: Σ_j e^(lw_j − top) φ_j v_j (F, V) and Σ_j e^(lw_j − top) φ_j (F,); top (): the largest lw so far;
+    segment (): the segment that the keys belong to, None without segments.
+    """
+
+    sums: Sums
     top: Array
     segment: Array | None
 
 
-def with_one(value: Array) -> Array:
-    """[v, 1]: the last column of a weighted sum is then the sum of the weights."""
-    return jnp.concatenate([value, jnp.ones((*value.shape[:-1], 1), value.dtype)], axis=-1)
+def product(spec: str, *operands: Array, precision: Any = None) -> Array:
+    """An einsum accumulated in float32 (float64 for float64 operands), whatever the operands."""
+    dtype = jnp.result_type(jnp.float32, *operands)
+    return jnp.einsum(spec, *operands, precision=precision, preferred_element_type=dtype)
+
+
+def total_of(x: Array, axis: int) -> Array:
+    """The sum along an axis, accumulated likewise."""
+    return x.sum(axis=axis, dtype=jnp.result_type(jnp.float32, x))
+
+
+def plus(a: Any, b: Any) -> Any:
+    """The sum of two pytrees."""
+    return jax.tree.map(jnp.add, a, b)
 
 
 def ratio(a: Array, b: Array) -> Array:
@@ -39,39 +82,37 @@ def smallest(dtype: Any) -> float:
     return float(jnp.finfo(dtype).tiny) ** 0.8
 
 
-def divide(sums: Array) -> tuple[Array, Array]:
-    """(Σ w v / Σ w, Σ w) of (..., V + 1) sums; 0 where nothing was summed."""
-    value, weight = sums[..., :-1], sums[..., -1]
-    floor = smallest(sums.dtype)
-    divisor = jnp.where(jnp.abs(weight) < floor, floor, weight)
-    return value / divisor[..., None], weight
+def divide(sums: Sums) -> Array:
+    """Σ w v / Σ w; 0 where nothing was summed."""
+    floor = smallest(sums.weight.dtype)
+    divisor = jnp.where(jnp.abs(sums.weight) < floor, floor, sums.weight)
+    return sums.total / divisor[..., None]
 
 
-def divide_gradient(grad: Array, out: Array, weight: Array) -> Array:
-    """The cotangent of (..., V + 1) sums, from the cotangent of the quotient; 0 where nothing was summed."""
-    nothing = jnp.abs(weight) < smallest(grad.dtype)
-    inverse = jnp.where(nothing, 0, 1 / jnp.where(nothing, 1, weight))
-    sums = jnp.concatenate([grad, -(grad * out).sum(axis=-1, keepdims=True)], axis=-1)
-    return sums * inverse[..., None]
+def inverse_of(weight: Array) -> Array:
+    """1 / Σ w; 0 where nothing was summed."""
+    nothing = jnp.abs(weight) < smallest(weight.dtype)
+    return jnp.where(nothing, 0, 1 / jnp.where(nothing, 1, weight))
 
 
 def add_keys(state: State, phi: Array, log_weight: Array, value: Array) -> State:
     """The state with a block of keys more, where order does not matter: phi (L, F), log_weight (L,), value (L, V)."""
     # A reference cancels in the quotient of the sums: it is a constant, to any order of derivative.
     top = lax.stop_gradient(jnp.maximum(state.top, log_weight.max()))
-    update = phi.T @ (with_one(value) * ratio(log_weight, top)[:, None])
-    return State(state.total * ratio(state.top, top) + update, top, None)
+    weighted = (phi * ratio(log_weight, top)[:, None]).astype(value.dtype)
+    update = Sums(product("lf,lv->fv", weighted, value), total_of(weighted, 0))
+    rescaled = jax.tree.map(lambda x: x * ratio(state.top, top), state.sums)
+    return State(plus(rescaled, update), top, None)
 
 
 def keys_gradient(
-    grad_total: Array, top: Array, phi: Array, log_weight: Array, value: Array
+    grad: Sums, top: Array, phi: Array, log_weight: Array, value: Array
 ) -> tuple[Array, Array, Array]:
-    """Cotangents of (phi, log_weight, value) from that of the total over all keys."""
-    weighted = with_one(value) * ratio(log_weight, top)[:, None]
-    grad_phi = weighted @ grad_total.T
-    grad_sum = phi @ grad_total  # cotangent of e^lw [v, 1], but for the factor e^lw
-    grad_log_weight = (weighted * grad_sum).sum(axis=-1)
-    return grad_phi, grad_log_weight, grad_sum[:, :-1] * ratio(log_weight, top)[:, None]
+    """Cotangents of (phi, log_weight, value) from those of the sums over all keys."""
+    factor = ratio(log_weight, top)[:, None]
+    grad_phi = (product("lv,fv->lf", value, grad.total) + grad.weight) * factor
+    grad_value = product("lf,fv->lv", phi.astype(value.dtype), grad.total) * factor
+    return grad_phi, (phi * grad_phi).sum(axis=-1), grad_value
 
 
 def segmented_cummax(log_weight: Array, segments: Array) -> Array:

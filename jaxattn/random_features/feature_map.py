@@ -301,6 +301,7 @@ class _Function:
     def __call__(self, parameters: Sequence[Array], x: Array, scale: Array | None) -> tuple[Array, Array]:
         weights, component = jax.tree.unflatten(self.structure, parameters)
         make = component.query if self.role == "query" else component.key
+        x = x.astype(jnp.result_type(jnp.float32, x))
         # What comes back as `scale` under per_key is not the scale of the values.
         values, scale = make(weights, self.root * x, None if self.per_key else scale)
         if self.per_key:

@@ -12,7 +12,7 @@ from jaxattn.linear.plan import IDENTITY, Tiling, choose_tiling
 from jaxattn.testing import assert_matches_reference
 
 B, N, K, M, V = 2, 4, 2, 5, 3
-SMALL = Tiling(block=16, chunk=4, loop_heads=True)
+SMALL = Tiling(block=16, chunk=4, on_cpu=True)
 RNG = np.random.default_rng(0)
 
 
