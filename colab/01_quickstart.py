@@ -106,7 +106,7 @@ optimizer = nnx.Optimizer(model, optax.adamw(schedule, b2=0.95), wrt=nnx.Param)
 
 def write(prompt="the ", count=90):
     tokens = jnp.array([[vocabulary.index(character) for character in prompt]])
-    tokens = generate(model, tokens, count, key=jax.random.key(0), temperature=0.6)
+    tokens = generate(model, tokens, count, key=jax.random.key(0), temperature=0.6).tokens
     return "".join(vocabulary[int(token)] for token in tokens[0])
 
 

@@ -181,7 +181,7 @@ assert losses[-1] < 0.6
 
 # %%
 prompt = jnp.array([[vocabulary.index(c) for c in "the tree "]])
-generated = generate(model, prompt, 50, key=jax.random.key(0), temperature=0.0)
+generated = generate(model, prompt, 50, key=jax.random.key(0), temperature=0.0).tokens
 print("".join(vocabulary[int(i)] for i in generated[0]))
 
 # %% [markdown]

@@ -4,15 +4,17 @@ from jaxattn.encoders.calibration import calibrate
 from jaxattn.encoders.config import EncoderConfig
 from jaxattn.encoders.text_encoder import TextEncoder
 from jaxattn.models.backbone import BackboneConfig
-from jaxattn.models.generate import generate, sample_token
+from jaxattn.models.generate import Generation, generate, stream
 from jaxattn.models.language_model import LanguageModel
 from jaxattn.models.pair_classifier import PairClassifier
+from jaxattn.models.sampling import sample_token
 from jaxattn.models.sequence_classifier import SequenceClassifier
 from jaxattn.models.text_classifier import TextClassifier
 
 __all__ = [
     "BackboneConfig",
     "EncoderConfig",
+    "Generation",
     "LanguageModel",
     "PairClassifier",
     "SequenceClassifier",
@@ -21,4 +23,5 @@ __all__ = [
     "calibrate",
     "generate",
     "sample_token",
+    "stream",
 ]

@@ -1,13 +1,30 @@
-"""Sampling from a language model, token by token."""
+"""Generation from a language model: prompts of any lengths, until an end token, at once or as a stream."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 
+from jaxattn.core.checks import check_dtype, check_shape
 from jaxattn.models.language_model import LanguageModel
+from jaxattn.models.sampling import Keys, Temperature, check_sampling, sample_token
+
+_SMALLEST_BUCKET = 16
+
+
+class Generation(NamedTuple):
+    """Texts of different lengths: row b is tokens[b, :lengths[b]], its prompt and what follows it.
+
+    After that come end tokens, or 0 where there is none.
+    """
+
+    tokens: Int[Array, "B L"]
+    lengths: Int[Array, "B"]
 
 
 def generate(
@@ -15,99 +32,253 @@ def generate(
     prompt: Int[Array, "B P"],
     num_tokens: int,
     *,
-    key: PRNGKeyArray,
-    temperature: float = 1.0,
+    key: Keys,
+    prompt_lengths: Int[Array, "B"] | None = None,
+    end_token: int | None = None,
+    temperature: Temperature = 1.0,
     top_k: int | None = None,
-) -> Int[Array, "B _"]:
-    """Continues prompts with sampled tokens: p(token) = softmax(logits / temperature) over the top k.
+    top_p: float | Float[Array, ""] | None = None,
+) -> Generation:
+    """Continues prompts with sampled tokens: p(token) = softmax(logits / temperature) over the likeliest.
 
-    The whole prompt is one decoding step, then each new token is one; all of it is one compiled loop.
+    The prompts are one decoding step, then each new token is one; all of it is one compiled program. It is the same
+    program for all prompts, numbers of tokens and temperatures whose lengths round up to the same powers of two: the
+    state has room for that many tokens. Every sequence of a batch comes out as it would alone.
 
     Args:
         model: the language model.
         prompt: token ids, at least one a row.
-        num_tokens: how many tokens to add; prompt and new tokens must fit into the model's context.
-        key: a key of `jax.random`.
-        temperature: 0 takes the most likely token; 1 samples from the model's distribution.
+        num_tokens: how many tokens to add at most; prompts and new tokens must fit into the model's context.
+        key: a key of `jax.random`; or one a sequence, (B,). The token at position t of a sequence is drawn with
+            `fold_in` of its own key and t; a single key is folded with the number of the row first.
+        prompt_lengths: (B,) how many tokens of each row are its prompt; what follows them is padding. None for all.
+        end_token: the token after which a sequence ends; None for none.
+        temperature: 0 takes the most likely token; 1 samples from the model's distribution. Also one a row, (B,).
         top_k: sample among the k most likely tokens only; None for all.
+        top_p: sample among the fewest tokens whose probabilities add up to at least this; None for all.
 
     Returns:
-        The prompts followed by the new tokens.
+        (tokens (B, P + num_tokens), lengths (B,)), the end token included.
 
     Raises:
-        ValueError: an empty prompt, more tokens than the context holds, a negative temperature, a top_k below 1.
+        ValueError: an empty prompt, more tokens than the context holds, or an option out of range.
 
     Examples:
         >>> import jax, jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxattn.models import BackboneConfig, LanguageModel, generate
         >>> config = BackboneConfig(num_layers=1, num_heads=2, hidden_size=16, max_length=32)
-        >>> model = LanguageModel(65, config, rngs=nnx.Rngs(0))
-        >>> generate(model, jnp.zeros((1, 4), int), 8, key=jax.random.key(0)).shape
-        (1, 12)
+        >>> model, key = LanguageModel(65, config, rngs=nnx.Rngs(0)), jax.random.key(0)
+        >>> prompts, lengths = jnp.array([[3, 1, 4, 1], [5, 9, 0, 0]]), jnp.array([4, 2])
+        >>> both = generate(model, prompts, 8, key=key, prompt_lengths=lengths, temperature=0.0)
+        >>> both.tokens.shape, both.lengths.tolist()
+        ((2, 12), [12, 10])
+        >>> alone = generate(model, prompts[1:, :2], 8, key=key, temperature=0.0)
+        >>> bool((alone.tokens[0] == both.tokens[1, :10]).all())
+        True
     """
-    length = prompt.shape[1]
-    if length < 1:
-        raise ValueError("prompt must hold at least one token a row; got none.")
-    if num_tokens < 1:
-        raise ValueError(f"num_tokens must be at least 1; got {num_tokens}.")
-    if length + num_tokens > model.max_length:
-        raise ValueError(
-            f"num_tokens must be at most {model.max_length - length}: the context holds {model.max_length} tokens "
-            f"and the prompt has {length}; got {num_tokens}."
-        )
-    if temperature < 0:
-        raise ValueError(f"temperature must be at least 0; got {temperature}.")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1 or None; got {top_k}.")
-    return _generate(model, prompt, num_tokens, key, float(temperature), top_k)
+    request = _request(model, prompt, num_tokens, key, prompt_lengths, end_token, temperature, top_k, top_p)
+    tokens, lengths = _generate(*request, num_tokens)
+    width = prompt.shape[1] + num_tokens
+    fill = 0 if end_token is None else end_token
+    missing = max(width - tokens.shape[1], 0)
+    tokens = jnp.pad(tokens, ((0, 0), (0, missing)), constant_values=fill)[:, :width]
+    return Generation(tokens.astype(prompt.dtype), lengths)
 
 
-def _sample_loop(
-    model: LanguageModel, prompt: Array, num_tokens: int, key: Array, temperature: float, top_k: int | None
-) -> Array:
-    state = model.init_state(prompt.shape[0], prompt.shape[1] + num_tokens)
-    state, logits = model.step(state, prompt)
-    keys = jax.random.split(key, num_tokens)
-    first = sample_token(logits[:, -1], keys[0], temperature, top_k)
-
-    def body(carry, key):
-        state, token = carry
-        state, logits = model.step(state, token[:, None])
-        token = sample_token(logits[:, -1], key, temperature, top_k)
-        return (state, token), token
-
-    _, later = jax.lax.scan(body, (state, first), keys[1:])
-    return jnp.concatenate([prompt, first[:, None], later.T.astype(prompt.dtype)], axis=1)
-
-
-_generate: Callable[..., Array] = nnx.jit(_sample_loop, static_argnums=(2, 4, 5))
-
-
-def sample_token(
-    logits: Float[Array, "B V"], key: PRNGKeyArray, temperature: float = 1.0, top_k: int | None = None
-) -> Int[Array, " B"]:
-    """One token a row from softmax(logits / temperature) over the top k; the most likely one at temperature 0.
+def stream(
+    model: LanguageModel,
+    prompt: Int[Array, "B P"],
+    num_tokens: int,
+    *,
+    key: Keys,
+    prompt_lengths: Int[Array, "B"] | None = None,
+    end_token: int | None = None,
+    temperature: Temperature = 1.0,
+    top_k: int | None = None,
+    top_p: float | Float[Array, ""] | None = None,
+) -> Iterator[Int[np.ndarray, "B"]]:
+    """The new tokens of `generate` one by one, as soon as they are known.
 
     Args:
-        logits: of the next token.
-        key: random key.
-        temperature: above 1 for more variety, below for less.
-        top_k: how many of the most likely tokens to draw from; None for all.
+        model: the language model.
+        prompt: token ids, at least one a row.
+        num_tokens: how many tokens to add at most.
+        key: as in `generate`, and so are all other options.
+        prompt_lengths: (B,) how many tokens of each row are its prompt.
+        end_token: the token after which a sequence ends; the stream ends when all have.
+        temperature: 0 takes the most likely token.
+        top_k: sample among the k most likely tokens only.
+        top_p: sample among the fewest tokens whose probabilities add up to at least this.
 
     Returns:
-        Token ids.
+        An iterator of arrays (B,), a token for every sequence; the end token for those that have ended.
+
+    Raises:
+        ValueError: as `generate`, before the first token.
 
     Examples:
         >>> import jax, jax.numpy as jnp
-        >>> from jaxattn.models import sample_token
-        >>> sample_token(jnp.array([[0.0, 3.0, 1.0]]), jax.random.key(0), temperature=0.0).tolist()
-        [1]
+        >>> from flax import nnx
+        >>> from jaxattn.models import BackboneConfig, LanguageModel, generate, stream
+        >>> config = BackboneConfig(num_layers=1, num_heads=2, hidden_size=16, max_length=32)
+        >>> model, key = LanguageModel(65, config, rngs=nnx.Rngs(0)), jax.random.key(0)
+        >>> prompt = jnp.array([[3, 1, 4]])
+        >>> streamed = [int(token[0]) for token in stream(model, prompt, 5, key=key)]
+        >>> streamed == generate(model, prompt, 5, key=key).tokens[0, 3:].tolist()
+        True
     """
-    if temperature == 0.0:
-        return jnp.argmax(logits, axis=-1)
-    logits = logits / temperature
-    if top_k is not None and top_k < logits.shape[-1]:
-        threshold = jax.lax.top_k(logits, top_k)[0][:, -1:]
-        logits = jnp.where(logits < threshold, -jnp.inf, logits)
-    return jax.random.categorical(key, logits)
+    request = _request(model, prompt, num_tokens, key, prompt_lengths, end_token, temperature, top_k, top_p)
+
+    def tokens() -> Iterator[np.ndarray]:
+        static, variables, (prompt, lengths), options = request
+        state, progress = _start(static, variables, prompt, lengths, options)
+        for left in reversed(range(num_tokens)):
+            yield np.asarray(progress.token)
+            if not left or (end_token is not None and bool(progress.ended.all())):
+                return
+            state, progress = _advance(static, variables, state, progress, options)
+
+    return tokens()
+
+
+class _Static(NamedTuple):
+    """What a compiled program is for, besides the shapes of its arguments."""
+
+    graph: Any
+    max_length: int
+    top_k: int | None
+
+
+class _Options(NamedTuple):
+    """Traced options; end_token and top_p may be None."""
+
+    keys: Array
+    temperature: Array
+    top_p: Any
+    end_token: Any
+
+
+class _Progress(NamedTuple):
+    """The last token of every sequence, how many it has with that one, and whether it has ended."""
+
+    token: Array
+    length: Array
+    ended: Array
+
+
+def _request(
+    model: LanguageModel,
+    prompt: Array,
+    num_tokens: int,
+    key: Any,
+    prompt_lengths: Any,
+    end_token: int | None,
+    temperature: Any,
+    top_k: int | None,
+    top_p: Any,
+) -> tuple[_Static, Any, tuple[Array, Array], _Options]:
+    """Checked arguments, the prompts padded to their bucket."""
+    check_dtype("prompt", prompt, jnp.integer, "integer token ids")
+    batch, longest = prompt.shape
+    if longest < 1:
+        raise ValueError("prompt must hold at least one token a row; got none.")
+    if num_tokens < 1:
+        raise ValueError(f"num_tokens must be at least 1; got {num_tokens}.")
+    check_sampling(temperature, top_k, top_p)
+    if prompt_lengths is None:
+        prompt_lengths = np.full(batch, longest)
+    else:
+        check_dtype("prompt_lengths", prompt_lengths, jnp.integer, "integer")
+        check_shape("prompt_lengths", prompt_lengths, (batch,), "(B,)")
+        prompt_lengths = np.asarray(prompt_lengths)
+        if prompt_lengths.min() < 1 or prompt_lengths.max() > longest:
+            raise ValueError(f"prompt_lengths must lie in 1..{longest}; got {prompt_lengths.tolist()}.")
+        longest = int(prompt_lengths.max())
+    if longest + num_tokens > model.max_length:
+        raise ValueError(
+            f"num_tokens must be at most {model.max_length - longest}: the context holds {model.max_length} tokens "
+            f"and the prompt has {longest}; got {num_tokens}."
+        )
+    width, room = (min(_bucket(size), model.max_length) for size in (longest, longest + num_tokens))
+    prompt = jnp.pad(prompt[:, :longest], ((0, 0), (0, width - longest))).astype(jnp.int32)
+    options = _Options(
+        _row_keys(key, batch),
+        jnp.asarray(temperature, jnp.float32),
+        None if top_p is None else jnp.asarray(top_p, jnp.float32),
+        None if end_token is None else jnp.asarray(end_token, jnp.int32),
+    )
+    graph, variables = nnx.split(model)
+    return _Static(graph, room, top_k), variables, (prompt, jnp.asarray(prompt_lengths, jnp.int32)), options
+
+
+def _bucket(size: int) -> int:
+    """The next power of two, so that few programs are compiled."""
+    return max(1 << (size - 1).bit_length(), _SMALLEST_BUCKET)
+
+
+def _row_keys(key: Array, batch: int) -> Array:
+    """One key a sequence, whatever the size of the batch."""
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 1:
+        check_shape("key", key, (batch,), "(B,)")
+        return key
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+
+
+def _next(static: _Static, options: _Options, logits: Array, length: Array, ended: Array) -> _Progress:
+    """The token after `length` tokens; sequences that have ended stay as they are."""
+    keys = jax.vmap(jax.random.fold_in)(options.keys, length)
+    token = sample_token(logits, keys, options.temperature, static.top_k, options.top_p).astype(jnp.int32)
+    if options.end_token is None:
+        return _Progress(token, length + 1, ended)
+    token = jnp.where(ended, options.end_token, token)
+    return _Progress(token, jnp.where(ended, length, length + 1), ended | (token == options.end_token))
+
+
+@partial(jax.jit, static_argnums=0)
+def _start(
+    static: _Static, variables: Any, prompt: Array, lengths: Array, options: _Options
+) -> tuple[Any, _Progress]:
+    """The state after the prompts, and the first new token."""
+    model = nnx.merge(static.graph, variables)
+    mask = jnp.arange(prompt.shape[1]) < lengths[:, None]
+    state, logits = model.prefill(prompt, token_mask=mask, max_length=static.max_length)
+    return state, _next(static, options, logits, lengths, jnp.zeros(lengths.shape, bool))
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _advance(
+    static: _Static, variables: Any, state: Any, progress: _Progress, options: _Options
+) -> tuple[Any, _Progress]:
+    """One token more for every sequence that has not ended."""
+    mask = None if options.end_token is None else ~progress.ended[:, None]
+    state, logits = nnx.merge(static.graph, variables).step(state, progress.token[:, None], token_mask=mask)
+    return state, _next(static, options, logits[:, -1], progress.length, progress.ended)
+
+
+@partial(jax.jit, static_argnums=0)
+def _generate(
+    static: _Static, variables: Any, prompts: tuple[Array, Array], options: _Options, num_tokens: Array
+) -> tuple[Array, Array]:
+    """(B, room) texts and their lengths."""
+    prompt, lengths = prompts
+    fill = 0 if options.end_token is None else options.end_token
+    room = jnp.arange(static.max_length)
+    text = jnp.pad(prompt, ((0, 0), (0, static.max_length - prompt.shape[1])))
+    text = jnp.where(room < lengths[:, None], text, fill)
+
+    def write(text: Array, progress: _Progress) -> Array:
+        return jnp.where(room == progress.length[:, None] - 1, progress.token[:, None], text)
+
+    def is_on(carry: Any) -> Array:
+        count, _, progress, _ = carry
+        return (count < num_tokens) & ~progress.ended.all()
+
+    def more(carry: Any) -> Any:
+        count, state, progress, text = carry
+        state, progress = _advance(static, variables, state, progress, options)
+        return count + 1, state, progress, write(text, progress)
+
+    state, progress = _start(static, variables, prompt, lengths, options)
+    _, _, progress, text = jax.lax.while_loop(is_on, more, (1, state, progress, write(text, progress)))
+    return text, progress.length

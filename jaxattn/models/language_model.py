@@ -110,12 +110,37 @@ class LanguageModel(Backbone):
         if token_mask is None:
             state, x = self._hidden_step(state, tokens, None)
             return state, self._logits(x)
-        # Real tokens first, in their order: all layers rely on it.
-        order = jnp.argsort(~token_mask, axis=1, stable=True)
-        arranged, mask = (jnp.take_along_axis(a, order, axis=1) for a in (tokens, token_mask))
-        state, x = self._hidden_step(state, arranged, mask)
+        order, tokens, token_mask = _real_first(tokens, token_mask)
+        state, x = self._hidden_step(state, tokens, token_mask)
         back = jnp.argsort(order, axis=1)
         return state, self._logits(jnp.take_along_axis(x, back[..., None], axis=1))
+
+    def prefill(
+        self,
+        tokens: Int[Array, "B T"],
+        *,
+        token_mask: Bool[Array, "B T"] | None = None,
+        max_length: int | None = None,
+    ) -> tuple[dict[str, Any], Float[Array, "B V"]]:
+        """The decoding state after whole prompts, and the logits of the token that follows.
+
+        That is `init_state` and a `step`, without the logits inside the prompts.
+
+        Args:
+            tokens: the prompts.
+            token_mask: True at real tokens, at least one a row; see `step`.
+            max_length: the most tokens of a sequence, prompt included; None for the context.
+
+        Returns:
+            The state and the logits in float32.
+        """
+        if token_mask is not None:
+            _, tokens, token_mask = _real_first(tokens, token_mask)
+        state, x = self._hidden_step(self.init_state(tokens.shape[0], max_length), tokens, token_mask)
+        if token_mask is None:
+            return state, self._logits(x[:, -1:])[:, 0]
+        last = jnp.maximum(token_mask.sum(axis=1) - 1, 0)
+        return state, self._logits(jnp.take_along_axis(x, last[:, None, None], axis=1))[:, 0]
 
     def _hidden_step(
         self, state: dict[str, Any], tokens: Int[Array, "B T"], token_mask: Bool[Array, "B T"] | None
@@ -133,3 +158,9 @@ class LanguageModel(Backbone):
     def _logits(self, x: Array) -> Array:
         table = self.embedding[...].astype(self.dtype)
         return jnp.einsum("BTD,VD->BTV", x, table, preferred_element_type=jnp.float32)
+
+
+def _real_first(tokens: Array, token_mask: Array) -> tuple[Array, Array, Array]:
+    """(order, tokens, token_mask) with the real tokens of every row first, in their order: all layers rely on it."""
+    order = jnp.argsort(~token_mask, axis=1, stable=True)
+    return order, jnp.take_along_axis(tokens, order, axis=1), jnp.take_along_axis(token_mask, order, axis=1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxattn.models import BackboneConfig, LanguageModel, generate, sample_token
+from jaxattn.models import BackboneConfig, LanguageModel
 from jaxattn.models.backbone import POSITIONS
 
 ATTENTION = [
@@ -64,42 +64,6 @@ def test_right_padding_is_invisible():
     model, x = make("softmax+gate=running"), tokens()
     mask = jnp.broadcast_to(jnp.arange(16) < 10, (2, 16))
     np.testing.assert_allclose(whole_pass(model, x, mask)[:, :10], whole_pass(model, x[:, :10]), atol=2e-5)
-
-
-def test_generate_continues_the_prompt_and_repeats_with_its_key():
-    model, x = make(), tokens(2, 4)
-    out = generate(model, x, 8, key=jax.random.key(0), temperature=0.7, top_k=3)
-    assert out.shape == (2, 12)
-    np.testing.assert_array_equal(out[:, :4], x)
-    np.testing.assert_array_equal(out, generate(model, x, 8, key=jax.random.key(0), temperature=0.7, top_k=3))
-
-
-def test_greedy_generation_is_the_argmax_of_the_whole_pass():
-    model, x = make("softmax+gate=running"), tokens(1, 4)
-    out = generate(model, x, 6, key=jax.random.key(0), temperature=0.0)
-    logits = whole_pass(model, out)
-    for i in range(4, 10):
-        assert out[0, i] == jnp.argmax(logits[0, i - 1])
-
-
-def test_top_k_keeps_only_the_likeliest():
-    logits = jnp.array([[0.0, 1.0, 2.0, 3.0]])
-    drawn = {int(sample_token(logits, jax.random.key(i), 5.0, 2)[0]) for i in range(50)}
-    assert drawn == {2, 3}
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        ({"num_tokens": 0}, "num_tokens must be at least 1"),
-        ({"num_tokens": 20}, "num_tokens must be at most 12"),
-        ({"num_tokens": 2, "temperature": -1.0}, "temperature must be at least 0"),
-        ({"num_tokens": 2, "top_k": 0}, "top_k must be at least 1"),
-    ],
-)
-def test_bad_generate_arguments(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        generate(make(), tokens(1, 4), key=jax.random.key(0), **kwargs)
 
 
 def test_bad_model_arguments():

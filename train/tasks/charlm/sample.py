@@ -30,6 +30,8 @@ class SampleConfig(Options, at_least={"tokens": 1}):
     """0 takes the most likely character, 1 samples from the model's distribution."""
     top_k: int | None = None
     """Sample among the k most likely characters only."""
+    top_p: float | None = None
+    """Sample among the fewest characters whose probabilities add up to at least this."""
     seed: int = 0
     """Of the sampling."""
     step: int | None = None
@@ -52,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
         seed=config.seed,
         temperature=config.temperature,
         top_k=config.top_k,
+        top_p=config.top_p,
     )
     print(text)
     return 0
@@ -90,6 +93,7 @@ def write(
     seed: int = 0,
     temperature: float = 1.0,
     top_k: int | None = None,
+    top_p: float | None = None,
 ) -> str:
     """Continues `prompt` by any number of characters.
 
@@ -104,12 +108,13 @@ def write(
         seed: of the sampling.
         temperature: 0 takes the most likely character.
         top_k: sample among the k most likely; None for all.
+        top_p: sample among the fewest whose probabilities add up to at least this; None for all.
 
     Returns:
         The prompt and its continuation.
 
     Raises:
-        UserError: an empty prompt, unknown characters, a negative temperature, top_k below 1.
+        UserError: an empty prompt, unknown characters, or an option out of range.
     """
     if not prompt:
         raise UserError("--prompt must hold at least one character.")
@@ -122,8 +127,8 @@ def write(
         while left:
             fresh = len(text) < context
             known = text if fresh else text[-half:]
-            # Later pieces have one shape, so that they share one compiled loop; the last is truncated.
-            count = min(left, context - len(text)) if fresh else context - half
+            # Later pieces have prompts of one length, so that they share one compiled loop.
+            count = min(left, context - len(known))
             key, now = jax.random.split(key)
             result = generate(
                 model,
@@ -132,10 +137,10 @@ def write(
                 key=now,
                 temperature=float(temperature),
                 top_k=top_k,
+                top_p=top_p,
             )
-            added = np.asarray(result[0, -count:], np.int32)[:left]
-            text = np.concatenate([text, added])
-            left -= len(added)
+            text = np.concatenate([text, np.asarray(result.tokens[0, -count:], np.int32)])
+            left -= count
     except ValueError as error:
         raise UserError(str(error)) from error
     return decode(text, vocabulary)

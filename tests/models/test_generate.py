@@ -1,0 +1,171 @@
+"""Generation: ragged batches, end tokens, sampling options, streams, and how often it is compiled."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxattn
+from jaxattn.models import BackboneConfig, LanguageModel, generate, sample_token, stream
+
+VOCABULARY = 11
+KEYS = jax.random.split(jax.random.key(3), 3)
+# One row a family and gate.
+MECHANISMS = [
+    "softmax",
+    "softmax+gate=prefix",
+    "lags:2+gate",
+    "features:oprf-orf:8",
+    "linear+forget",
+    "tree:3x2+alibi",
+    "softmax+outgate",
+]
+
+
+def make(mechanism="softmax", positions="rotary", max_length=64):
+    config = BackboneConfig(
+        num_layers=1,
+        num_heads=2,
+        hidden_size=16,
+        max_length=max_length,
+        mechanism=mechanism,
+        positions=positions,
+    )
+    return LanguageModel(VOCABULARY, config, rngs=nnx.Rngs(0))
+
+
+def prompts(batch=3, length=7):
+    return jax.random.randint(jax.random.key(1), (batch, length), 0, VOCABULARY)
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_a_ragged_batch_is_each_prompt_alone(mechanism):
+    """Greedily and with random draws, since a sequence draws with its own key."""
+    model, x, lengths = make(mechanism), prompts(), jnp.array([2, 7, 5])
+    temperature = jnp.array([0.0, 1.0, 0.7])
+    together = generate(model, x, 6, key=KEYS, prompt_lengths=lengths, temperature=temperature)
+    assert together.lengths.tolist() == [8, 13, 11] and together.tokens.shape == (3, 13)
+    for b, length in enumerate(lengths.tolist()):
+        alone = generate(
+            model, x[b : b + 1, :length], 6, key=KEYS[b : b + 1], temperature=temperature[b : b + 1]
+        )
+        np.testing.assert_array_equal(together.tokens[b, : length + 6], alone.tokens[0])
+        np.testing.assert_array_equal(alone.tokens[0, :length], x[b, :length])
+        assert (together.tokens[b, length + 6 :] == 0).all()
+
+
+def test_greedy_generation_is_the_argmax_of_the_whole_pass():
+    model, x = make("softmax+gate=running", "learned"), prompts(1, 4)
+    out = generate(model, x, 6, key=jax.random.key(0), temperature=0.0).tokens
+    assert (out[0, 4:] == nnx.jit(lambda model, x: model(x))(model, out)[0, 3:-1].argmax(axis=-1)).all()
+
+
+def test_padding_anywhere_is_as_if_it_were_not_there():
+    model, x = make("lags:2+gate", "learned"), prompts(2, 8)
+    step = nnx.jit(lambda model, state, tokens, mask=None: model.step(state, tokens, token_mask=mask))
+    prefill = nnx.jit(lambda model, tokens, mask: model.prefill(tokens, token_mask=mask, max_length=10))
+    for keep in ([3, 4, 5, 6, 7], [0, 1, 2, 3, 4], [0, 2, 3, 6, 7]):  # padded left, right and between
+        mask = jnp.array([[i in keep for i in range(8)], [True] * 8])
+        state, logits = step(model, model.init_state(2, 10), x, mask)
+        alone, expected = step(model, model.init_state(1, 10), x[:1, jnp.array(keep)])
+        np.testing.assert_allclose(logits[0, jnp.array(keep)], expected[0], atol=1e-5)
+        _, then = step(model, state, x[:, :1])
+        _, then_alone = step(model, alone, x[:1, :1])
+        np.testing.assert_allclose(then[0], then_alone[0], atol=1e-5)
+        np.testing.assert_allclose(prefill(model, x, mask)[1][0], expected[0, -1], atol=1e-5)
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_continuous_refill(mechanism):
+    """A sequence gives way to a new prompt while the other goes on; both are what they are alone."""
+    model, x = make(mechanism), prompts(3, 7)
+    step = nnx.jit(lambda model, state, tokens: model.step(state, tokens))
+    prefill = nnx.jit(lambda model, tokens: model.prefill(tokens, max_length=16))
+    whole = nnx.jit(lambda model, x: model(x))(model, x)
+    state, _ = prefill(model, x[:2, :3])
+    state, _ = step(model, state, x[:2, 3:4])
+    new, logits = prefill(model, x[2:, :3])
+    np.testing.assert_allclose(logits[0], whole[2, 2], atol=1e-5)
+    state = jaxattn.replace_rows(state, jnp.array([0]), new)
+    for t in range(3):
+        state, logits = step(model, state, jnp.stack([x[2, 3 + t], x[1, 4 + t]])[:, None])
+        np.testing.assert_allclose(logits[:, 0], jnp.stack([whole[2, 3 + t], whole[1, 4 + t]]), atol=2e-5)
+
+
+def test_sequences_end_with_their_end_token():
+    model, x, lengths = make(), prompts(), jnp.array([2, 7, 5])
+    options = {"key": jax.random.key(0), "prompt_lengths": lengths, "temperature": 2.0}
+    free = generate(model, x, 20, **options)
+    end = int(free.tokens[1, 10])
+    ended = generate(model, x, 20, end_token=end, **options)
+    for b, length in enumerate(lengths.tolist()):
+        new = free.tokens[b, length : length + 20].tolist()
+        new = new[: new.index(end) + 1] if end in new else new
+        assert ended.lengths[b] == length + len(new)
+        assert ended.tokens[b, length : length + len(new)].tolist() == new
+        assert (ended.tokens[b, length + len(new) :] == end).all()
+    streamed = np.stack(list(stream(model, x, 20, end_token=end, **options)), axis=1)
+    assert streamed.shape[1] == max(ended.lengths - lengths)
+    for b, length in enumerate(lengths.tolist()):
+        np.testing.assert_array_equal(streamed[b], ended.tokens[b, length : length + streamed.shape[1]])
+
+
+def test_one_program_for_a_bucket(monkeypatch):
+    """Prompts, numbers of tokens, temperatures and end tokens of all kinds: prompt and step are traced once each."""
+    step, prefill = (
+        chex.assert_max_traces(function, n=1) for function in (LanguageModel.step, LanguageModel.prefill)
+    )
+    monkeypatch.setattr(LanguageModel, "step", lambda *args, **options: step(*args, **options))
+    monkeypatch.setattr(LanguageModel, "prefill", lambda *args, **options: prefill(*args, **options))
+    model = make(max_length=48)
+    for length, count, temperature, top_p, end in [
+        (17, 15, 0.0, 0.9, 3),
+        (20, 3, 1.0, 0.5, 4),
+        (25, 7, 0.3, 1.0, 5),
+    ]:
+        generate(
+            model,
+            prompts(2, length),
+            count,
+            key=jax.random.key(length),
+            prompt_lengths=jnp.array([length - 8, length]),
+            temperature=temperature,
+            top_p=top_p,
+            end_token=end,
+        )
+
+
+def test_sampling_draws_from_the_likeliest():
+    logits = jnp.log(jnp.array([[0.1, 0.15, 0.3, 0.45]]))
+    draw = jax.jit(sample_token, static_argnames="top_k")
+
+    def drawn(**options):
+        return {int(draw(logits, jax.random.key(i), 1.0, **options)[0]) for i in range(60)}
+
+    assert drawn(top_k=2) == {2, 3}
+    assert drawn(top_p=0.4) == {3} and drawn(top_p=0.5) == {2, 3} and drawn(top_p=0.8) == {1, 2, 3}
+    assert drawn(top_k=3, top_p=0.8) == {2, 3}  # (0.3 + 0.45) / 0.9 of the likeliest three
+    assert drawn() == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_tokens": 0}, "num_tokens must be at least 1"),
+        ({"num_tokens": 63}, "num_tokens must be at most 60"),
+        ({"temperature": -1.0}, "temperature must be at least 0"),
+        ({"temperature": jnp.array([1.0, -1.0])}, "temperature must be at least 0"),
+        ({"top_k": 0}, "top_k must be at least 1"),
+        ({"top_p": 0.0}, "top_p must be above 0"),
+        ({"prompt_lengths": jnp.array([0, 4])}, r"prompt_lengths must lie in 1\.\.4; got \[0, 4\]"),
+        ({"prompt_lengths": jnp.array([4])}, r"prompt_lengths must have shape \(B,\) = \(2,\)"),
+        ({"key": KEYS}, r"key must have shape \(B,\) = \(2,\)"),
+    ],
+)
+@pytest.mark.parametrize("call", [generate, stream])
+def test_bad_arguments(no_typecheck, call, options, message):
+    options = {"num_tokens": 2, "key": jax.random.key(0), **options}
+    with pytest.raises(ValueError, match=message):
+        call(make(), prompts(2, 4), **options)
