@@ -1,5 +1,6 @@
 """Every function of jaxattn is checked against its jaxtyping annotations while the tests run."""
 
+import collections
 import gc
 import importlib.metadata
 import os
@@ -30,12 +31,18 @@ jax.config.update("jax_disable_most_optimizations", True)
 jaxtyping.install_import_hook("jaxattn", "beartype.beartype")
 
 
-@pytest.fixture(autouse=True, scope="module")
+_compiled = collections.Counter()
+jax.monitoring.register_event_duration_secs_listener(lambda event, seconds, **_: _compiled.update([event]))
+
+
+@pytest.fixture(autouse=True)
 def bounded_memory():
-    """Drops compiled functions at the end of a file, or a worker would grow to several gigabytes."""
+    """Drops compiled programs when there are many: at nearly two megabytes each, a worker would grow to gigabytes."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    if _compiled["/jax/core/compile/backend_compile_duration"] > 800:
+        _compiled.clear()
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

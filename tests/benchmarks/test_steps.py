@@ -9,8 +9,6 @@ from benchmarks.report import check
 from benchmarks.suites import steps
 from tests.benchmarks.cases import between
 
-# One process makes what the tests of this file share.
-
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):

@@ -236,7 +236,7 @@ def test_float32_stays_float32_under_x64(row):
         before = row.init(Sizes(), jnp.float32)
         state, first = stepper(row)(before, *prompt)
     assert out.dtype == first.dtype == jnp.float32
-    assert jax.tree.map(lambda x: x.dtype, state) == jax.tree.map(lambda x: x.dtype, before)
+    chex.assert_trees_all_equal_dtypes(state, before)
     np.testing.assert_allclose(out, expected, atol=1e-5)
     np.testing.assert_allclose(first, expected[:, :4], atol=1e-5)
 

@@ -130,7 +130,7 @@ def test_products_and_draws(name):
 
     keys = jax.random.split(jax.random.key(3))
     heads, redrawn, (rows, product, quadratic, sq_norms), (log_weights, signs), grads = run(keys, x)
-    jax.tree.map(np.testing.assert_array_equal, redrawn, run(keys, x)[1])
+    chex.assert_trees_all_equal(redrawn, run(keys, x)[1])
 
     assert isinstance(redrawn, Weights)
     assert jax.tree.structure(heads) == jax.tree.structure(redrawn)

@@ -1,5 +1,6 @@
 """A cached step at a time equals attention over the whole sequence."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,9 +75,7 @@ def test_writing_past_the_end_gives_nan():
 def test_state_is_a_pytree_of_fixed_shapes():
     state = empty()
     new, _ = dot_product_attention_step(state, QUERY, KEY, VALUE)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), new
-    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, new)
 
     def body(state, arrays):
         return dot_product_attention_step(state, *arrays)

@@ -1,3 +1,4 @@
+import chex
 import jax
 import numpy as np
 import pytest
@@ -16,10 +17,6 @@ def _buckets(batch_size=8, max_length=60):
 
 def _take(stream, count):
     return [next(stream) for _ in range(count)]
-
-
-def _equal(a, b):
-    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def test_an_epoch_meets_every_example_once_in_batches_of_few_lengths():
@@ -107,7 +104,7 @@ def test_a_restored_stream_gives_exactly_the_next_batches(before):
     fresh = BatchStream(PART, None, _buckets(), seeds=(0, 1))
     _take(fresh, 2)
     fresh.set_state(position)
-    assert all(_equal(a, b) for a, b in zip(expected, _take(fresh, 15), strict=True))
+    chex.assert_trees_all_equal(expected, _take(fresh, 15))
 
 
 def test_a_seed_reads_the_same_alone_beside_others_and_in_parts():
@@ -115,9 +112,10 @@ def test_a_seed_reads_the_same_alone_beside_others_and_in_parts():
     halves = [BatchStream(PART, None, _buckets(), seeds=(5,), rows=r) for r in (slice(0, 4), slice(4, 8))]
     for _ in range(14):
         one, two = next(alone), next(beside)
-        assert _equal(jax.tree.map(lambda x: x[0], one), jax.tree.map(lambda x: x[1], two))
+        chex.assert_trees_all_equal(jax.tree.map(lambda x: x[0], one), jax.tree.map(lambda x: x[1], two))
         parts = [next(half) for half in halves]
-        assert _equal(one, jax.tree.map(lambda a, b: np.concatenate([a, b], axis=1), *parts))
+        joined = jax.tree.map(lambda a, b: np.concatenate([a, b], axis=1), *parts)
+        chex.assert_trees_all_equal(one, joined)
 
 
 def test_two_sequences_are_padded_by_the_longer():

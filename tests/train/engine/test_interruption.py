@@ -11,8 +11,6 @@ import pytest
 
 from train.engine.checkpoints import Checkpoints
 
-# One process makes what the tests of this file share.
-
 # Evaluating often makes the run slow enough to be hit in the middle; dropout and redrawn features make
 # the random keys matter, and features have statistics to go on from.
 FLAGS = shlex.split(

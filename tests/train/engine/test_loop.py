@@ -1,5 +1,6 @@
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +11,6 @@ from train.engine import loop
 from train.tasks.charlm.config import ModelConfig
 from train.tasks.charlm.evaluation import next_token_loss, prefix_losses
 from train.tasks.charlm.model import language_model
-
-# One process makes what the tests of this file share.
 
 MODEL = ModelConfig(attention="softmax", num_layers=1, num_heads=2, features=16, context_length=8)
 OPTIMIZER = OptimizerOptions(steps=20, warmup=2, lr=1e-2)
@@ -142,7 +141,7 @@ def test_a_step_that_is_not_finite_changes_nothing():
     assert again.failed.tolist() == [loop.NEVER, 0]
     for name, value in state.params.items():
         np.testing.assert_array_equal(value[1], again.params[name][1])
-    assert all(np.isfinite(leaf[1]).all() for leaf in jax.tree.leaves(again.opt_state))
+    chex.assert_tree_all_finite(jax.tree.map(lambda leaf: leaf[1], again.opt_state))
 
 
 def _prefix_and_whole(**changes):

@@ -5,6 +5,7 @@ import pathlib
 import shlex
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -190,7 +191,7 @@ def test_features_are_fitted_as_calibrate_does(trained, sharp, texts):
                 nnx.merge(*alone[number]).attention.mechanism,
             )
         )
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), here, there)
+        chex.assert_trees_all_close(here, there, rtol=1e-3, atol=1e-5)
         same = here["moments_query_mean"][...] == apart["moments_query_mean"][...]
         assert bool(same.all()) == (number == 0), "above the first layer its input is another"
 

@@ -5,8 +5,6 @@ import json
 import numpy as np
 import pytest
 
-# One process makes what the tests of this file share.
-
 
 def _metrics(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

@@ -8,8 +8,6 @@ from train.cli.commands import main
 from train.errors import UserError
 from train.tasks.classify.config import PRESETS, parse
 
-# One process makes what the tests of this file share.
-
 TINY = shlex.split(
     "--dataset files --num-layers 1 --num-heads 2 --features 16 --batch-size 16 --max-length 32 --steps 32 "
     "--warmup 2 --lr 2e-2 --eval-every 8 --log-every 4"

@@ -5,14 +5,13 @@ import io
 import json
 import shlex
 
+import chex
 import numpy as np
 import pytest
 
 from tests.train.tiny_encoder import save_tiny_encoder
 from train.cli.commands import main
 from train.engine.checkpoints import Checkpoints
-
-# One process makes what the tests of this file share.
 
 TINY = shlex.split(
     "--dataset files --batch-size 16 --max-length 16 --epochs 6 --warmup 2 --lr 3e-3 --head-lr 1e-2 --log-every 3 "
@@ -64,16 +63,8 @@ def _arrays(out, step):
     import orbax.checkpoint as ocp
 
     standard = ocp.args.StandardRestore
-    return manager.restore(step, args=ocp.args.Composite(params=standard(), optimizer=standard()))
-
-
-def _equal(a, b):
-    import jax
-
-    a, b = (jax.tree.leaves_with_path((x["params"], x["optimizer"])) for x in (a, b))
-    assert len(a) == len(b) > 10
-    for (path, left), (_, right) in zip(a, b, strict=True):
-        np.testing.assert_array_equal(left, right, err_msg=str(path))
+    state = manager.restore(step, args=ocp.args.Composite(params=standard(), optimizer=standard()))
+    return {name: state[name] for name in ("params", "optimizer")}
 
 
 def _records(out):
@@ -141,7 +132,7 @@ def test_interrupted_and_resumed_is_bit_for_bit_the_same(finished, tmp_path, sto
     assert "stopped after step 17" in capsys.readouterr().out
     assert main([*words, "--out", str(out)]) == 0
     assert "resuming after step 17" in capsys.readouterr().out
-    _equal(_arrays(straight, 42), _arrays(out, 42))
+    chex.assert_trees_all_equal(_arrays(straight, 42), _arrays(out, 42))
     evals = [[r for r in _records(run) if r["kind"] == "eval"] for run in (straight, out)]
     assert evals[0] == evals[1]
     numbers = [json.loads((run / "summary.json").read_text()) for run in (straight, out)]
