@@ -44,6 +44,7 @@ class AttentionInputs:
         token_mask: True at real tokens; padding is neither attended to nor counted in any statistic. In a decoding
             step the real tokens of a row come first.
         query_mask: the same for the queries; None where they are the tokens of the keys.
+        query_inputs: the layer's input at the queries in cross-attention; None where they are the tokens of the keys.
         mask: True where query i may attend to key j.
         bias: added to the scores of single pairs.
         segment_ids: tokens attend only within their segment (packing).
@@ -55,6 +56,7 @@ class AttentionInputs:
     key_bias: Float[Array, "#B S #N"] | None = None
     token_mask: Bool[Array, "B S"] | None = None
     query_mask: Bool[Array, "B T"] | None = None
+    query_inputs: Float[Array, "B T D"] | None = None
     mask: Bool[Array, "#B #N #T #S"] | None = None
     bias: Float[Array, "#B #N #T #S"] | None = None
     segment_ids: Int[Array, "B S"] | None = None

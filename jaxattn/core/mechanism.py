@@ -30,8 +30,11 @@ class MechanismModule(nnx.Module):
 
     @property
     def takes(self) -> frozenset[str]:
-        """What it can use of "tree", "bias", "segment_ids" and "pair_mask": a `mask` that differs between queries."""
-        return frozenset({"segment_ids"})
+        """What it can use of "tree", "bias", "segment_ids", "pair_mask" and "context".
+
+        "pair_mask" is a `mask` that differs between queries, "context" keys of other tokens than the queries'.
+        """
+        return frozenset({"segment_ids", "context"})
 
     @property
     def reads_earlier_queries(self) -> bool:
@@ -61,6 +64,11 @@ class MechanismModule(nnx.Module):
             ValueError: something is given that the mechanism cannot use.
         """
         given = AttentionInputs() if given is None else given
+        if given.query_inputs is not None and "context" not in self.takes:
+            raise ValueError(
+                f"context cannot be used with {type(self).__name__}, which attends (itself, or what is inside it) "
+                "among the tokens of one sequence."
+            )
         for name, reason in self.refusals.items():
             if getattr(given, name) is not None and name not in self.takes:
                 raise ValueError(f"{name} {reason}; got it with {type(self).__name__}.")

@@ -98,6 +98,11 @@ class EnergyGatedModule(GateModule):
 
         self.alpha, self.tau = gain(2.0), gain(0.0)
 
+    @property
+    def takes(self) -> frozenset[str]:
+        """What the inner mechanism takes; prefixes that end at a query are not those of a context."""
+        return self.inner.takes - {"context"} if self.normalization == "prefix" else self.inner.takes
+
     def energy(
         self, inputs: Float[Array, "B S D"] | None, key: Float[Array, "B S K H"]
     ) -> Float[Array, "B S N"]:

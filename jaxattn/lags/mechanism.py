@@ -83,7 +83,7 @@ class CrossCorrelationModule(MechanismModule):
     @property
     def takes(self) -> frozenset[str]:
         """Everything but a tree."""
-        return frozenset({"bias", "pair_mask", "segment_ids"})
+        return frozenset({"bias", "pair_mask", "segment_ids", "context"})
 
     def attend(
         self, query: Array, key: Array, value: Array, given: AttentionInputs

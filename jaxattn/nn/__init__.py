@@ -21,6 +21,7 @@ from jaxattn.lags.mechanism import CrossCorrelation
 from jaxattn.linear.mechanism import Linear
 from jaxattn.nn.attention import Attention
 from jaxattn.nn.blocks import MLP, TransformerBlock
+from jaxattn.nn.context import ProjectedContext
 from jaxattn.nn.decoder import Decoder
 from jaxattn.nn.encoder import Encoder
 from jaxattn.nn.heads import PoolingHead
@@ -67,6 +68,7 @@ __all__ = [
     "Pooling",
     "OutputGated",
     "PoolingHead",
+    "ProjectedContext",
     "RandomFeatures",
     "SiblingBias",
     "SinusoidalPositions",

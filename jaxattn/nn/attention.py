@@ -1,4 +1,4 @@
-"""Multi-head attention with any mechanism inside."""
+"""Multi-head attention with any mechanism inside, to the tokens themselves or to a context."""
 
 from typing import Any
 
@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxattn.core.inputs import AttentionInputs, LayerSizes
 from jaxattn.core.mechanism import Mechanism
 from jaxattn.core.parameters import UNDECAYED, Initializer
+from jaxattn.nn.context import ProjectedContext
 from jaxattn.nn.layers import DEFAULT_INIT
 from jaxattn.positions import Rotary
 from jaxattn.softmax.mechanism import Softmax
@@ -16,7 +17,9 @@ from jaxattn.tree import Tree
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention: project, normalise and rotate if asked, attend by `mechanism`, project back.
+    """Multi-head attention: project, normalise and rotate if asked, attend by `mechanism`, project back.
+
+    Self-attention, or cross-attention in calls with `context`.
 
     Args:
         num_heads: query heads N.
@@ -47,6 +50,8 @@ class Attention(nnx.Module):
         >>> from jaxattn.nn import Attention, EnergyGated
         >>> attention = Attention(4, 32, mechanism=EnergyGated(), num_kv_heads=2, rngs=nnx.Rngs(0))
         >>> attention(jnp.ones((2, 10, 32)), is_causal=True).shape
+        (2, 10, 32)
+        >>> attention(jnp.ones((2, 10, 32)), context=jnp.ones((2, 7, 32))).shape
         (2, 10, 32)
     """
 
@@ -146,42 +151,77 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         *,
+        context: Float[Array, "B S D"] | ProjectedContext | None = None,
+        context_mask: Bool[Array, "B S"] | None = None,
+        context_positions: Int[Array, "*#B S"] | None = None,
         token_mask: Bool[Array, "B T"] | None = None,
-        mask: Bool[Array, "#B #N #T #T"] | None = None,
+        mask: Bool[Array, "#B #N #T #S"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "*#B T"] | None = None,
         is_causal: bool = False,
         tree: Tree | None = None,
     ) -> Float[Array, "B T _"]:
-        """Attends over the whole sequence.
+        """Attends over the whole sequence, or from it to a context.
 
         Args:
             x: the layer input.
+            context: what the keys and values are made of, where not of x (cross-attention); or the same projected
+                before, by `project_context`.
+            context_mask: True at the context's real tokens.
+            context_positions: positions of the context for the rotation; None for 0 to S − 1.
             token_mask: True at real tokens; padding is neither attended nor counted in any statistic.
-            mask: which (query, key) pairs may meet.
+            mask: which (query, key) pairs may meet, (B, N, T, S), with S = T without a context.
             segment_ids: tokens meet only within their segment (packing).
             positions: positions in tokens for the rotation; None for 0 to T − 1.
             is_causal: a token meets only itself and earlier tokens.
             tree: over the T tokens, or a batch of B trees, for a mechanism that attends over one.
 
         Raises:
-            ValueError: something is given that the mechanism cannot use, such as a tree with softmax.
+            ValueError: something is given that the mechanism cannot use, such as a tree with softmax, or that a
+                context excludes.
         """
-        if token_mask is not None:
-            x = jnp.where(
-                token_mask[..., None], x, 0
-            )  # a NaN in padding would reach the projections' gradients
-        query, key, value = self._project(x, positions)
-        given = AttentionInputs(
-            inputs=x,
-            token_mask=token_mask,
-            mask=mask,
-            segment_ids=segment_ids,
-            tree=tree,
-            is_causal=is_causal,
-        )
-        out = self.mechanism(query, key, value, given)
-        return self.out(out + query if self.query_residual else out)
+        x = _zero_padding(x, token_mask)
+        of_context = {"context_mask": context_mask, "context_positions": context_positions}
+        if context is None:
+            _refuse("context", of_context)
+            key, value = self._keys_and_values(x, positions)
+            given = AttentionInputs(
+                inputs=x,
+                token_mask=token_mask,
+                mask=mask,
+                segment_ids=segment_ids,
+                tree=tree,
+                is_causal=is_causal,
+            )
+        else:
+            own = {"segment_ids": segment_ids, "is_causal": is_causal or None, "tree": tree}
+            _refuse("self-attention, without a context", own)
+            if isinstance(context, ProjectedContext):
+                _refuse("a context that is not projected yet", of_context)
+            else:
+                context = self.project_context(context, **of_context)
+            key, value = context.key, context.value
+            given = AttentionInputs(
+                inputs=context.inputs,
+                token_mask=context.token_mask,
+                # Never None: the masks of the queries and of the context have nothing to do with each other.
+                query_mask=jnp.ones(x.shape[:2], bool) if token_mask is None else token_mask,
+                query_inputs=x,
+                mask=mask,
+            )
+        return self._attend(self._queries(x, positions), key, value, given)
+
+    def project_context(
+        self,
+        context: Float[Array, "B S D"],
+        *,
+        context_mask: Bool[Array, "B S"] | None = None,
+        context_positions: Int[Array, "*#B S"] | None = None,
+    ) -> ProjectedContext:
+        """Keys and values of a context, for any number of calls that attend to it; arguments as in a call."""
+        context = _zero_padding(context, context_mask)
+        key, value = self._keys_and_values(context, context_positions)
+        return ProjectedContext(key, value, context, context_mask)
 
     def init_state(self, batch: int, max_length: int, dtype: Any = jnp.float32) -> dict[str, Any]:
         """The decoding state for `batch` sequences of at most `max_length` tokens."""
@@ -205,23 +245,45 @@ class Attention(nnx.Module):
             token_mask: True at real tokens, which come first in every row; the others leave no trace. None if all
                 are real.
         """
-        if token_mask is not None:
-            x = jnp.where(token_mask[..., None], x, 0)
-        positions = state["position"]
-        query, key, value = self._project(x, positions[:, None] + jnp.arange(x.shape[1]))
+        x = _zero_padding(x, token_mask)
+        start = state["position"]
+        positions = start[:, None] + jnp.arange(x.shape[1])
+        query, (key, value) = self._queries(x, positions), self._keys_and_values(x, positions)
         given = AttentionInputs(inputs=x, token_mask=token_mask, is_causal=True)
         mechanism, out = self.mechanism.step(state["mechanism"], query, key, value, given)
         out = self.out(out + query if self.query_residual else out)
-        return {"mechanism": mechanism, "position": given.advance(positions, x.shape[1])}, out
+        return {"mechanism": mechanism, "position": given.advance(start, x.shape[1])}, out
 
-    def _project(self, x: Array, positions: Array | None) -> tuple[Array, Array, Array]:
-        query, key, value = self.query(x), self.key(x), self.value(x)
+    def _attend(self, query: Array, key: Array, value: Array, given: AttentionInputs) -> Array:
+        out = self.mechanism(query, key, value, given)
+        return self.out(out + query if self.query_residual else out)
+
+    def _queries(self, x: Array, positions: Array | None) -> Array:
+        query = self.query(x)
         if len(self.projection_norms):
-            query, key, value = (
-                norm(x) for norm, x in zip(self.projection_norms, (query, key, value), strict=True)
+            query = self.projection_norms[0](query)
+        if self.query_norm is not None:
+            query = self.query_norm(query)
+        return query if self.rotary is None else self.rotary(query, positions)
+
+    def _keys_and_values(self, x: Array, positions: Array | None) -> tuple[Array, Array]:
+        key, value = self.key(x), self.value(x)
+        if len(self.projection_norms):
+            key, value = self.projection_norms[1](key), self.projection_norms[2](value)
+        if self.key_norm is not None:
+            key = self.key_norm(key)
+        return key if self.rotary is None else self.rotary(key, positions), value
+
+
+def _zero_padding(x: Array, token_mask: Array | None) -> Array:
+    """0 at padding, where a NaN would reach the projections' gradients."""
+    return x if token_mask is None else jnp.where(token_mask[..., None], x, 0)
+
+
+def _refuse(needed: str, arguments: dict[str, Any]) -> None:
+    """Raises if one of the arguments is given."""
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(
+                f"{name} is for {needed}; got {value if value is True else type(value).__name__}."
             )
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
-        if self.rotary is not None:
-            query, key = self.rotary(query, positions), self.rotary(key, positions)
-        return query, key, value

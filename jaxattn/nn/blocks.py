@@ -1,4 +1,4 @@
-"""Transformer blocks: attention and an MLP, each a residual branch."""
+"""Transformer blocks: attention, to a context too if asked, and an MLP, each a residual branch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxattn.core.mechanism import Mechanism
 from jaxattn.core.parameters import Initializer
 from jaxattn.nn.attention import Attention
+from jaxattn.nn.context import ProjectedContext
 from jaxattn.nn.layers import DEFAULT_INIT, layer_norm, linear
 from jaxattn.positions import Rotary
 from jaxattn.tree import Tree
@@ -76,7 +77,7 @@ class Block(nnx.Module):
     """Attention and an MLP, each a residual branch with dropout and a normalisation.
 
     Pre-norm: x + attention(norm(x)), then x + MLP(norm(x)). Post-norm: norm(x + attention(x)), then
-    norm(x + MLP(x)).
+    norm(x + MLP(x)). In the decoder of an encoder-decoder a branch of cross-attention lies between the two.
 
     Args:
         attention: the first branch.
@@ -85,6 +86,8 @@ class Block(nnx.Module):
         mlp_norm: the normalisation of the second branch.
         pre_norm: normalise the input of each branch; False normalises the sum after it.
         dropout: probability of dropping an element of a branch's output.
+        cross_attention: the branch that attends to a context; None for none.
+        cross_norm: its normalisation, as `attention_norm`.
     """
 
     def __init__(
@@ -96,9 +99,12 @@ class Block(nnx.Module):
         mlp_norm: nnx.LayerNorm,
         pre_norm: bool = True,
         dropout: float = 0.0,
+        cross_attention: Attention | None = None,
+        cross_norm: nnx.LayerNorm | None = None,
     ):
         self.attention_norm = nnx.data(attention_norm)
         self.attention = attention
+        self.cross_attention, self.cross_norm = nnx.data(cross_attention), nnx.data(cross_norm)
         self.mlp_norm = mlp_norm
         self.mlp = mlp
         self.pre_norm = pre_norm
@@ -108,6 +114,9 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         *,
+        context: Float[Array, "B S D"] | ProjectedContext | None = None,
+        context_mask: Bool[Array, "B S"] | None = None,
+        context_positions: Int[Array, "*#B S"] | None = None,
         token_mask: Bool[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "*#B T"] | None = None,
@@ -121,6 +130,9 @@ class Block(nnx.Module):
 
         Args:
             x: the input.
+            context: what cross-attention attends to, in a block that has it; see `Attention`.
+            context_mask: True at the context's real tokens.
+            context_positions: positions of the context for rotary embedding; None for 0 to S − 1.
             token_mask: True at real tokens, False at padding; None if all are real.
             segment_ids: tokens attend within their segment only (packing).
             positions: positions for rotary embedding; None for 0 to T − 1.
@@ -130,7 +142,11 @@ class Block(nnx.Module):
                 is no dropout at first.
             rngs: holds the stream "dropout" where there is dropout.
             **special: arguments of an attention of another class than `Attention`.
+
+        Raises:
+            ValueError: a context without cross-attention, or cross-attention without a context.
         """
+        self._check_context(context)
 
         def attend(x: Array) -> Array:
             return self.attention(
@@ -143,18 +159,56 @@ class Block(nnx.Module):
                 **special,
             )
 
-        def drop(x: Array) -> Array:
-            return self.dropout(x, deterministic=deterministic, rngs=rngs)
+        def branch(x: Array, norm: nnx.LayerNorm | None, f: Callable[[Array], Array]) -> Array:
+            new = f(_normalised(norm, x) if self.pre_norm else x)
+            total = x + self.dropout(new, deterministic=deterministic, rngs=rngs)
+            return total if self.pre_norm else _normalised(norm, total)
 
-        if self.pre_norm:
-            x = x + drop(attend(self._normalised(x)))
-            return x + drop(self.mlp(self.mlp_norm(x)))
-        x = self._normalised(x + drop(attend(x)))
-        return self.mlp_norm(x + drop(self.mlp(x)))
+        x = branch(x, self.attention_norm, attend)
+        if (cross := self.cross_attention) is not None:
 
-    def init_state(self, batch: int, max_length: int, dtype: Any = jnp.float32) -> dict[str, Any]:
-        """The decoding state of the attention."""
-        return self.attention.init_state(batch, max_length, dtype)
+            def look(x: Array) -> Array:
+                return cross(
+                    x,
+                    context=context,
+                    context_mask=context_mask,
+                    context_positions=context_positions,
+                    token_mask=token_mask,
+                    positions=positions,
+                )
+
+            x = branch(x, self.cross_norm, look)
+        return branch(x, self.mlp_norm, self.mlp)
+
+    def init_state(
+        self,
+        batch: int,
+        max_length: int,
+        dtype: Any = jnp.float32,
+        *,
+        context: Float[Array, "B S D"] | None = None,
+        context_mask: Bool[Array, "B S"] | None = None,
+        context_positions: Int[Array, "*#B S"] | None = None,
+    ) -> dict[str, Any]:
+        """The decoding state of the attention; with cross-attention also the context, projected once.
+
+        Raises:
+            ValueError: a context without cross-attention, or cross-attention without a context; a mechanism there
+                that reads earlier queries, which no step remembers.
+        """
+        self._check_context(context)
+        state = self.attention.init_state(batch, max_length, dtype)
+        if self.cross_attention is None or context is None:
+            return state
+        mechanism = self.cross_attention.mechanism
+        if mechanism.reads_earlier_queries:
+            raise ValueError(
+                f"context cannot be decoded with {type(mechanism).__name__}, which reads queries before the new ones."
+            )
+        projected = self.cross_attention.project_context(
+            context, context_mask=context_mask, context_positions=context_positions
+        )
+        return {"attention": state, "context": projected}
 
     def step(
         self,
@@ -164,12 +218,30 @@ class Block(nnx.Module):
         token_mask: Bool[Array, "B T"] | None = None,
     ) -> tuple[dict[str, Any], Float[Array, "B T D"]]:
         """Applies a pre-norm block to T new tokens; see `Attention.step`."""
-        state, attended = self.attention.step(state, self._normalised(x), token_mask=token_mask)
+        own = state if self.cross_attention is None else state["attention"]
+        new, attended = self.attention.step(own, _normalised(self.attention_norm, x), token_mask=token_mask)
         x = x + attended
-        return state, x + self.mlp(self.mlp_norm(x))
+        if self.cross_attention is not None:
+            x = x + self.cross_attention(
+                _normalised(self.cross_norm, x),
+                context=state["context"],
+                token_mask=token_mask,
+                positions=own["position"][:, None] + jnp.arange(x.shape[1]),
+            )
+            new = {"attention": new, "context": state["context"]}
+        return new, x + self.mlp(self.mlp_norm(x))
 
-    def _normalised(self, x: Array) -> Array:
-        return x if self.attention_norm is None else self.attention_norm(x)
+    def _check_context(self, context: Any) -> None:
+        if (context is None) != (self.cross_attention is None):
+            has = "no cross-attention" if self.cross_attention is None else "cross-attention"
+            got = None if context is None else type(context).__name__
+            raise ValueError(
+                f"context must be given where a block has cross-attention: it has {has}; got {got}."
+            )
+
+
+def _normalised(norm: nnx.LayerNorm | None, x: Array) -> Array:
+    return x if norm is None else norm(x)
 
 
 class TransformerBlock(Block):
@@ -179,6 +251,7 @@ class TransformerBlock(Block):
         features: width D.
         num_heads: query heads.
         mechanism: the attention inside; None for softmax.
+        cross_mechanism: a second attention, between the two, to the `context` of every call; None for none.
         mlp_ratio: hidden width of the MLP over D.
         dropout: probability of dropping an element of a branch's output.
         num_kv_heads: key/value heads, a divisor of num_heads; None for num_heads.
@@ -208,6 +281,7 @@ class TransformerBlock(Block):
         num_heads: int,
         *,
         mechanism: Mechanism | None = None,
+        cross_mechanism: Mechanism | None = None,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
         num_kv_heads: int | None = None,
@@ -223,10 +297,9 @@ class TransformerBlock(Block):
     ):
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         inits: dict[str, Any] = {"kernel_init": kernel_init, "out_init": out_init}
-        # In this order: it decides which random numbers each parameter gets.
-        super().__init__(
-            attention_norm=layer_norm(features, **options),
-            attention=Attention(
+
+        def attention(mechanism: Mechanism | None) -> Attention:
+            return Attention(
                 num_heads,
                 features,
                 mechanism=mechanism,
@@ -237,8 +310,15 @@ class TransformerBlock(Block):
                 rotary=rotary,
                 **inits,
                 **options,
-            ),
+            )
+
+        # In this order: it decides which random numbers each parameter gets.
+        super().__init__(
+            attention_norm=layer_norm(features, **options),
+            attention=attention(mechanism),
             mlp_norm=layer_norm(features, **options),
             mlp=MLP(features, int(mlp_ratio * features), **inits, **options),
             dropout=dropout,
+            cross_norm=None if cross_mechanism is None else layer_norm(features, **options),
+            cross_attention=None if cross_mechanism is None else attention(cross_mechanism),
         )

@@ -95,7 +95,8 @@ class OutputGatedModule(GateModule):
     ) -> Float[Array, "B T N V"]:
         """Attends over the whole sequence."""
         out = self.inner(query, key, value, given)
-        return (out * self.gate(given.inputs, query)).astype(out.dtype)
+        inputs = given.inputs if given.query_inputs is None else given.query_inputs
+        return (out * self.gate(inputs, query)).astype(out.dtype)
 
     def init_state(self, batch: int, max_length: int, dtype: Any, *, gated: bool = False) -> Any:
         """The inner state."""

@@ -42,6 +42,11 @@ class RecencyBiasedModule(GateModule):
             )
         super().__init__(sizes, inner)
 
+    @property
+    def takes(self) -> frozenset[str]:
+        """What the inner mechanism takes, but no context, whose tokens have no distance to the queries."""
+        return self.inner.takes - {"context"}
+
     @abc.abstractmethod
     def init_bias(self, batch: int) -> Any:
         """The state of the biases before the first token."""

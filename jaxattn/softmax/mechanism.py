@@ -103,7 +103,7 @@ class SoftmaxModule(MechanismModule):
     @property
     def takes(self) -> frozenset[str]:
         """Everything but a tree."""
-        return frozenset({"bias", "pair_mask", "segment_ids"})
+        return frozenset({"bias", "pair_mask", "segment_ids", "context"})
 
     def attend(
         self, query: Array, key: Array, value: Array, given: AttentionInputs
@@ -114,11 +114,12 @@ class SoftmaxModule(MechanismModule):
             ValueError: a local window where the queries are other tokens than the keys.
         """
         length, key_length = query.shape[1], key.shape[1]
-        if self.local_window_size is not None and length != key_length:
+        elsewhere = length != key_length or given.query_inputs is not None
+        if self.local_window_size is not None and elsewhere:
             raise ValueError(
                 "local_window_size needs queries and keys of the same tokens; got T = "
-                f"{length} and S = {key_length}. In a Flax layer with decode=True the positions of the queries are "
-                "not known: decode with jaxattn.nn.Attention."
+                f"{length} and S = {key_length} (a context?). In a Flax layer with decode=True the positions of the "
+                "queries are not known: decode with jaxattn.nn.Attention."
             )
         return dot_product_attention(
             query,

@@ -81,7 +81,7 @@ class DisentangledAttention(Attention):
             )
         if token_mask is not None:
             x = jnp.where(token_mask[..., None], x, 0)
-        query, key, value = self._project(x, None)
+        query, (key, value) = self._queries(x, None), self._keys_and_values(x, None)
         factor = 1 + len(self.relative.terms)
         bias = None
         if "bias" in self.mechanism.takes:
