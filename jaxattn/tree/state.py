@@ -1,5 +1,6 @@
 """Causal hierarchical attention one call at a time, over the open nodes of a tree."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,8 @@ from jaxattn.core.padding import fold_lengths, zero_padding
 from jaxattn.core.varying import vary_like
 from jaxattn.tree.arguments import SiblingBias, check_ordered, check_tree, group_biases
 from jaxattn.tree.decoding import Token, step_token
+from jaxattn.tree.pooling import Biases
+from jaxattn.tree.prefill import step_tokens
 from jaxattn.tree.tree import Tree
 
 
@@ -99,7 +102,8 @@ def hierarchical_attention_step(
     """Lets T new tokens attend causally to all tokens so far and to each other, and adds them to the state.
 
     Any split of a sequence into calls gives the causal `hierarchical_attention` of the whole, up to rounding. A token
-    scores the Σ b_l children of the open nodes and updates their means; several tokens are processed in order.
+    scores the Σ b_l children of the open nodes and updates their means. Several tokens are processed level by level
+    in a uniform tree, in time O(T Σ b_l) whatever the length of the tree, and one by one in a tree with tables.
 
     Args:
         state: from `hierarchical_attention_init_state` or an earlier step.
@@ -143,28 +147,49 @@ def hierarchical_attention_step(
             f"key and value must have the state's widths (H, V) = {widths}; got {(key.shape[-1], value.shape[-1])}."
         )
     tree = jax.tree.map(jnp.asarray, tree)
+    arrays = (call.query, call.key, call.value, call.key_bias[..., 0])
+    count = jnp.broadcast_to(num_new(call), state.length.shape)
+    levels, out = _advance(tree, state, Token(*arrays), count, biases, call.scale, include_self)
+    length = state.length + count
+    out = finish(call, out, length, tree.length)
+    means, values, log_weights, parent = levels
+    return HierarchicalState(means, values, log_weights, parent, length), out.astype(query.dtype)
+
+
+def _advance(
+    tree: Tree,
+    state: HierarchicalState,
+    tokens: Token,
+    count: Array,
+    biases: Biases,
+    scale: float,
+    include_self: bool,
+) -> tuple[Any, Array]:
+    """The state without its length after the first `count` tokens of every row, and the outputs (B, T, K, G, V)."""
+    start: Any = vary_like(tuple(state[:-1]), tokens, count)
+
+    def keep_dtype(levels: Any) -> Any:
+        return jax.tree.map(lambda new, old: new.astype(old.dtype), tuple(levels), start)
+
+    length = tokens.query.shape[1]
+    if tree.is_uniform and length > 1:
+        at_once = jax.vmap(partial(step_tokens, tree, biases=biases, scale=scale, include_self=include_self))
+        levels, out = at_once(start, tokens, state.length, count)
+        return keep_dtype(levels), out
     step = jax.vmap(
-        lambda tree, levels, token, at: step_token(tree, levels, token, at, biases, call.scale, include_self),
+        partial(step_token, biases=biases, scale=scale, include_self=include_self),
         (0 if tree.is_batched else None, 0, 0, 0),
     )
 
     def body(levels: Any, token: tuple[Token, Array]) -> Any:
-        new_levels, out = step(tree, levels, *token)
-        # The state keeps its dtype, whatever that of the tokens.
-        return jax.tree.map(lambda new, old: new.astype(old.dtype), tuple(new_levels), tuple(levels)), out
+        levels, out = step(tree, levels, *token)
+        return keep_dtype(levels), out
 
-    arrays = (call.query, call.key, call.value, call.key_bias[..., 0])
-    order = jnp.arange(query.shape[1], dtype=state.length.dtype)
-    is_new = order < jnp.reshape(num_new(call), (-1, 1))
-    positions = jnp.where(is_new, state.length[:, None] + order, -1)
-    tokens = Token(*(jnp.moveaxis(x, 1, 0) for x in arrays)), positions.T
-    levels: Any = vary_like(tuple(state[:-1]), tokens)
-    if query.shape[1] == 1:  # without the overhead of a loop
-        levels, out = body(levels, jax.tree.map(lambda x: x[0], tokens))
-        out = out[None]
-    else:
-        levels, out = lax.scan(body, levels, tokens)
-    length = state.length + num_new(call)
-    out = finish(call, jnp.moveaxis(out, 0, 1), length, tree.length)
-    means, values, log_weights, parent = levels
-    return HierarchicalState(means, values, log_weights, parent, length), out.astype(query.dtype)
+    order = jnp.arange(length, dtype=state.length.dtype)
+    positions = jnp.where(order < count[:, None], state.length[:, None] + order, -1)
+    by_token = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (tokens, positions))
+    if length == 1:  # without the overhead of a loop
+        levels, out = body(start, jax.tree.map(lambda x: x[0], by_token))
+        return levels, out[:, None]
+    levels, out = lax.scan(body, start, by_token)
+    return levels, jnp.moveaxis(out, 0, 1)

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,6 +82,47 @@ def test_decoding_equals_the_whole(kind, heads):
     # In pieces of several tokens.
     _, out = decode(start, *(x[:, :100] for x in arrays), count=20)
     np.testing.assert_allclose(out, whole[:, :100], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("branching", "include_self"), [((2, 3, 2, 4), True), ((2, 3, 2, 4), False), ((16, 2, 3), True)]
+)
+def test_tokens_at_once_are_tokens_one_by_one(branching, include_self):
+    """Outputs and states, from every position on, also where fewer come than the call has room for."""
+    length, count = 48, 11
+    tree = Tree.uniform(length, branching)
+    arrays = tree_arrays(1, length=length, heads=2, kv_heads=1)
+    bias = sibling_biases(tree)
+
+    @jax.jit
+    def step(state, lengths, *arrays):
+        *qkv, key_bias = arrays
+        return hierarchical_attention_step(
+            state, *qkv, tree, key_bias=key_bias, sibling_bias=bias, include_self=include_self,
+            query_seq_lengths=lengths,
+        )  # fmt: skip
+
+    def clean(state):
+        """Means of children that do not exist may be anything."""
+        there = [jnp.isfinite(x)[..., None] for x in state.log_weight]
+        key, value = (
+            [jnp.where(t, x, 0) for t, x in zip(there, xs, strict=True)] for xs in (state.key, state.value)
+        )
+        return [*key, *value, *state.log_weight, state.parent, state.length]
+
+    state, states, outs = hierarchical_attention_init_state(1, 1, WIDTH, tree, num_heads=2), [], []
+    for t in range(length):
+        states.append(state)
+        state, out = step(state, None, *(x[:, t : t + 1] for x in arrays))
+        outs.append(out[0, 0])
+    states.append(state)
+    for start in range(length):
+        real = min(count, length - start, 3 + start % 9)
+        part = (jnp.pad(x[:, start : start + real], [(0, 0), (0, count - real), *[(0, 0)] * (x.ndim - 2)])
+                for x in arrays)  # fmt: skip
+        state, out = step(states[start], jnp.array([real]), *part)
+        np.testing.assert_allclose(out[0, :real], jnp.stack(outs[start : start + real]), atol=1e-5)
+        chex.assert_trees_all_close(clean(state), clean(states[start + real]), atol=1e-5)
 
 
 def test_steps_beyond_the_tree_are_nan():
