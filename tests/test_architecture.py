@@ -159,7 +159,7 @@ def _loaded(statement: str, names: set[str]) -> list[str]:
     return result.stdout.split()
 
 
-HEAVY = {"grain", "tyro", "tensorboardX", "matplotlib", "beartype", "torch", "tokamax"}
+HEAVY = {"grain", "tyro", "tensorboardX", "matplotlib", "beartype", "torch"}
 
 
 def test_the_kernels_load_without_flax():

@@ -11,16 +11,16 @@ def vary_like(start: Any, *inputs: Any) -> Any:
 
     A carry that starts from constants would otherwise change its type in the first iteration, and raise.
     """
-    axes = frozenset().union(*map(_axes, jax.tree.leaves(inputs)))
+    axes = frozenset().union(*map(varying_axes, jax.tree.leaves(inputs)))
 
     def mark(x: Any) -> Any:
-        missing = tuple(sorted(axes - _axes(x)))
+        missing = tuple(sorted(axes - varying_axes(x)))
         return lax.pcast(x, missing, to="varying") if missing else x
 
     return jax.tree.map(mark, start)
 
 
-def _axes(x: Any) -> frozenset[str]:
+def varying_axes(x: Any) -> frozenset[str]:
     """The mesh axes that an array varies over."""
     kind = jax.typeof(x)
     # Up to jax 0.9 an attribute of the type itself.

@@ -12,16 +12,17 @@ from jaxattn.core.platform import by_platform
 from jaxattn.softmax.blockwise import blockwise_attention
 from jaxattn.softmax.cudnn import cudnn_attention, cudnn_cannot
 from jaxattn.softmax.options import with_options
-from jaxattn.softmax.splash import tokamax_attention, tokamax_cannot, tokamax_is_installed
+from jaxattn.softmax.splash import is_alone, splash_attention, splash_cannot
 from jaxattn.softmax.xla import xla_attention
 
 # The output, and the logarithm of the normaliser where it is asked for.
 Result = tuple[Float[Array, "B T K G V"], Float[Array, "B T K G"] | None]
 
-IMPLEMENTATIONS = (None, "xla", "blockwise", "cudnn", "tokamax")
+IMPLEMENTATIONS = (None, "xla", "blockwise", "cudnn", "splash")
 
-# Scores a head (T·S) from which the blockwise path is the faster one on a CPU; see choose_implementation.
-_CPU_SCORES = 128 * 128
+# Scores a head (T·S) from which the blockwise path is the faster one on a CPU, and splash attention has a whole tile;
+# see choose_implementation.
+_FEW_SCORES = 128 * 128
 # Bytes of float32 scores from which they are not materialised on an accelerator.
 _ACCELERATOR_SCORE_BYTES = 2**30
 
@@ -83,10 +84,10 @@ def dot_product_attention(
             differentiated as all of its choices can. "xla" holds the T×S scores in memory and can
             be differentiated any number of times, forward and reverse. "blockwise" is flash attention in plain
             XLA: memory linear in T + S, every option, reverse mode once only. "cudnn" (NVIDIA, float16 or
-            bfloat16) and "tokamax" (TPU, the extra `tpu`) are fused kernels; they take neither bias, nor
-            segment_ids, nor query_offset, logits_soft_cap, sinks, return_residual, nor a mask that depends on the
-            query, and carry key_bias in the values. Of local windows cuDNN takes those without a right side, for
-            T = S and without lengths.
+            bfloat16) and "splash" (TPU, float32 or bfloat16) are fused kernels; they take neither bias, nor
+            query_offset, return_residual, nor a mask that depends on the query. Nor does cuDNN take segment_ids,
+            logits_soft_cap and sinks, and of windows those without a right side only, for T = S. No compiler can
+            partition splash: by name in programs of several devices, wrap the call in `jax.shard_map`.
 
     Returns:
         (B, T, N, V) in the query's dtype. With `return_residual` a pair: that and (B, T, N) float32 (float64 for
@@ -95,7 +96,6 @@ def dot_product_attention(
     Raises:
         ValueError: an argument has a wrong shape, dtype or value, or `implementation` cannot do what is asked;
             the message says which, what it was and what is accepted.
-        ImportError: implementation="tokamax" and tokamax is not installed.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -158,7 +158,7 @@ def _of_empty(call: Call) -> Result:
 def _attend(call: Call, implementation: str | None) -> Result:
     if implementation is None:
         return by_platform(lambda platform: choose_implementation(call, platform), _attend_with, call)
-    cannot = {"cudnn": cudnn_cannot, "tokamax": tokamax_cannot}.get(implementation)
+    cannot = {"cudnn": cudnn_cannot, "splash": splash_cannot}.get(implementation)
     if cannot and (reason := cannot(call)):
         raise ValueError(f"implementation={implementation!r} {reason}")
     return _attend_with(implementation, call)
@@ -169,8 +169,8 @@ def _attend_with(implementation: str, call: Call) -> Result:
     log_total = None
     if implementation == "cudnn":
         out = cudnn_attention(call)
-    elif implementation == "tokamax":
-        out = tokamax_attention(fold_lengths(call))
+    elif implementation == "splash":
+        out = splash_attention(call)
     else:
         backend = {"xla": xla_attention, "blockwise": blockwise_attention}[implementation]
         out, log_total = backend(fold_lengths(call))
@@ -195,7 +195,8 @@ def _attend_in_xla(in_blocks: bool, call: Call) -> Float[Array, "B T K G V"]:
 def choose_implementation(call: Call, platform: str) -> str:
     """The implementation that None stands for on a platform.
 
-    NVIDIA GPU: "cudnn" where it is installed and its limits allow. TPU: "tokamax" likewise. Otherwise "blockwise"
+    NVIDIA GPU: "cudnn" where it is installed and its limits allow. TPU: "splash" likewise, in programs that are known
+    to be of one device (`is_alone`) and from T·S = 128² on. Otherwise "blockwise"
     where it is faster than "xla" (CPU: from T·S = 128² on, by a quarter there and four times at 2048²; measured) or
     where the scores would not reasonably fit (elsewhere: above 1 GiB; not measured), else "xla".
 
@@ -205,15 +206,24 @@ def choose_implementation(call: Call, platform: str) -> str:
     """
     if platform == "cuda" and cudnn_cannot(call) is None:
         return "cudnn"
-    if platform == "tpu" and tokamax_is_installed() and tokamax_cannot(call) is None:
-        return "tokamax"
+    if (
+        platform == "tpu"
+        and is_alone(call)
+        and splash_cannot(call) is None
+        and num_scores(call) >= _FEW_SCORES
+    ):
+        return "splash"
     return "blockwise" if prefers_blockwise(call, platform) else "xla"
 
 
 def prefers_blockwise(call: Call, platform: str) -> bool:
     """Whether blocks are better than scores in memory; see `choose_implementation`."""
-    batch, query_length, num_kv_heads, group, _ = call.query.shape
-    scores = query_length * call.key.shape[1]
     if platform == "cpu":
-        return scores >= _CPU_SCORES
-    return batch * num_kv_heads * group * scores * 4 > _ACCELERATOR_SCORE_BYTES
+        return num_scores(call) >= _FEW_SCORES
+    batch, _, num_kv_heads, group, _ = call.query.shape
+    return batch * num_kv_heads * group * num_scores(call) * 4 > _ACCELERATOR_SCORE_BYTES
+
+
+def num_scores(call: Call) -> int:
+    """Scores a head, T·S."""
+    return call.query.shape[1] * call.key.shape[1]

@@ -7,8 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxattn.core.call import Call
-from jaxattn.softmax.bias_by_values import WIDTH_MULTIPLE, attend_with_key_bias, pad_width, padded_width
-from jaxattn.softmax.options import other_option
+from jaxattn.core.padding import fold_lengths
+from jaxattn.softmax.key_columns import COLUMNS, merged_query, pad_axis, with_key_columns
+
+# cuDNN takes head widths that are multiples of this.
+WIDTH_MULTIPLE = 8
 
 # Compute capabilities: the first GPUs with fused attention in cuDNN, and the first that take wider heads.
 _AMPERE, _HOPPER = (8, 0), (9, 0)
@@ -49,20 +52,16 @@ def cudnn_cannot(call: Call) -> str | None:
         return "has no bias gradient at batch sizes above 1; use implementation='blockwise', or a key_bias."
     if call.mask is not None:
         return "takes no mask that depends on the query; use implementation='blockwise'."
-    if call.segment_ids is not None:
-        return "takes no segment_ids; use implementation='blockwise'."
-    if (option := other_option(call)) is not None:
-        return f"takes no {option}; use implementation='blockwise'."
+    for name in ("segment_ids", "query_offset", "logits_soft_cap", "sinks"):
+        if getattr(call, name) is not None:
+            return f"takes no {name}; use implementation='blockwise'."
+    if call.return_residual:
+        return "takes no return_residual, whose gradient it does not have; use implementation='blockwise'."
     left, right = call.reach
     if right not in (None, 0) or (left is not None and right is None):
         return "takes a local window on the left of the diagonal only; use implementation='blockwise'."
-    if left is not None and (
-        call.query.shape[1] != call.key.shape[1] or call.key_value_seq_lengths is not None
-    ):
-        # A query whose whole window is padding would be without keys.
-        return "takes local_window_size for T = S without key_value_seq_lengths only; use implementation='blockwise'."
-    if call.key_bias is not None and call.query.dtype == jnp.float16:
-        return "carries key_bias in the values, whose range float16 is too small for; use bfloat16."
+    if left is not None and call.query.shape[1] != call.key.shape[1]:
+        return "takes local_window_size for T = S only; use implementation='blockwise'."
     if not cudnn_is_installed():
         return "needs cuDNN, which comes with JAX's CUDA plugin: pip install 'jax[cuda12]'."
     capability, width = nvidia_capability(), _width(call)
@@ -76,33 +75,38 @@ def cudnn_cannot(call: Call) -> str | None:
 
 def _width(call: Call) -> int:
     """The common width that query, key and value are padded to."""
-    extra = 0 if call.key_bias is None else 1
-    return padded_width(max(call.query.shape[-1], call.value.shape[-1] + extra))
+    extra = 0 if _without_windowed_lengths(call).key_bias is None else COLUMNS
+    return padded_width(max(call.query.shape[-1] + extra, call.value.shape[-1]))
+
+
+def padded_width(width: int) -> int:
+    """`width` rounded up to what cuDNN accepts."""
+    return -(-width // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+
+
+def _without_windowed_lengths(call: Call) -> Call:
+    """Lengths as a key bias where there is a window: a query whose whole window is padding would be without keys."""
+    return call if call.reach[0] is None else fold_lengths(call)
 
 
 def cudnn_attention(call: Call) -> Float[Array, "B T K G V"]:
-    """Fused attention on NVIDIA GPUs; a key bias is carried by the values (`attend_with_key_bias`).
+    """Fused attention on NVIDIA GPUs; a key bias is carried by columns of the keys (`with_key_columns`).
 
     jax.nn asks for one width, so query, key and value are padded with zeros to the widest of them, a multiple
     of 8: a key bias turns width 64 into 72. Its speed on a GPU has not been measured here.
     """
+    shape, (left, right), width = call.query.shape[:4], call.reach, _width(call)
+    values = call.value.shape[-1]
+    call = with_key_columns(_without_windowed_lengths(call))
     lengths = call.key_value_seq_lengths
-    width = _width(call)
-    left, right = call.reach
-
-    def fused(query: Array, key: Array, value: Array) -> Array:
-        out = jax.nn.dot_product_attention(
-            pad_width(query, width),
-            pad_width(key, width),
-            pad_width(value, width),
-            scale=call.scale,
-            is_causal=right == 0,
-            local_window_size=None if left is None else (left, 0),
-            # A sequence without keys attends to one (a zero vector) and its output is dropped below.
-            key_value_seq_lengths=None if lengths is None else jnp.maximum(lengths, 1).astype(jnp.int32),
-            implementation="cudnn",
-        )
-        out = out[..., : value.shape[-1]]
-        return out if lengths is None else jnp.where(lengths[:, None, None, None] > 0, out, 0)
-
-    return attend_with_key_bias(fused, call)
+    out = jax.nn.dot_product_attention(
+        *(pad_axis(x, 3, width) for x in (merged_query(call), call.key, call.value)),
+        scale=call.scale,
+        is_causal=right == 0,
+        local_window_size=None if left is None else (left, 0),
+        # A sequence without keys attends to one (a zero vector) and its output is dropped below.
+        key_value_seq_lengths=None if lengths is None else jnp.maximum(lengths, 1).astype(jnp.int32),
+        implementation="cudnn",
+    )
+    out = out[..., :values].reshape(*shape, values)
+    return out if lengths is None else jnp.where(lengths[:, None, None, None, None] > 0, out, 0)

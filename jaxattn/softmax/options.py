@@ -36,14 +36,6 @@ def with_options(
     return call.replace(query_offset=offset)
 
 
-def other_option(call: Call) -> str | None:
-    """The name of an option that fused kernels lack, if the call has one."""
-    if call.return_residual:
-        return "return_residual"
-    names = ("query_offset", "logits_soft_cap", "sinks")
-    return next((name for name in names if getattr(call, name) is not None), None)
-
-
 def check_soft_cap(logits_soft_cap: Any) -> float | None:
     """The cap as a Python float.
 

@@ -1,8 +1,6 @@
-"""What carries fused kernels, on the CPU: the key bias in the values, the limits, the choice, tokamax's own XLA."""
+"""Fused kernels on the CPU: the wrapper of cuDNN, splash attention interpreted, the limits and the choice."""
 
-import functools
 import re
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +8,12 @@ import numpy as np
 import pytest
 
 from jaxattn.core.call import check_call
+from jaxattn.core.padding import zero_padding
 from jaxattn.softmax import attention, cudnn, dot_product_attention
 from jaxattn.softmax.attention import choose_implementation
-from jaxattn.softmax.bias_by_values import attend_with_key_bias
 from jaxattn.softmax.cudnn import cudnn_attention, cudnn_cannot
-from jaxattn.softmax.splash import tokamax_attention
+from jaxattn.softmax.options import with_options
+from jaxattn.softmax.splash import splash_attention, splash_cannot
 from jaxattn.testing import assert_matches_reference
 from tests.reference import naive_attention
 
@@ -35,55 +34,8 @@ def call(dtype=jnp.bfloat16, length=T, head_dim=H, **options):
     return check_call(*qkv(dtype, length, head_dim), scale=0.5, is_causal=True, **options)
 
 
-def plain(query, key, value):
-    return dot_product_attention(query, key, value, is_causal=True, implementation="xla")
-
-
-def by_values(query, key, value, key_bias, attend=plain):
-    checked = check_call(query, key, value, key_bias=key_bias)
-    return checked.merge_heads(attend_with_key_bias(attend, checked))
-
-
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-@pytest.mark.parametrize("shape", [(B, T, N), (1, T, 1), (B, T, 1)])
-def test_key_bias_by_values(kv_heads, shape):
-    key_bias = normal(*shape).at[0, 4:6].set(-jnp.inf)
-    assert_matches_reference(
-        jax.jit(by_values),
-        jax.jit(functools.partial(naive_attention, is_causal=True)),
-        (normal(B, T, N, H), normal(B, T, kv_heads, H), normal(B, T, kv_heads, V), key_bias),
-    )
-
-
-def test_key_bias_by_values_bfloat16():
-    args = qkv(jnp.bfloat16)
-    key_bias = jax.nn.log_sigmoid(2 * normal(B, T, N))
-    out = by_values(*args, key_bias)
-    exact = naive_attention(*(x.astype(jnp.float32) for x in args), key_bias, is_causal=True)
-    assert out.dtype == jnp.bfloat16
-    np.testing.assert_allclose(out.astype(jnp.float32), exact, rtol=2e-2, atol=2e-2)
-
-
-def test_key_bias_by_values_pads_to_a_multiple_of_eight():
-    seen = []
-
-    def attend(query, key, value):
-        seen.append(value.shape[-1])
-        return plain(query, key, value)
-
-    by_values(normal(B, T, N, H), normal(B, T, K, H), normal(B, T, K, 8), normal(B, T, 1), attend)
-    assert seen == [16]
-
-
-def test_key_bias_by_values_removes_rows_with_finite_gradients():
-    args = (*qkv(), jnp.full((B, T, N), -jnp.inf))
-    out = by_values(*args)
-    grads = jax.grad(lambda *a: by_values(*a).sum(), (0, 1, 2, 3))(*args)
-    assert (out == 0).all() and all((g == 0).all() for g in grads)
-
-
 def test_cudnn_wrapper_against_the_definition(monkeypatch):
-    """The wrapper's own work (padding widths, values, empty sequences), with XLA standing in for the kernel."""
+    """The wrapper's own work (widths, key columns, empty sequences), with XLA standing in for the kernel."""
     fused = jax.nn.dot_product_attention
 
     def stand_in(query, key, value, *, implementation, **options):
@@ -94,10 +46,11 @@ def test_cudnn_wrapper_against_the_definition(monkeypatch):
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
     lengths = jnp.asarray([7, 0])
     args, options = qkv(), {"scale": 0.5, "is_causal": True, "key_value_seq_lengths": lengths}
-    for key_bias in (None, normal(B, T, N), normal(1, T, 1)):
-        checked = check_call(*args, key_bias=key_bias, **options)
-        got = checked.merge_heads(cudnn_attention(checked))
-        np.testing.assert_allclose(got, naive_attention(*args, key_bias, **options), rtol=1e-5, atol=1e-6)
+    for key_bias, window in ((None, None), (normal(B, T, N), None), (normal(1, T, 1), (3, 0)), (None, 2)):
+        checked = with_options(check_call(*args, key_bias=key_bias, **options), local_window_size=window)
+        got = checked.merge_heads(cudnn_attention(zero_padding(checked)))
+        expected = naive_attention(*args, key_bias, local_window_size=window, **options)
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
 TURING, AMPERE, HOPPER = (7, 5), (8, 0), (9, 0)
@@ -110,17 +63,32 @@ LIMITS = {
     "bias": (call(bias=normal(1, 1, T, T)), HOPPER, "no bias gradient"),
     "mask": (call(mask=jnp.ones((1, 1, T, T), bool)), HOPPER, "no mask that depends on the query"),
     "segments": (call(segment_ids=jnp.ones((B, T), int)), HOPPER, "no segment_ids"),
-    "float16 key_bias": (call(jnp.float16, key_bias=normal(B, T, N)), HOPPER, "use bfloat16"),
+    "float16 key_bias": (call(jnp.float16, key_bias=normal(B, T, N)), HOPPER, None),
+    "offset": (with_options(call(), query_offset=3), HOPPER, "takes no query_offset"),
+    "cap": (with_options(call(), logits_soft_cap=3), HOPPER, "takes no logits_soft_cap"),
+    "sinks": (with_options(call(), sinks=jnp.zeros(N)), HOPPER, "takes no sinks"),
+    "residual": (with_options(call(), return_residual=True), HOPPER, "takes no return_residual"),
+    "window": (with_options(call(), local_window_size=3), HOPPER, None),
+    "window of both sides": (
+        with_options(call().replace(is_causal=False), local_window_size=3),
+        HOPPER,
+        "on the left of the diagonal only",
+    ),
+    "as wide as Hopper takes, and a key_bias": (
+        call(head_dim=256, key_bias=normal(B, T, N)),
+        HOPPER,
+        "up to 256 on this device; .* need 264",
+    ),
     "wide on Hopper": (call(head_dim=256), HOPPER, None),
     "wide on Ampere": (call(head_dim=136), AMPERE, "up to 128 on this device; .* need 136"),
 }
 
 
-def install(monkeypatch, capability, tokamax=False):
-    """As if cuDNN were found, for a GPU of this capability, unless it is None."""
+def install(monkeypatch, capability, alone=False):
+    """As if cuDNN were found, for a GPU of this capability, unless it is None; and one TPU."""
     monkeypatch.setattr(cudnn, "cudnn_is_installed", lambda: capability is not None)
     monkeypatch.setattr(cudnn, "nvidia_capability", lambda: capability)
-    monkeypatch.setattr(attention, "tokamax_is_installed", lambda: tokamax)
+    monkeypatch.setattr(attention, "is_alone", lambda call: alone)
 
 
 @pytest.mark.parametrize("case", LIMITS)
@@ -144,7 +112,7 @@ def test_explicit_cudnn_without_cudnn_says_why_not():
 
 
 @pytest.mark.parametrize(
-    "platform, capability, tokamax, checked, expected",
+    "platform, capability, alone, checked, expected",
     [
         ("cpu", HOPPER, False, call(), "xla"),
         ("cpu", HOPPER, True, call(length=1024), "blockwise"),
@@ -152,52 +120,65 @@ def test_explicit_cudnn_without_cudnn_says_why_not():
         ("cuda", HOPPER, False, call(jnp.float32), "xla"),
         ("cuda", HOPPER, False, call(jnp.float32, length=8192), "blockwise"),
         ("cuda", None, False, call(), "xla"),
-        ("tpu", HOPPER, True, call(), "tokamax"),
-        ("tpu", None, True, call(bias=normal(1, 1, T, T)), "xla"),
-        ("tpu", None, False, call(), "xla"),
+        ("tpu", HOPPER, True, call(length=1024), "splash"),
+        ("tpu", None, True, call(), "xla"),
+        ("tpu", None, True, call(length=1024, bias=normal(1, 1, 1024, 1024)), "xla"),
+        ("tpu", None, False, call(length=1024), "xla"),
         ("other", HOPPER, True, call(length=1024), "xla"),
     ],
 )
-def test_choice(platform, capability, tokamax, checked, expected, monkeypatch):
-    install(monkeypatch, capability, tokamax)
+def test_choice(platform, capability, alone, checked, expected, monkeypatch):
+    install(monkeypatch, capability, alone)
     assert choose_implementation(checked, platform) == expected
-
-
-def test_tokamax_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tokamax", None)
-    x = normal(B, T, N, H)
-    with pytest.raises(ImportError, match=r"pip install 'jaxattn\[tpu\]'"):
-        dot_product_attention(x, x, x, implementation="tokamax")
 
 
 @pytest.mark.parametrize("change, message", [
     ({"bias": normal(1, 1, T, T)}, "takes no bias"),
     ({"mask": jnp.ones((1, 1, T, T), bool)}, "takes no mask"),
-    ({"segment_ids": jnp.ones((B, T), int)}, "takes no segment_ids"),
+    ({"query_offset": 2, "is_causal": True}, "takes no query_offset"),
+    ({"return_residual": True}, "takes no return_residual"),
+    ({"logits_soft_cap": 2.0, "key_bias": jnp.zeros((B, T, N))}, "takes no logits_soft_cap beside a key_bias"),
 ])  # fmt: skip
-def test_tokamax_limits(change, message):
+def test_splash_limits(change, message):
     x = normal(B, T, N, H)
-    with pytest.raises(ValueError, match=f"implementation='tokamax' {message}"):
-        dot_product_attention(x, x, x, implementation="tokamax", **change)
+    with pytest.raises(ValueError, match=f"implementation='splash' {message}"):
+        dot_product_attention(x, x, x, implementation="splash", **change)
 
 
-@pytest.mark.parametrize("backend", ["xla", "xla_chunked"])
-@pytest.mark.parametrize("with_key_bias", [False, True])
-def test_tokamax_matches(backend, with_key_bias):
-    pytest.importorskip("tokamax")
-
-    def attend(query, key, value, key_bias=None):
-        checked = check_call(query, key, value, key_bias=key_bias, scale=0.5, is_causal=True)
-        return checked.merge_heads(tokamax_attention(checked, backend))
-
-    key_bias = (normal(B, T, N),) if with_key_bias else ()
-    reference = jax.jit(functools.partial(naive_attention, scale=0.5, is_causal=True))
-    assert_matches_reference(attend, reference, (*qkv(), *key_bias))
+def test_splash_needs_a_key_in_every_window():
+    with pytest.raises(ValueError, match="needs a key in the window of every query; got T = 300, S = 11"):
+        dot_product_attention(
+            normal(B, 300, N, H), *qkv()[1:], local_window_size=(9, 0), implementation="splash"
+        )
 
 
-def test_tokamax_by_name_with_lengths():
-    pytest.importorskip("tokamax")
-    args = (normal(B, T, N, H), normal(B, T, K, H), normal(B, T, K, V))
-    options = {"is_causal": True, "key_value_seq_lengths": jnp.asarray([7, 0])}
-    got = dot_product_attention(*args, **options, implementation="tokamax")
-    np.testing.assert_allclose(got, naive_attention(*args, **options), rtol=1e-5, atol=1e-6)
+L = 150
+SEGMENTS = jnp.asarray(np.sort(RNG.integers(0, 4, (B, L)), axis=1))
+SPLASH = {
+    "key bias a query head, lengths": (
+        {},
+        {"is_causal": True, "key_value_seq_lengths": jnp.asarray([L - 20, 0])},
+    ),
+    "window, segments, cap, sinks": (
+        {"local_window_size": (30, 9), "logits_soft_cap": 2.0},
+        {"segment_ids": (SEGMENTS, SEGMENTS.at[0, -9:].add(1))},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SPLASH)
+def test_splash(case):
+    """The kernel itself, interpreted, with lengths that are padded: values and gradients against float64."""
+    own, options = SPLASH[case]
+    args = (normal(B, L, N, H), normal(B, L, K, H), normal(B, L, K, H))
+    name, last = ("sinks", normal(N)) if own else ("key_bias", 300 * normal(B, L, N).at[0, 3:9].set(-jnp.inf))
+
+    def splash(query, key, value, last):
+        last = {name: last}
+        checked = check_call(query, key, value, **options, **({} if own else last))
+        checked = zero_padding(with_options(checked, **own, **(last if own else {})))
+        assert splash_cannot(checked) is None
+        return checked.merge_heads(splash_attention(checked, interpret=True))
+
+    reference = lambda q, k, v, x: naive_attention(q, k, v, **{name: x}, **own, **options)  # noqa: E731
+    assert_matches_reference(jax.jit(splash), jax.jit(reference), (*args, last), rtol=1e-4, atol=1e-4)
