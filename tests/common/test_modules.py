@@ -15,10 +15,11 @@ from jaxattn.testing import (
 from tests.common.harness import afresh, layer
 from tests.common.table import LEAKING_MODULE, MODULES
 
-every_module = pytest.mark.parametrize("row", MODULES, ids=lambda row: row.name)
 HOMES = {"Attention": False, "MultiHeadAttention": True}
-# The adapter to Flax's layer knows no mechanism: one row a family in the first tier, the others in the slow one.
-IN_FLAX = (
+# One row a family, and one a kind of gate, is in the first tier everywhere. The other rows combine these: whether
+# they are causal, right and decode is in the first tier, all else in the slow one, as is Flax's layer, whose
+# adapter knows no mechanism.
+BASIC = (
     "softmax",
     "energy-running",
     "lags",
@@ -28,15 +29,20 @@ IN_FLAX = (
     "softmax-forget",
     "softmax-outgate",
 )
+
+
+def _tier(row, is_slow):
+    return [pytest.mark.slow] if is_slow and row.name not in BASIC else []
+
+
+every_module = pytest.mark.parametrize("row", MODULES, ids=lambda row: row.name)
+basic_modules = pytest.mark.parametrize(
+    "row", [pytest.param(row, id=row.name, marks=_tier(row, True)) for row in MODULES]
+)
 every_module_in_both_homes = pytest.mark.parametrize(
     ("row", "flax"),
     [
-        pytest.param(
-            row,
-            flax,
-            id=f"{home}-{row.name}",
-            marks=[pytest.mark.slow] if flax and row.name not in IN_FLAX else [],
-        )
+        pytest.param(row, flax, id=f"{home}-{row.name}", marks=_tier(row, flax))
         for home, flax in HOMES.items()
         for row in MODULES
     ],
@@ -89,7 +95,7 @@ def test_reference(row, flax):
     )
 
 
-@every_module
+@basic_modules
 def test_full_attention(row):
     made, args, _ = arguments(row, flax=False)
     if row.only_causal:
@@ -104,7 +110,7 @@ def test_full_attention(row):
     )
 
 
-@every_module
+@basic_modules
 def test_packed_segments(row):
     made, args, _ = arguments(row, flax=False)
     ids = jnp.broadcast_to(jnp.array([0, 0, 0, 1, 1, 1, 1, 2, 2, 2]), (2, 10))
@@ -149,20 +155,20 @@ def test_ragged_batch(row):
         start += count
 
 
-@every_module
+@basic_modules
 def test_bfloat16(row):
     made, args, _ = arguments(row, flax=False, dtype="bfloat16")
     assert made.call(*args).dtype == jnp.bfloat16
     assert_close_to_reference(made.call, made.naive, args, max_error=2e-2)
 
 
-@every_module
+@basic_modules
 def test_eager_equals_jit(row):
     made, args, _ = arguments(row, flax=False)
     np.testing.assert_allclose(made.module(made.inputs, is_causal=True), made.call(*args), atol=2e-6)
 
 
-@every_module
+@basic_modules
 def test_sequences_of_padding_alone(row):
     """Nothing is attended to, so the output is the projection's offset; gradients are finite."""
     made, args, _ = arguments(row, flax=False)
@@ -172,7 +178,7 @@ def test_sequences_of_padding_alone(row):
     assert all(jnp.isfinite(g).all() for g in vjp(jnp.ones_like(out)))
 
 
-@every_module
+@basic_modules
 def test_huge_inputs(row):
     made, (x, *parameters), _ = arguments(row, flax=False)
     out, vjp = jax.vjp(made.call, 1e3 * x, *parameters)
