@@ -23,8 +23,8 @@ def calibrate(
 ) -> Model:
     """A copy of the model whose random features are fitted to the queries and keys of a batch.
 
-    Components with statistics (oprf, saderf, …) start as if queries and keys were N(0, I), which those of a trained
-    model are not. Each pass recomputes the statistics from the layers' inputs under those of the pass before.
+    Components with statistics (oprf, saderf, …) start without any. Each pass recomputes the statistics from
+    the layers' inputs under those of the pass before.
 
     Args:
         model: with `RandomFeatures` in some layers; it stays as it is. It is called as

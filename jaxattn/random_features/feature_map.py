@@ -96,7 +96,8 @@ class FeatureMap:
                 exponential ones.
 
         Returns:
-            The map, not calibrated: components with statistics take queries and keys for N(0, I).
+            The map, not calibrated: until it is, oprf, sderf, aderf and saderf are posrf, and poisrf and geomrf are
+            shifted as for queries and keys N(0, I).
 
         Raises:
             ValueError: an unknown name, a size below 1, or an unusable pair.

@@ -21,7 +21,6 @@ from jaxattn.random_features.attention import (
 )
 from jaxattn.random_features.components import COMPONENTS
 from jaxattn.random_features.feature_map import STABILIZERS, FeatureMap, check_usable
-from jaxattn.random_features.moments import Moments
 from jaxattn.random_features.weights import WEIGHTS
 
 
@@ -40,10 +39,10 @@ Options = Mapping[str, Any] | tuple[tuple[str, Any], ...]
 class RandomFeatures(Mechanism):
     """Linear-time attention by random features: any component function on any weight matrix.
 
-    Components with statistics (oprf, saderf, …) start from those of queries and keys distributed as N(0, I). While
-    the module's `calibrating` is True (`model.set_attributes(calibrating=True)`, as in training), each call ends by
-    moving the statistics towards those of its own queries and keys. The next call is the first to use them, so no
-    token of a causal model depends on later ones. They are fixed in evaluation and decoding.
+    Components with statistics start without any: oprf, sderf, aderf and saderf as posrf. While the module's
+    `calibrating` is True (`model.set_attributes(calibrating=True)`, as in training), each call ends by moving the
+    statistics towards those of its own queries and keys. The next call is the first to use them, so no token of a
+    causal model depends on later ones. They are fixed in evaluation and decoding.
 
     Attributes:
         component: a name of `jaxattn.COMPONENTS`.
@@ -114,8 +113,9 @@ class RandomFeatures(Mechanism):
             stabilizer=self.stabilizer,
         )
         if feature_map.component.calibrates:
-            start = jax.tree.map(lambda x: jnp.broadcast_to(x, (heads, *x.shape)), Moments.unit(head_dim))
-            feature_map = feature_map.with_moments(start)
+            prior = feature_map.component.prior(head_dim)
+            prior = jax.tree.map(lambda x: jnp.broadcast_to(x, (heads, *x.shape)), prior)
+            feature_map = feature_map.with_moments(prior)
         return RandomFeaturesModule(self, feature_map, sizes, redraw_key)
 
     def flops(self, length: int, num_heads: int, head_dim: int, num_kv_heads: int | None = None) -> Flops:

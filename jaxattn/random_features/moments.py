@@ -23,8 +23,8 @@ class Moments(NamedTuple):
 
     @classmethod
     def unit(cls, head_dim: int) -> "Moments":
-        """Of one head whose unscaled queries and keys are N(0, I), with 1/sqrt(H) as scale: what is assumed before
-        any data were seen. The minimum is the value that one coordinate in 10,000 is below."""
+        """Of one head whose unscaled queries and keys are N(0, I), with 1/sqrt(H) as scale. The minimum is the
+        value that one coordinate in 10,000 is below."""
         variance = head_dim**-0.5
         zero, second = jnp.zeros(head_dim), jnp.eye(head_dim) * variance
         return cls(zero, zero, second, second, jnp.full(head_dim, -3.7 * variance**0.5))

@@ -50,13 +50,13 @@ def test_statistics_are_used_from_the_next_call_on():
 def test_statistics_are_those_of_calibrate_then_a_moving_average():
     module = attention(momentum=0.75)
     mechanism = module.mechanism
-    query, key, _ = module._project(X, None)
+    query, key = module._queries(X, None), module._keys_and_values(X, None)[0]
     call(module, X)
     alone = mechanism.feature_map.calibrate(query, key).moments  # momentum 0
     np.testing.assert_allclose(mechanism.feature_map.moments.key_second, alone.key_second, rtol=1e-4)
     for _ in range(5):
         call(module, X)
-    twice = module._project(2 * X, None)[1]
+    twice = module._keys_and_values(2 * X, None)[0]
     before, second = mechanism.feature_map.moments.key_mean, twice.mean((0, 1)) * 4**-0.25
     call(module, 2 * X)
     np.testing.assert_allclose(
@@ -106,7 +106,7 @@ def test_a_mask_of_keys_is_accepted_one_of_pairs_is_not():
 def test_qk_norm():
     """Queries and keys of length gain · sqrt(H), whatever the input; it composes with every mechanism."""
     module = Attention(2, 8, mechanism=Softmax(), qk_norm=0.5, num_kv_heads=1, rngs=nnx.Rngs(0))
-    query, key, _ = module._project(100 * X, None)
+    query, key = module._queries(100 * X, None), module._keys_and_values(100 * X, None)[0]
     for x in (query, key):
         np.testing.assert_allclose(jnp.sqrt(jnp.square(x).mean(-1)), 0.5, rtol=1e-4)
     assert jnp.isfinite(attention(component="aderf")(X)).all()

@@ -85,6 +85,11 @@ class Component(abc.ABC):
         """φ_k: the same of keys; the signs of the rows are in φ_q alone."""
         return self.features(weights, self.transform_key(y), scale)
 
+    @classmethod
+    def prior(cls, head_dim: int) -> Moments:
+        """The statistics that are assumed before any data were seen."""
+        return Moments.unit(head_dim)
+
     def calibrated(self, moments: Moments) -> "Component":
         """The component with the best parameters for these statistics of one head, without gradients."""
         del moments

@@ -40,7 +40,7 @@ class _Discrete(Component):
     ) -> "_Discrete":
         """The best parameter if queries and keys were N(0, I); `positive` chooses the shifted form."""
         del key, num_rows
-        return cls.from_moments(Moments.unit(head_dim), positive)
+        return cls.from_moments(cls.prior(head_dim), positive)
 
     @classmethod
     def from_moments(cls, moments: Moments, positive: bool) -> "_Discrete":

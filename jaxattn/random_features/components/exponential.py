@@ -115,9 +115,14 @@ class _Calibrated(_Tilted):
 
     @classmethod
     def create(cls, key: PRNGKeyArray, head_dim: int, num_rows: int) -> "_Calibrated":
-        """The best parameters if queries and keys were N(0, I)."""
+        """The parameters that need no statistics: those of `PosRF`."""
         del key, num_rows
-        return cls.from_moments(Moments.unit(head_dim))
+        return cls.from_moments(cls.prior(head_dim))
+
+    @classmethod
+    def prior(cls, head_dim: int) -> Moments:
+        """Zeros, which make a = 0. N(0, I) would be a bad guess, even where it is right: its a errs more than 0."""
+        return jax.tree.map(jnp.zeros_like, Moments.unit(head_dim))
 
     @classmethod
     def from_moments(cls, moments: Moments) -> "_Calibrated":
