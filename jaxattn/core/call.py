@@ -25,6 +25,7 @@ class Call:
         key: (B, S, K, H).
         value: (B, S, K, V).
         key_bias: (B or 1, S, K or 1, G or 1), or None.
+        log_decay: as key_bias; its second axis may be 1, too.
         mask: bool (B, K, G, T, S), every axis full or 1, or None.
         bias: float, as mask.
         segment_ids: integers (B, T) and (B, S), or None.
@@ -44,6 +45,7 @@ class Call:
     key: Any
     value: Any
     key_bias: Any = None
+    log_decay: Any = None
     mask: Any = None
     bias: Any = None
     segment_ids: Any = None
@@ -82,6 +84,11 @@ class Call:
         out = out.reshape(*out.shape[:2], out.shape[2] * out.shape[3], out.shape[4])
         return out if self.batched else out[0]
 
+    @property
+    def differs_in_groups(self) -> bool:
+        """Whether query heads that share keys differ in how they weigh them."""
+        return any(x is not None and x.shape[3] > 1 for x in (self.key_bias, self.log_decay))
+
     def with_own_keys(self) -> "Call":
         """The call with the keys and values repeated for every query head: K = N and G = 1."""
         batch, length, num_kv_heads, group, width = self.query.shape
@@ -100,6 +107,7 @@ class Call:
             key=repeat_heads(self.key, num_heads),
             value=repeat_heads(self.value, num_heads),
             key_bias=merge(self.key_bias, 2),
+            log_decay=merge(self.log_decay, 2),
             mask=merge(self.mask, 1),
             bias=merge(self.bias, 1),
             sinks=merge(self.sinks, 0),
@@ -108,12 +116,15 @@ class Call:
     def with_key_weights(self) -> "Call":
         """The call as kernels need it that sum keys up before queries come: key_bias (B, S, K, 1), never None.
 
+        log_decay has the same shape, or is None.
+
         Arrays are in the accumulation dtype, but for queries, keys and values that are all bfloat16: these stay what
-        they are, half the bytes. Removed keys and values are 0. A key bias that differs between the query heads of a
-        group makes their keys differ: they are then repeated.
+        they are, half the bytes. Removed keys and values are 0. A key bias or decay that differs between the query
+        heads of a group makes their keys differ: they are then repeated. Each needs sums of its own anyway, products
+        that cost M times what is repeated; only features are made more often than they need be.
         """
         dtype = accumulation_dtype(self.query, self.key, self.value)
-        call = self if self.key_bias is None or self.key_bias.shape[3] == 1 else self.with_own_keys()
+        call = self.with_own_keys() if self.differs_in_groups else self
         arrays = call.query, call.key, call.value
         narrow = all(x.dtype == jnp.bfloat16 for x in arrays)
         query, key, value = arrays if narrow else (x.astype(dtype) for x in arrays)
@@ -123,7 +134,10 @@ class Call:
             key_bias = call.key_bias.astype(dtype)
             key, value = jnp.where(key_bias == -jnp.inf, 0, key), jnp.where(key_bias == -jnp.inf, 0, value)
         key_bias = jnp.broadcast_to(key_bias, (*key.shape[:3], 1))
-        return call.replace(query=query, key=key, value=value, key_bias=key_bias)
+        log_decay = call.log_decay
+        if log_decay is not None:
+            log_decay = jnp.broadcast_to(log_decay.astype(dtype), key_bias.shape)
+        return call.replace(query=query, key=key, value=value, key_bias=key_bias, log_decay=log_decay)
 
 
 def repeat_heads(x: Array, num_heads: int, axis: int = 2) -> Array:
@@ -182,6 +196,7 @@ def check_call(
     value: Array,
     *,
     key_bias: Array | None = None,
+    log_decay: Array | None = None,
     mask: Array | None = None,
     bias: Array | None = None,
     scale: float | None = None,
@@ -241,6 +256,7 @@ def check_call(
         key=key,
         value=value,
         key_bias=key_bias,
+        log_decay=checked("log_decay", log_decay, 2, jnp.floating, "floating point"),
         mask=checked("mask", mask, 1, jnp.bool_, "boolean, True where attended"),
         bias=checked("bias", bias, 1, jnp.floating, "floating point"),
         segment_ids=segment_ids,

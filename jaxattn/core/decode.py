@@ -29,6 +29,7 @@ def check_step(
     key_bias: Array | None,
     scale: float | None = None,
     query_seq_lengths: Array | None = None,
+    log_decay: Array | None = None,
 ) -> Call:
     """Checks the arguments of a decoding step: T >= 1 new tokens of a batch, causal among themselves."""
     check_rank("query", query, (4,), "(B, T, N, H)")
@@ -37,6 +38,7 @@ def check_step(
         key,
         value,
         key_bias=key_bias,
+        log_decay=log_decay,
         scale=scale,
         is_causal=True,
         query_seq_lengths=query_seq_lengths,
@@ -54,16 +56,16 @@ def with_heads_of_state(call: Call, batch: int, heads: int) -> Call:
     """The call with one key head for each of the state's heads: K of them, or N after repeating keys.
 
     Raises:
-        ValueError: the state is for another batch or number of heads, or has K heads where the key bias differs
-            between query heads that share keys.
+        ValueError: the state is for another batch or number of heads, or has K heads where the key bias or the decay
+            differs between query heads that share keys.
     """
     num_kv_heads, group = call.query.shape[2:4]
     if heads == num_kv_heads * group:
         call = call.with_own_keys()
-    elif call.key_bias is not None and call.key_bias.shape[3] != 1:
+    elif call.differs_in_groups:
         raise ValueError(
-            f"state must have num_heads = {num_kv_heads * group}, since key_bias differs between query heads that "
-            f"share keys; got a state of {heads} heads."
+            f"state must have num_heads = {num_kv_heads * group}, since key_bias or log_decay differs between query "
+            f"heads that share keys; got a state of {heads} heads."
         )
     found = call.query.shape[0], call.key.shape[2]
     if found != (batch, heads):

@@ -47,8 +47,8 @@ class MechanismModule(nnx.Module):
         return False
 
     @property
-    def has_sinks(self) -> bool:
-        """Whether a bias that is the same for all keys of a query changes the output, as it does beside a sink."""
+    def feels_common_bias(self) -> bool:
+        """Whether a bias that is the same for all keys of a query changes the output, as beside a sink."""
         return False
 
     def __call__(
@@ -162,9 +162,9 @@ class GateModule(MechanismModule):
         return self.inner.is_causal
 
     @property
-    def has_sinks(self) -> bool:
+    def feels_common_bias(self) -> bool:
         """Whether the inner mechanism does."""
-        return self.inner.has_sinks
+        return self.inner.feels_common_bias
 
 
 class Flops(NamedTuple):

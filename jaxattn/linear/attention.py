@@ -4,6 +4,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxattn.core.call import Call, check_call
 from jaxattn.core.platform import by_platform
+from jaxattn.linear.decay import attend_decayed, check_decay
 from jaxattn.linear.padded import attend_padded
 from jaxattn.linear.plan import IDENTITY, FeatureFunctions, Parameters, Tiling, choose_tiling
 from jaxattn.linear.segments import attend_segments, check_segments
@@ -15,6 +16,8 @@ def linear_attention(
     value: Float[Array, "*B S K V"],
     *,
     key_bias: Float[Array, "*#B S #N"] | None = None,
+    log_decay: Float[Array, "*#B #S #N"] | None = None,
+    normalize: bool = True,
     is_causal: bool = False,
     segment_ids: Int[Array, "*B T"] | None = None,
     chunk_size: int | None = None,
@@ -41,6 +44,13 @@ def linear_attention(
         phi_k: (B, S, K, M) features of keys; K divides N (grouped queries).
         value: (B, S, K, V).
         key_bias: (B or 1, S, N or 1), natural log units: multiplies φ_k by its exponential; −inf removes the key.
+            Without normalisation values above 40 count as 40: nothing divides by them.
+        log_decay: (B or 1, S or 1, N or 1), natural log units, with normalize=False: token t multiplies all sums of
+            earlier keys by its exponential, so that key j has the weight exp(Σ_{j<r<=i} log_decay_r) for query i. One
+            number a head is RetNet's decay; a number a token and head is a scalar gate, as in GLA and Mamba-2. (With
+            normalisation such a decay is a key bias: see `forget_key_bias`.)
+        normalize: divide by the sum of the weights. False gives the sums themselves, in causal attention only, with
+            weights that are the products of the features as they are.
         is_causal: query i attends to keys j <= i only, both counted from the start.
         segment_ids: (B, T) int: a query attends to keys of its own segment only; needs T = S. Ids may come in any
             order.
@@ -61,11 +71,27 @@ def linear_attention(
         (2, 16, 4, 8)
 
     Reference: Katharopoulos et al. 2020, "Transformers are RNNs", equations 5 to 12; the chunked form as in Hua et
-    al. 2022, "Transformer quality in linear time", section 3.3.
+    al. 2022, "Transformer quality in linear time", section 3.3. Decays: Sun et al. 2023, "Retentive network",
+    equation 5; Yang et al. 2024, "Gated linear attention"; Dao and Gu 2024, "Transformers are SSMs", section 6.
     """
     check_segments(segment_ids, phi_q, phi_k)
-    call = check_call(phi_q, phi_k, value, key_bias=key_bias, is_causal=is_causal, segment_ids=segment_ids)
-    return attend_features(call, IDENTITY, [], chunk_size).astype(value.dtype)
+    call = check_call(
+        phi_q,
+        phi_k,
+        value,
+        key_bias=key_bias,
+        log_decay=log_decay,
+        is_causal=is_causal,
+        segment_ids=segment_ids,
+    )
+    call = check_decay(call, normalize)
+    if normalize:
+        return attend_features(call, IDENTITY, [], chunk_size).astype(value.dtype)
+    call = call.with_key_weights()
+    if call.is_empty:
+        return call.zeros(value.dtype)
+    out = by_platform(lambda platform: choose_tiling(chunk_size, platform), attend_decayed, call)
+    return call.merge_heads(out).astype(value.dtype)
 
 
 def attend_features(

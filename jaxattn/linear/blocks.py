@@ -10,7 +10,7 @@ from jaxtyping import Array
 from jaxattn.linear.sums import State, Sums, SumsGradient, product, ratio, segmented_cummax, total_of
 
 
-class _Factors(NamedTuple):
+class Factors(NamedTuple):
     """Scalar weights between the tokens of one block, cut into n chunks of C; none exceeds 1.
 
     within (n, C, C): key j of a chunk for its query i; before (n, C): the state before the chunk for query i; after
@@ -25,8 +25,7 @@ class _Factors(NamedTuple):
     top: Array
 
 
-def _factors(state: State, log_weight: Array, segments: Array | None, chunk: int, strict: bool) -> _Factors:
-    length = log_weight.shape[0]
+def _factors(state: State, log_weight: Array, segments: Array | None, chunk: int, strict: bool) -> Factors:
     # References cancel in the quotient of the sums: constants, to any order of derivative.
     state = state._replace(top=lax.stop_gradient(state.top))
     fixed = lax.stop_gradient(log_weight)
@@ -46,15 +45,21 @@ def _factors(state: State, log_weight: Array, segments: Array | None, chunk: int
     before = ratio(scales[:-1, None], reference)
     after = ratio(lw, scales[1:, None])
     between = jnp.tril(ratio(scales, scales[:, None]))
-    if segments is not None:
-        assert state.segment is not None
-        ids = segments.reshape(length // chunk, chunk)
-        ends = jnp.concatenate([state.segment[None], ids[:, -1]])
-        within = jnp.where(ids[:, :, None] == ids[:, None, :], within, 0)
-        before = jnp.where(ids == ends[:-1, None], before, 0)
-        after = jnp.where(ids == ends[1:, None], after, 0)
-        between = jnp.where(ends == ends[:, None], between, 0)
-    return _Factors(within, before, after, between, scales[-1])
+    factors = Factors(within, before, after, between, scales[-1])
+    return factors if segments is None else within_segments(factors, state, segments)
+
+
+def within_segments(factors: Factors, state: State, segments: Array) -> Factors:
+    """The factors, 0 between tokens of different segments (L,), which are contiguous."""
+    assert state.segment is not None
+    ids = segments.reshape(factors.after.shape)
+    ends = jnp.concatenate([state.segment[None], ids[:, -1]])
+    return factors._replace(
+        within=jnp.where(ids[:, :, None] == ids[:, None, :], factors.within, 0),
+        before=jnp.where(ids == ends[:-1, None], factors.before, 0),
+        after=jnp.where(ids == ends[1:, None], factors.after, 0),
+        between=jnp.where(ends == ends[:, None], factors.between, 0),
+    )
 
 
 class _Pieces(NamedTuple):
@@ -68,7 +73,7 @@ class _Pieces(NamedTuple):
     states: Sums
 
 
-def _pieces(state: State, factors: _Factors, phi_q: Array, phi_k: Array, value: Array) -> _Pieces:
+def _pieces(state: State, factors: Factors, phi_q: Array, phi_k: Array, value: Array) -> _Pieces:
     count, chunk = factors.after.shape
     phi_q = phi_q.reshape(count, chunk, *phi_q.shape[1:]).astype(value.dtype)
     phi_k = phi_k.reshape(count, chunk, -1)
@@ -110,6 +115,13 @@ def causal_block(
         (state after the block, sums (L, G, …) relative to the reference of every query).
     """
     factors = _factors(state, log_weight, segments, chunk, strict)
+    return apply_factors(state, factors, phi_q, phi_k, value, segments)
+
+
+def apply_factors(
+    state: State, factors: Factors, phi_q: Array, phi_k: Array, value: Array, segments: Array | None
+) -> tuple[State, Sums]:
+    """`causal_block` with given weights between its tokens."""
     x = _pieces(state, factors, phi_q, phi_k, value)
     before = factors.before[:, :, None]
     earlier = jax.tree.map(lambda s: s[:-1], x.states)

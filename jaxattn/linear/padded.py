@@ -17,7 +17,7 @@ def attend_padded(
     """(B, T, K, G, V) weighted means, or sums as `options` say; see `make_plan`. Segments must be contiguous."""
     length, key_length = call.query.shape[1], call.key.shape[1]
     if call.is_causal:
-        call, key_length = _keys_like_queries(call), length
+        call, key_length = keys_like_queries(call), length
     plan = make_plan(features, tiling, length, key_length, is_causal=call.is_causal, **options)
     operands = list(parameters), pad_to_blocks(call, plan)
     # Marked before the kernel: what is replicated then gets the sum of the cotangents of all devices.
@@ -33,11 +33,13 @@ def pad_to_blocks(call: Call, plan: Plan) -> Call:
     return _pad(call, query_length, key_length)
 
 
-def _keys_like_queries(call: Call) -> Call:
+def keys_like_queries(call: Call) -> Call:
     """As many keys as queries: later keys are seen by nobody, missing ones are removed keys."""
     length = call.query.shape[1]
-    key, value, key_bias = (x[:, :length] for x in (call.key, call.value, call.key_bias))
-    return _pad(call.replace(key=key, value=value, key_bias=key_bias), length, length)
+    names = ("key", "value", "key_bias", "log_decay")
+    arrays = {name: getattr(call, name) for name in names}
+    call = call.replace(**{name: None if x is None else x[:, :length] for name, x in arrays.items()})
+    return _pad(call, length, length)
 
 
 def _pad(call: Call, query_length: int, key_length: int) -> Call:
@@ -51,5 +53,6 @@ def _pad(call: Call, query_length: int, key_length: int) -> Call:
         key=widen(call.key, key_length),
         value=widen(call.value, key_length),
         key_bias=widen(call.key_bias, key_length, constant_values=-jnp.inf),
+        log_decay=None if call.log_decay is None else widen(call.log_decay, key_length),
         segment_ids=None if ids is None else tuple(widen(x, key_length, mode="edge") for x in ids),
     )

@@ -1,5 +1,6 @@
 """Linear attention of packed sequences: tokens are sorted by segment, and sums restart with each."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,14 +28,21 @@ def check_segments(segment_ids: Any, query: Array, key: Array) -> None:
 
 def attend_segments(call: Call, features: FeatureFunctions, parameters: Parameters, tiling: Tiling) -> Array:
     """(B, T, K, G, V) weighted means inside segments, whose ids may come in any order."""
+
+    def attend(call: Call) -> Array:
+        if call.is_causal:
+            return attend_padded(call, features, parameters, tiling)
+        return _attend_both_ways(_with_features(call, features, parameters), tiling)
+
+    return in_order_of_segments(call, attend)
+
+
+def in_order_of_segments(call: Call, attend: Callable[[Call], Array]) -> Array:
+    """What `attend` computes of contiguous segments, for a call whose ids may come in any order."""
     # Equal ids become neighbours; a stable sort keeps the order inside each segment, which is all that
     # causality means there.
     order = jnp.argsort(call.segment_ids[1], axis=1, stable=True)
-    call = jax.tree.map(lambda x: _take(x, order), call)
-    if call.is_causal:
-        out = attend_padded(call, features, parameters, tiling)
-    else:
-        out = _attend_both_ways(_with_features(call, features, parameters), tiling)
+    out = attend(jax.tree.map(lambda x: _take(x, order), call))
     return _take(out, jnp.argsort(order, axis=1))
 
 

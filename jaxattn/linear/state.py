@@ -7,8 +7,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxattn.core.call import Call
 from jaxattn.core.decode import check_sizes, check_step, with_heads_of_state
-from jaxattn.core.padding import fold_lengths, zero_padded_rows, zero_padding
+from jaxattn.core.padding import fold_lengths, query_is_valid, zero_padded_rows, zero_padding
 from jaxattn.core.platform import by_platform
+from jaxattn.linear.decay import check_decay, step_decayed
 from jaxattn.linear.heads import over_batch
 from jaxattn.linear.padded import pad_to_blocks
 from jaxattn.linear.passes import causal_pass, empty_state
@@ -20,7 +21,7 @@ class LinearAttentionState(NamedTuple):
     """All that later tokens need of the earlier ones, whatever their number.
 
     total (B, heads, M, V + 1): Σ_j e^(c_j − top) φ_k,j [v_j, 1] with c the key bias; top (B, heads): the largest c
-    so far, −inf before the first key.
+    so far, −inf before the first key. Without normalisation the sums are relative to nothing, and decay.
     """
 
     total: Float[Array, "B heads M V1"]
@@ -73,6 +74,8 @@ def linear_attention_step(
     value: Float[Array, "B T K V"],
     *,
     key_bias: Float[Array, "#B T #N"] | None = None,
+    log_decay: Float[Array, "#B #T #N"] | None = None,
+    normalize: bool = True,
     query_seq_lengths: Int[Array, "B"] | None = None,
     chunk_size: int | None = None,
 ) -> tuple[LinearAttentionState, Float[Array, "B T N V"]]:
@@ -87,6 +90,8 @@ def linear_attention_step(
         phi_k: (B, T, K, M).
         value: (B, T, K, V).
         key_bias: (B or 1, T, N or 1), log of the factor on φ_k; −inf removes the key for good.
+        log_decay: (B or 1, T or 1, N or 1), as in `linear_attention`.
+        normalize: as in `linear_attention`; the same in every step.
         query_seq_lengths: (B,) int, how many of the T tokens each sequence has; see `dot_product_attention_step`.
         chunk_size: tokens a chunk when T is large; None for 64 on a CPU, 128 elsewhere.
 
@@ -104,9 +109,46 @@ def linear_attention_step(
         >>> out.shape
         (1, 3, 2, 8)
     """
-    call = check_step(phi_q, phi_k, value, key_bias, query_seq_lengths=query_seq_lengths)
-    state, out = step_features(state, call, IDENTITY, [], chunk_size)
+    call = check_step(phi_q, phi_k, value, key_bias, query_seq_lengths=query_seq_lengths, log_decay=log_decay)
+    call = check_decay(call, normalize)
+    if normalize:
+        state, out = step_features(state, call, IDENTITY, [], chunk_size)
+    else:
+        state, out = _step_without_normalisation(state, call, chunk_size)
     return state, out.astype(value.dtype)
+
+
+def _step_without_normalisation(
+    state: LinearAttentionState, call: Call, chunk_size: int | None
+) -> tuple[LinearAttentionState, Float[Array, "B T N V"]]:
+    call = _with_weights(state, call)
+    _check_sums(state, (call.key.shape[2], call.key.shape[3], call.value.shape[3]))
+    if call.query_seq_lengths is not None:
+        decay = jnp.where(query_is_valid(call)[:, :, 0], call.log_decay, 0)
+        call = call.replace(log_decay=decay)
+    total, out = by_platform(
+        lambda platform: choose_tiling(chunk_size, platform),
+        step_decayed,
+        state.total.astype(call.key_bias.dtype),
+        call.replace(query_seq_lengths=None),
+    )
+    state = state._replace(total=total.astype(state.total.dtype))
+    return state, call.merge_heads(zero_padded_rows(call, out))
+
+
+def _with_weights(state: LinearAttentionState, call: Call) -> Call:
+    """The call with the heads of the state, what is padding or removed zeroed."""
+    return with_heads_of_state(fold_lengths(zero_padding(call)), *state.top.shape).with_key_weights()
+
+
+def _check_sums(state: LinearAttentionState, sizes: tuple[int, ...]) -> None:
+    """Raises unless the state has sums of these (heads, M, V)."""
+    expected = (*sizes[:-1], sizes[-1] + 1)
+    if state.total.shape[1:] != expected:
+        raise ValueError(
+            f"state must have sums of shape (heads, M, V + 1) = {expected} for these features and values; "
+            f"got {state.total.shape[1:]}."
+        )
 
 
 def step_features(
@@ -117,21 +159,14 @@ def step_features(
     chunk_size: int | None,
 ) -> tuple[LinearAttentionState, Float[Array, "B T N V"]]:
     """`linear_attention_step` with features made on the way, its output in the dtype of `Call.with_key_weights`."""
-    batch, heads = state.top.shape
-    call = with_heads_of_state(fold_lengths(zero_padding(call)), batch, heads).with_key_weights()
+    call = _with_weights(state, call)
     length = call.query.shape[1]
-    parameters = features.repeat_parameters(parameters, heads)
+    parameters = features.repeat_parameters(parameters, state.top.shape[1])
 
     def choose(platform: str) -> Plan:
         return make_plan(features, choose_tiling(chunk_size, platform), length, length, is_causal=True)
 
-    *sizes, value_dim = empty_state(choose("cpu"), parameters, call).sums.total.shape
-    expected = (*sizes, value_dim + 1)
-    if state.total.shape[1:] != expected:
-        raise ValueError(
-            f"state must have sums of shape (heads, M, V + 1) = {expected} for these features and values; "
-            f"got {state.total.shape[1:]}."
-        )
+    _check_sums(state, empty_state(choose("cpu"), parameters, call).sums.total.shape)
     state, out = by_platform(choose, _step, state, parameters, call.replace(query_seq_lengths=None))
     return state, call.merge_heads(zero_padded_rows(call, out[:, :length]))
 

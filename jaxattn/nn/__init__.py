@@ -19,6 +19,7 @@ from jaxattn.core.registry import (
 from jaxattn.energy.mechanism import EnergyGated
 from jaxattn.lags.mechanism import CrossCorrelation
 from jaxattn.linear.mechanism import Linear
+from jaxattn.linear.retention import Retention
 from jaxattn.nn.attention import Attention
 from jaxattn.nn.blocks import MLP, TransformerBlock
 from jaxattn.nn.context import ProjectedContext
@@ -70,6 +71,7 @@ __all__ = [
     "PoolingHead",
     "ProjectedContext",
     "RandomFeatures",
+    "Retention",
     "SiblingBias",
     "SinusoidalPositions",
     "Softmax",

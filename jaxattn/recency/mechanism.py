@@ -31,14 +31,15 @@ class RecencyBiasedModule(GateModule):
         inner: the module inside.
 
     Raises:
-        ValueError: the inner mechanism has sinks.
+        ValueError: the inner mechanism has sinks, or does not normalise.
     """
 
     def __init__(self, sizes: LayerSizes, inner: MechanismModule):
-        if inner.has_sinks:
+        if inner.feels_common_bias:
             raise ValueError(
-                f"sinks cannot be used inside {type(self).__name__.removesuffix('Module')}: a bias by distance is a "
-                "key bias only up to a number a query, which a sink would not get; got an inner mechanism with sinks."
+                f"inner of {type(self).__name__.removesuffix('Module')} must have weights that add up to 1, without "
+                "sinks: a bias by distance is a key bias only up to a number a query, which would not cancel; got "
+                f"{type(inner).__name__.removesuffix('Module')}."
             )
         super().__init__(sizes, inner)
 

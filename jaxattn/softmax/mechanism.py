@@ -88,7 +88,7 @@ class SoftmaxModule(MechanismModule):
         return check_window(self.local_window_size)[1] == 0
 
     @property
-    def has_sinks(self) -> bool:
+    def feels_common_bias(self) -> bool:
         """Whether it was made with sinks."""
         return self.sinks is not None
 

@@ -205,6 +205,26 @@ def elu(query, key, value, key_bias, **keywords):
     return linear(query, key, value, key_bias, features=lambda x: jax.nn.elu(x) + 1, **keywords)
 
 
+def decayed(query, key, value, key_bias, log_decay, *, mask=None, segment_ids=None, is_causal=True):
+    """Sums without normalisation, q_i·k_j e^(bias_j) v_j times e to the decays of tokens j + 1 to i."""
+    if mask is not None:
+        log_decay = jnp.where(mask[..., None], log_decay, 0.0)
+    so_far = jnp.moveaxis(jnp.cumsum(log_decay, axis=1), 1, 2)
+    allowed = allowed_pairs(*query.shape[:2], mask, segment_ids, is_causal)[:, None]
+    decay = jnp.where(allowed, so_far[..., :, None] - so_far[..., None, :], -jnp.inf)
+    products = jnp.einsum("btnm,bsnm->bnts", query, repeat_heads(key, query.shape[2]))
+    weights = products * jnp.exp(decay + jnp.moveaxis(key_bias, 1, 2)[:, :, None])
+    return jnp.einsum("bnts,bsnv->btnv", weights, repeat_heads(value, query.shape[2]))
+
+
+def retention(query, key, value, key_bias, logits=None, **keywords):
+    """Two heads with RetNet's decays, or gates of any."""
+    fixed = jnp.log(1 - 2.0 ** jnp.asarray([-5.0, -6.0], key_bias.dtype))
+    decay = jnp.broadcast_to(fixed, key_bias.shape) if logits is None else jax.nn.log_sigmoid(logits)
+    out = decayed(query / query.shape[-1] ** 0.5, key, value, key_bias, decay, **keywords)
+    return out / jnp.sqrt((out**2).mean(-1, keepdims=True) + 1e-6)
+
+
 def alibi(query, key, value, key_bias, *, core, **keywords):
     """Slopes of two heads; the query's own position cancels."""
     slopes = jnp.asarray([2.0**-4, 2.0**-8], key_bias.dtype)

@@ -23,6 +23,7 @@ from jaxattn.nn import (
     Mechanism,
     OutputGated,
     RandomFeatures,
+    Retention,
     Softmax,
 )
 from tests.common import naive
@@ -75,6 +76,7 @@ OWN: dict[str, tuple[Callable[[Sizes], tuple[int, ...]], int | None]] = {
     "energy": (lambda s: (s.batch, s.length, s.heads), 1),
     "alpha": (lambda s: (s.heads,), None),
     "tau": (lambda s: (s.heads,), None),
+    "log_decay": (lambda s: (s.batch, s.length, s.heads), 1),
     "lag_logits": (lambda s: (s.heads, 5), None),
 }
 
@@ -236,6 +238,30 @@ def _linear_step(state, query, key, value, key_bias, **options):
     )
 
 
+def _decayed(query, key, value, key_bias, log_decay, *, mask, segment_ids, is_causal):
+    log_decay = -abs(log_decay)
+    return jaxattn.linear_attention(
+        query,
+        key,
+        value,
+        key_bias=jaxattn.padding_key_bias(mask, key_bias),
+        log_decay=log_decay if mask is None else jnp.where(mask[..., None], log_decay, 0),
+        normalize=False,
+        segment_ids=segment_ids,
+        is_causal=is_causal,
+    )
+
+
+def _decayed_step(state, query, key, value, key_bias, log_decay, **options):
+    return jaxattn.linear_attention_step(
+        state, query, key, value, key_bias=key_bias, log_decay=-abs(log_decay), normalize=False, **options
+    )
+
+
+def _naive_decayed(query, key, value, key_bias, log_decay, **keywords):
+    return naive.decayed(query, key, value, key_bias, -abs(log_decay), **keywords)
+
+
 def _tree_over(length: int) -> jaxattn.Tree:
     return jaxattn.Tree.uniform(length, (3, 2))
 
@@ -328,6 +354,17 @@ KERNELS = (
         _linear_init,
         _linear_step,
         long=300,
+    ),
+    Kernel(
+        "linear-decay",
+        _decayed,
+        _naive_decayed,
+        ("log_decay",),
+        _linear_init,
+        _decayed_step,
+        only_causal=True,
+        long=300,
+        sharp=False,
     ),
     Kernel(
         "features",
@@ -451,6 +488,8 @@ MODULES = (
     Module("softmax-alibi", Alibi(), functools.partial(naive.alibi, core=naive.softmax), only_causal=True),
     _forgetting("softmax", Softmax(), naive.softmax),
     _forgetting("linear", Linear(), naive.elu),
+    Module("retention", Retention(), naive.retention, only_causal=True),
+    Module("retention-gated", Retention("gated"), naive.retention, ("forget",), only_causal=True),
     _forgetting("features", RandomFeatures(num_features=14), naive.random_features, draws=True),
     _forgetting("tree", Hierarchical((3, 2)), naive.hierarchical, segments=False),
     Module("softmax-outgate", OutputGated(), naive.softmax, ("output",)),

@@ -20,6 +20,7 @@ from jaxattn.nn import (
     Hierarchical,
     LayerSizes,
     RandomFeatures,
+    Retention,
     Softmax,
     parse_mechanism,
     register_mechanism,
@@ -393,9 +394,10 @@ def test_a_window_without_a_right_side_is_causal():
 
 
 @pytest.mark.parametrize("gate", [Alibi, Forgetting])
-def test_sinks_with_a_bias_by_distance_are_refused(gate):
-    with pytest.raises(ValueError, match=f"sinks cannot be used inside {gate.__name__}"):
-        Attention(2, 8, mechanism=gate(EnergyGated(Softmax(sinks=True))), rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("inner", [Softmax(sinks=True), Retention()], ids=["sinks", "retention"])
+def test_a_bias_by_distance_refuses_weights_that_do_not_add_up_to_one(gate, inner):
+    with pytest.raises(ValueError, match=f"inner of {gate.__name__} must have weights that add up to 1"):
+        Attention(2, 8, mechanism=gate(EnergyGated(inner)), rngs=nnx.Rngs(0))
 
 
 def test_a_window_in_a_flax_layer_that_decodes_is_refused():
