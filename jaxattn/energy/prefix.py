@@ -59,6 +59,8 @@ def attend_to_prefixes(
         The outputs of the queries. Memory O(S) a query chunk, forward and backward; time O(T S).
     """
     length = query.shape[1]
+    if length == 0:
+        return jnp.zeros((*query.shape[:3], value.shape[-1]), query.dtype)
     by_query = {
         "query": (query, 1),
         "statistics": (statistics, 1),
