@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,15 @@ from jaxtyping import Array
 
 from jaxattn.core.call import Call
 from jaxattn.core.checks import check_broadcastable, check_dtype
+from jaxattn.core.platform import by_platform
+from jaxattn.tree.blocks import BLOCK, cut
 from jaxattn.tree.pooling import Biases, Leaves
 from jaxattn.tree.tree import Tree
 
 SiblingBias = Sequence[Any] | None
 
-# (tree, leaves, biases, scale, include_self) -> arrays of one sequence.
-Function = Callable[[Tree, Leaves, Biases, float, bool], Array]
+# (tree, leaves, biases, scale, include_self, block) -> arrays of one sequence.
+Function = Callable[[Tree, Leaves, Biases, float, bool, int | None], Array]
 
 
 def check_tree(tree: Any, batch: int | None = None, length: int | None = None) -> None:
@@ -77,20 +79,49 @@ def group_biases(sibling_bias: SiblingBias, tree: Tree, call: Call) -> Biases:
         check_broadcastable(name, bias, (heads[0] * heads[1], size, size), "(N, b, b)")
         if jnp.shape(bias)[1:] != (size, size):
             raise ValueError(f"{name} must be (N or 1, {size}, {size}); got {jnp.shape(bias)}.")
-        bias = jnp.asarray(bias, call.query.dtype)
+        bias = jnp.asarray(bias, call.key_bias.dtype)
         bias = bias.reshape(*((1, 1) if bias.shape[0] == 1 else heads), size, size)
         biases.append(jnp.moveaxis(bias, 1, 2))
     return biases
 
 
-# Jitted, so that calls outside of jit do not compile operation by operation.
-@partial(jax.jit, static_argnums=(0, 4))
+class Plan(NamedTuple):
+    """What is static about one call.
+
+    Attributes:
+        function: of one sequence.
+        include_self: whether a token attends to itself.
+        block: the most tokens worked on at a time, None for all.
+        widen: whether bfloat16 becomes float32, the faster of the two in the products of a CPU.
+    """
+
+    function: Function
+    include_self: bool
+    block: int | None
+    widen: bool
+
+
 def over_batch(function: Function, tree: Tree, call: Call, biases: Biases, include_self: bool) -> Array:
     """`function` of each sequence of a checked call, heads first."""
 
+    def choose(platform: str) -> Plan:
+        if platform == "cpu":
+            return Plan(function, include_self, None, call.query.dtype == jnp.bfloat16)
+        return Plan(function, include_self, BLOCK if cut(tree, BLOCK) else None, False)
+
+    return by_platform(choose, attend_planned, tree, call, biases)
+
+
+# Jitted, so that calls outside of jit do not compile operation by operation.
+@partial(jax.jit, static_argnums=0)
+def attend_planned(plan: Plan, tree: Tree, call: Call, biases: Biases) -> Array:
+    """The function of a plan, of each sequence of a checked call, heads first."""
+
     def one(tree: Tree, call: Call) -> Array:
-        arrays = (call.query, call.key, call.value, call.key_bias[..., 0])
-        leaves = Leaves(*(jnp.moveaxis(x, 0, 1) for x in arrays))
-        return function(tree, leaves, biases, call.scale, include_self)
+        arrays = call.query, call.key, call.value
+        if plan.widen:
+            arrays = jax.tree.map(lambda x: x.astype(call.key_bias.dtype), arrays)
+        leaves = Leaves(*(jnp.moveaxis(x, 0, 1) for x in (*arrays, call.key_bias[..., 0])))
+        return plan.function(tree, leaves, biases, call.scale, plan.include_self, plan.block)
 
     return jax.vmap(one, (0 if tree.is_batched else None, 0))(tree, call)

@@ -163,7 +163,7 @@ def hierarchical_energy(
     call = check_call(query, key, key, key_bias=key_bias, scale=scale)
     call, biases = check_whole(call, tree, sibling_bias)
     if call.is_empty:
-        return jnp.zeros((0, call.query.shape[2] * call.query.shape[3]), call.query.dtype)
+        return jnp.zeros((0, call.query.shape[2] * call.query.shape[3]), call.key_bias.dtype)
     phi = over_batch(energy, tree, call, biases, bool(include_self))
     phi = phi.reshape(phi.shape[0], -1)
     return phi if call.batched else phi[0]

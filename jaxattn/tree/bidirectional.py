@@ -2,11 +2,13 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxattn.tree.blocks import Cut, cut
 from jaxattn.tree.grouping import siblings
-from jaxattn.tree.pooling import Biases, Leaves, divide, log_sum, pool, scores, weighted_sum
+from jaxattn.tree.pooling import Biases, Leaves, divide, log_sum, pool, product, scores, weighted_sum
 from jaxattn.tree.tree import Tree
 
 
@@ -22,23 +24,37 @@ class Sharing(NamedTuple):
     value: Array
 
 
+class Nodes(NamedTuple):
+    """The nodes of one level. Removed leaves count neither as keys nor as queries.
+
+    query (K, M, G, H), key (K, M, H), value (K, M, V): means. log_weight (K, M): of the keys below. queries (K, M):
+    how many queries are below. own (K, M, G): −φ; None at the leaves, whose own scores are on the diagonal.
+    """
+
+    query: Array
+    key: Array
+    value: Array
+    log_weight: Array
+    queries: Array
+    own: Array | None
+
+
+def leaf_nodes(leaves: Leaves) -> Nodes:
+    """The leaves as nodes."""
+    return Nodes(*leaves, (leaves.log_weight > -jnp.inf).astype(leaves.log_weight.dtype), None)
+
+
 def bottom_up(
-    tree: Tree, leaves: Leaves, biases: Biases, scale: float, include_self: bool
-) -> tuple[list[Sharing], Array]:
-    """The sharing at every level, and φ (K, G) of the root."""
-    query, key, value, log_weight = leaves
-    count = (log_weight > -jnp.inf).astype(key.dtype)  # removed leaves do not count as queries either
-    # The queries that enter means: `where`, since a removed one may be NaN.
-    pooled = jnp.where(count[:, :, None, None] > 0, query, 0)
-    own: Array | None = None  # −φ of every node; None at the leaves, whose own scores are on the diagonal
+    tree: Tree, nodes: Nodes, biases: Biases, scale: float, include_self: bool
+) -> tuple[list[Sharing], Nodes]:
+    """The sharing at every level above the given nodes, which are the leaves of `tree`, and the root."""
+    query, key, value, log_weight, queries, own = nodes
     found = []
     for level in range(tree.height):
         group, bias = siblings(tree, level), biases[level]
-        pooled, key, value, count = (group.split(x) for x in (pooled, key, value, count))
+        query, key, value, queries = (group.split(x) for x in (query, key, value, queries))
         log_weight = group.split(log_weight, -jnp.inf)
-        logits = scores(
-            pooled if level else group.split(query), key, scale, None if bias is None else bias[:, None]
-        )
+        logits = scores(query, key, scale, None if bias is None else bias[:, None])
         logits += log_weight[:, :, None, None, :]
         diagonal = jnp.eye(tree.branching[level], dtype=bool)[:, None, :]
         if own is not None:
@@ -51,36 +67,76 @@ def bottom_up(
         inside = jnp.where(diagonal, weights, 0).sum(axis=-1)
         found.append(Sharing(weights if own is None else jnp.where(diagonal, 0, weights), inside, value))
         # Children count in proportion to the number of queries below them.
-        queries = count.sum(axis=-1)
-        share = divide(count, queries[..., None])[..., None]
+        below = queries.sum(axis=-1)
+        share = divide(queries, below[..., None])
+        # `where`, since a removed query may be NaN.
+        query = product("kfc,kfcgh->kfgh", share, jnp.where(share[..., None, None] > 0, query, 0))
+        share = share[..., None]
         own = jnp.where(share > 0, share * jnp.where(share > 0, log_total, 0), 0).sum(axis=2)
-        own = jnp.where(queries[..., None] > 0, own, -jnp.inf)  # nothing below to attend to
-        pooled = jnp.einsum("kfcz,kfcgh->kfgh", share, pooled)
+        own = jnp.where(below[..., None] > 0, own, -jnp.inf)  # nothing below to attend to
         log_weight, key, value = pool(log_weight, key, value)
-        count = queries
-    assert own is not None
-    return found, -own[:, 0]
+        queries = below
+    return found, Nodes(query, key, value, log_weight, queries, own)
 
 
-def top_down(tree: Tree, levels: list[Sharing]) -> Array:
-    """The outputs (K, T, G, V): every ancestor's share of its siblings' mean values."""
-    heads, _, _, groups = levels[-1].inside.shape
-    value = levels[-1].value
-    out = jnp.zeros((heads, 1, groups, value.shape[-1]), value.dtype)
-    mass = jnp.ones((heads, 1, groups), value.dtype)  # what the ancestors so far spend below themselves
+def top_down(tree: Tree, levels: list[Sharing], out: Array, mass: Array) -> tuple[Array, Array]:
+    """Outputs (K, T, G, V): every ancestor's share of its siblings' mean values; and what is left of the mass.
+
+    Args:
+        tree: of T leaves.
+        levels: of `bottom_up`.
+        out: (K, 1, G, V) of the root, 0 unless it has siblings.
+        mass: (K, 1, G) what the ancestors of the root spend below themselves, 1 if there are none.
+    """
     for level, sharing in reversed(list(enumerate(levels))):
         group = siblings(tree, level)
         spent = weighted_sum(mass[:, :, None, :, None] * sharing.weights, sharing.value)
         out = group.join(out[:, :, None] + spent)
         mass = group.join(mass[:, :, None] * sharing.inside)
-    return out
+    return out, mass
 
 
-def attend(tree: Tree, leaves: Leaves, biases: Biases, scale: float, include_self: bool) -> Array:
+def attend(
+    tree: Tree, leaves: Leaves, biases: Biases, scale: float, include_self: bool, block: int | None
+) -> Array:
     """The outputs (K, T, G, V)."""
-    return top_down(tree, bottom_up(tree, leaves, biases, scale, include_self)[0])
+    heads, _, groups, _ = leaves.query.shape
+    dtype = leaves.log_weight.dtype
+    start = jnp.zeros((heads, 1, groups, leaves.value.shape[-1]), dtype), jnp.ones((heads, 1, groups), dtype)
+    parts = cut(tree, block)
+    if parts is None:
+        levels, _ = bottom_up(tree, leaf_nodes(leaves), biases, scale, include_self)
+        return top_down(tree, levels, *start)[0]
+    height = parts.subtree.height
+
+    def in_subtree(leaves: Leaves, above: tuple[Array, Array]) -> Array:
+        levels, _ = bottom_up(parts.subtree, leaf_nodes(leaves), biases[:height], scale, include_self)
+        return top_down(parts.subtree, levels, *(x[:, None] for x in above))[0]
+
+    roots = _roots(parts, leaves, biases[:height], scale, include_self)
+    levels, _ = bottom_up(parts.crown, roots, biases[height:], scale, include_self)
+    return parts.outputs(in_subtree, leaves, top_down(parts.crown, levels, *start))
 
 
-def energy(tree: Tree, leaves: Leaves, biases: Biases, scale: float, include_self: bool) -> Array:
+def energy(
+    tree: Tree, leaves: Leaves, biases: Biases, scale: float, include_self: bool, block: int | None
+) -> Array:
     """φ (K, G) of the root."""
-    return bottom_up(tree, leaves, biases, scale, include_self)[1]
+    parts, nodes = cut(tree, block), leaf_nodes(leaves)
+    if parts is not None:
+        height = parts.subtree.height
+        nodes = _roots(parts, leaves, biases[:height], scale, include_self)
+        tree, biases = parts.crown, biases[height:]
+    own = bottom_up(tree, nodes, biases, scale, include_self)[1].own
+    assert own is not None
+    return -own[:, 0]
+
+
+def _roots(parts: Cut, leaves: Leaves, biases: Biases, scale: float, include_self: bool) -> Nodes:
+    """The leaves of the crown."""
+
+    def root(leaves: Leaves) -> Nodes:
+        nodes = bottom_up(parts.subtree, leaf_nodes(leaves), biases, scale, include_self)[1]
+        return jax.tree.map(lambda x: x[:, 0], nodes)
+
+    return parts.roots(root, leaves)

@@ -5,13 +5,15 @@ own query; mean queries, as in the bidirectional form, would include later token
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from jaxattn.tree.grouping import query_tiles, siblings
+from jaxattn.tree.blocks import cut
+from jaxattn.tree.grouping import Grouping, query_tiles, siblings
 from jaxattn.tree.pooling import Biases, Leaves, divide, pool, scores, weighted_sum
 from jaxattn.tree.tree import Tree
 
@@ -19,8 +21,51 @@ from jaxattn.tree.tree import Tree
 Scored = tuple[Any, Array, Array]
 
 
-def attend_causal(tree: Tree, leaves: Leaves, biases: Biases, scale: float, include_self: bool) -> Array:
+class Means(NamedTuple):
+    """Of the nodes of one level: log_weight (K, M), mean key (K, M, H) and value (K, M, V)."""
+
+    log_weight: Array
+    key: Array
+    value: Array
+
+
+class Earlier(NamedTuple):
+    """What all tokens of each of M subtrees score at one level above.
+
+    offset (K, M, G, b): what is added to the logits of the children, −inf for those that are not earlier. key
+    (K, M, b, H) and value (K, M, b, V): their means.
+    """
+
+    offset: Array
+    key: Array
+    value: Array
+
+
+def attend_causal(
+    tree: Tree, leaves: Leaves, biases: Biases, scale: float, include_self: bool, block: int | None
+) -> Array:
     """The outputs (K, T, G, V)."""
+    parts = cut(tree, block)
+    if parts is None:
+        return combine(own_levels(tree, leaves, biases, scale, include_self)[0])
+    height = parts.subtree.height
+
+    def root(leaves: Leaves) -> Means:
+        means = own_levels(parts.subtree, leaves, biases[:height], scale, include_self)[1]
+        return Means(*(x[:, 0] for x in means))
+
+    def attend(leaves: Leaves, above: Sequence[Earlier]) -> Array:
+        levels, _ = own_levels(parts.subtree, leaves, biases[:height], scale, include_self)
+        return combine([*levels, *(seen_by_all(leaves.query, x, scale) for x in above)])
+
+    above = earlier(parts.crown, parts.roots(root, leaves), biases[height:])
+    return parts.outputs(attend, leaves, above)
+
+
+def own_levels(
+    tree: Tree, leaves: Leaves, biases: Biases, scale: float, include_self: bool
+) -> tuple[list[Scored], Means]:
+    """All levels of a tree from the leaves up, and the means of the root."""
     query, key, value, log_weight = leaves
     levels: list[Scored] = []
     for level in range(tree.height):
@@ -31,10 +76,36 @@ def attend_causal(tree: Tree, leaves: Leaves, biases: Biases, scale: float, incl
         logits = scores(tiles.tokens.split(query), tiles.of_parent(key), scale, bias)
         logits += tiles.of_parent(log_weight)[:, :, None, None, :]
         slots, index = tiles.slots[..., None, None], jnp.arange(tree.branching[level])
-        earlier = slots >= index if level == 0 and include_self else slots > index
-        levels.append((tiles.tokens, jnp.where(earlier, logits, -jnp.inf), tiles.of_parent(value)))
+        seen = slots >= index if level == 0 and include_self else slots > index
+        levels.append((tiles.tokens, jnp.where(seen, logits, -jnp.inf), tiles.of_parent(value)))
         log_weight, key, value = pool(log_weight, key, value)
-    return combine(levels)
+    return levels, Means(log_weight, key, value)
+
+
+def earlier(crown: Tree, means: Means, biases: Biases) -> list[Earlier]:
+    """For every level of the crown, what its leaves score there."""
+    log_weight, key, value = means
+    found = []
+    below = 1
+    for level, (size, bias) in enumerate(zip(crown.branching, biases, strict=True)):
+        group = siblings(crown, level)
+        key, value, log_weight = group.split(key), group.split(value), group.split(log_weight, -jnp.inf)
+        node = np.arange(crown.length) // below
+        parent, slot = node // size, node % size
+        offset = jnp.where(np.arange(size) < slot[:, None], log_weight[:, parent], -jnp.inf)[:, :, None]
+        found.append(
+            Earlier(offset if bias is None else offset + bias[:, slot], key[:, parent], value[:, parent])
+        )
+        log_weight, key, value = pool(log_weight, key, value)
+        below *= size
+    return found
+
+
+def seen_by_all(query: Array, x: Earlier, scale: float) -> Scored:
+    """The level at which all tokens (K, T, G, H) of a subtree score the same nodes."""
+    length = query.shape[1]
+    logits = scores(query[:, None], x.key[:, None], scale, x.offset[:, None, None])
+    return Grouping(length, (1, length)), logits, x.value[:, None]
 
 
 def combine(levels: Sequence[Scored]) -> Array:
@@ -42,8 +113,7 @@ def combine(levels: Sequence[Scored]) -> Array:
     tops = [tokens.join(logits.max(axis=-1)) for tokens, logits, _ in levels]
     top = lax.stop_gradient(jnp.stack(tops).max(axis=0))
     top = jnp.where(jnp.isfinite(top), top, 0)
-    zero = jnp.zeros((), top.dtype)
-    total, out = zero, zero
+    total, out = jnp.zeros((), top.dtype), jnp.zeros((), top.dtype)
     for tokens, logits, values in levels:
         # Where a tile has no token, a large key bias would overflow and its gradient become 0 times infinity.
         powers = jnp.exp(logits - tokens.split(top, jnp.inf)[..., None])

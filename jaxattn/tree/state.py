@@ -147,7 +147,8 @@ def hierarchical_attention_step(
             f"key and value must have the state's widths (H, V) = {widths}; got {(key.shape[-1], value.shape[-1])}."
         )
     tree = jax.tree.map(jnp.asarray, tree)
-    arrays = (call.query, call.key, call.value, call.key_bias[..., 0])
+    dtype = call.key_bias.dtype
+    arrays = *(x.astype(dtype) for x in (call.query, call.key, call.value)), call.key_bias[..., 0]
     count = jnp.broadcast_to(num_new(call), state.length.shape)
     levels, out = _advance(tree, state, Token(*arrays), count, biases, call.scale, include_self)
     length = state.length + count

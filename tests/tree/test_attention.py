@@ -9,16 +9,20 @@ import numpy as np
 import pytest
 
 import tests.tree.naive as naive
+from jaxattn.core.call import check_call
 from jaxattn.testing import assert_matches_reference
 from jaxattn.tree import (
     Tree,
     TreeShape,
+    bidirectional,
+    causal,
     hierarchical_attention,
     hierarchical_attention_init_state,
     hierarchical_attention_step,
     hierarchical_energy,
     hierarchical_weights,
 )
+from jaxattn.tree.arguments import Plan, attend_planned, check_whole
 from tests.reference import naive_attention
 from tests.tree.arrays import HEADS, LENGTH, WIDTH, jitted, normal, sibling_biases, tree_arrays
 from tests.tree.nested import random_nested
@@ -118,6 +122,23 @@ def test_one_family_is_softmax(is_causal):
         rtol=1e-4,
         atol=2e-5,
     )
+
+
+@pytest.mark.parametrize("function", [bidirectional.attend, bidirectional.energy, causal.attend_causal])
+def test_blocks_change_nothing(function):
+    """As on accelerators, in steps of two subtrees; the last of 13 is not full. A fifth of the tokens is removed."""
+    tree = Tree.uniform(50, (2, 2, 3))
+    *arrays, key_bias = tree_arrays(2, length=50, heads=4, kv_heads=2)
+    call = check_call(*arrays, key_bias=removed(key_bias), is_causal=True)
+    call, biases = check_whole(call, tree, sibling_biases(tree, heads=4))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def attend(block, call, biases):
+        plan = Plan(function, include_self=True, block=block, widen=False)
+        out, vjp = jax.vjp(functools.partial(attend_planned, plan, tree), call, biases)
+        return out, *vjp(jnp.cos(out))
+
+    chex.assert_trees_all_close(attend(8, call, biases), attend(None, call, biases), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
