@@ -92,22 +92,19 @@ class Plan(NamedTuple):
         function: of one sequence.
         include_self: whether a token attends to itself.
         block: the most tokens worked on at a time, None for all.
-        widen: whether bfloat16 becomes float32, the faster of the two in the products of a CPU.
     """
 
     function: Function
     include_self: bool
     block: int | None
-    widen: bool
 
 
 def over_batch(function: Function, tree: Tree, call: Call, biases: Biases, include_self: bool) -> Array:
     """`function` of each sequence of a checked call, heads first."""
 
     def choose(platform: str) -> Plan:
-        if platform == "cpu":
-            return Plan(function, include_self, None, call.query.dtype == jnp.bfloat16)
-        return Plan(function, include_self, BLOCK if cut(tree, BLOCK) else None, False)
+        in_blocks = platform != "cpu" and cut(tree, BLOCK)
+        return Plan(function, include_self, BLOCK if in_blocks else None)
 
     return by_platform(choose, attend_planned, tree, call, biases)
 
@@ -118,10 +115,8 @@ def attend_planned(plan: Plan, tree: Tree, call: Call, biases: Biases) -> Array:
     """The function of a plan, of each sequence of a checked call, heads first."""
 
     def one(tree: Tree, call: Call) -> Array:
-        arrays = call.query, call.key, call.value
-        if plan.widen:
-            arrays = jax.tree.map(lambda x: x.astype(call.key_bias.dtype), arrays)
-        leaves = Leaves(*(jnp.moveaxis(x, 0, 1) for x in (*arrays, call.key_bias[..., 0])))
+        arrays = call.query, call.key, call.value, call.key_bias[..., 0]
+        leaves = Leaves(*(jnp.moveaxis(x, 0, 1) for x in arrays))
         return plan.function(tree, leaves, biases, call.scale, plan.include_self, plan.block)
 
     return jax.vmap(one, (0 if tree.is_batched else None, 0))(tree, call)

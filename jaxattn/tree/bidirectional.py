@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from jaxattn.tree.blocks import Cut, cut
 from jaxattn.tree.grouping import siblings
-from jaxattn.tree.pooling import Biases, Leaves, divide, log_sum, pool, product, scores, weighted_sum
+from jaxattn.tree.pooling import Biases, Leaves, divide, log_sum, pool, scores, weighted_sum
 from jaxattn.tree.tree import Tree
 
 
@@ -70,7 +70,7 @@ def bottom_up(
         below = queries.sum(axis=-1)
         share = divide(queries, below[..., None])
         # `where`, since a removed query may be NaN.
-        query = product("kfc,kfcgh->kfgh", share, jnp.where(share[..., None, None] > 0, query, 0))
+        query = jnp.einsum("kfc,kfcgh->kfgh", share, jnp.where(share[..., None, None] > 0, query, 0))
         share = share[..., None]
         own = jnp.where(share > 0, share * jnp.where(share > 0, log_total, 0), 0).sum(axis=2)
         own = jnp.where(below[..., None] > 0, own, -jnp.inf)  # nothing below to attend to
@@ -105,8 +105,8 @@ def attend(
     start = jnp.zeros((heads, 1, groups, leaves.value.shape[-1]), dtype), jnp.ones((heads, 1, groups), dtype)
     parts = cut(tree, block)
     if parts is None:
-        levels, _ = bottom_up(tree, leaf_nodes(leaves), biases, scale, include_self)
-        return top_down(tree, levels, *start)[0]
+        levels, _ = bottom_up(tree, leaf_nodes(leaves.widened()), biases, scale, include_self)
+        return top_down(tree, levels, *start)[0].astype(leaves.value.dtype)
     height = parts.subtree.height
 
     def in_subtree(leaves: Leaves, above: tuple[Array, Array]) -> Array:
@@ -122,7 +122,7 @@ def energy(
     tree: Tree, leaves: Leaves, biases: Biases, scale: float, include_self: bool, block: int | None
 ) -> Array:
     """φ (K, G) of the root."""
-    parts, nodes = cut(tree, block), leaf_nodes(leaves)
+    parts, nodes = cut(tree, block), leaf_nodes(leaves.widened())
     if parts is not None:
         height = parts.subtree.height
         nodes = _roots(parts, leaves, biases[:height], scale, include_self)

@@ -63,7 +63,7 @@ class Cut(NamedTuple):
 
         def one(tokens: Any, roots: Any) -> Any:
             roots = jax.tree.map(lambda x, like: split(x, like)[:, 0], roots, above)
-            return function(jax.tree.map(split, tokens, leaves), roots)
+            return function(Leaves(*map(split, tokens, leaves)).widened(), roots)
 
         fills = 0.0, 0.0, 0.0, -jnp.inf
         tokens = Leaves(*(stack(x, width, fill) for x, fill in zip(leaves, fills, strict=True)))

@@ -47,7 +47,8 @@ def attend_causal(
     """The outputs (K, T, G, V)."""
     parts = cut(tree, block)
     if parts is None:
-        return combine(own_levels(tree, leaves, biases, scale, include_self)[0])
+        out = combine(own_levels(tree, leaves.widened(), biases, scale, include_self)[0])
+        return out.astype(leaves.value.dtype)
     height = parts.subtree.height
 
     def root(leaves: Leaves) -> Means:

@@ -18,7 +18,7 @@ Biases = Sequence[Array | None]
 class Leaves(NamedTuple):
     """query (K, T, G, H), key (K, T, H), value (K, T, V) and log_weight (K, T), the log of the weight as a key.
 
-    The first three may be bfloat16, which then enters products; log_weight has the accumulation dtype.
+    log_weight has the accumulation dtype; the others too, but for bfloat16 outside of blocks.
     """
 
     query: Array
@@ -26,10 +26,9 @@ class Leaves(NamedTuple):
     value: Array
     log_weight: Array
 
-
-def product(spec: str, *operands: Array) -> Array:
-    """An einsum accumulated in float32 (float64 for float64 operands), whatever the operands."""
-    return jnp.einsum(spec, *operands, preferred_element_type=jnp.result_type(jnp.float32, *operands))
+    def widened(self) -> "Leaves":
+        """All in the accumulation dtype."""
+        return Leaves(*(x.astype(self.log_weight.dtype) for x in self))
 
 
 def log_sum(x: Array) -> tuple[Array, Array, Array]:
@@ -55,19 +54,19 @@ def pool(log_weight: Array, *means: Array) -> tuple[Array, ...]:
     total, powers, sums = log_sum(log_weight)
     share = divide(powers, sums[..., None])
     # Matrix products, since XLA would fuse the gathers into sums of elementwise products at many times the cost.
-    return total, *(product("...d,...dh->...h", share, x) for x in means)
+    return total, *(jnp.einsum("...d,...dh->...h", share, x) for x in means)
 
 
 def scores(query: Array, key: Array, scale: float, bias: Array | None) -> Array:
     """scale q·k + bias of all pairs of children: (K, F, c, G, H), (K, F, d, H) -> (K, F, c, G, d)."""
     rows = query.reshape(*query.shape[:2], -1, query.shape[-1])
-    found = scale * product("kfrh,kfdh->kfrd", rows, key)
+    found = scale * jnp.einsum("kfrh,kfdh->kfrd", rows, key)
     found = found.reshape(*query.shape[:-1], -1)
     return found if bias is None else found + bias
 
 
 def weighted_sum(weights: Array, value: Array) -> Array:
     """Σ_d weights_d value_d over the children: (K, F, c, G, d), (K, F, d, V) -> (K, F, c, G, V)."""
-    rows = weights.astype(value.dtype).reshape(*weights.shape[:2], -1, weights.shape[-1])
-    found = product("kfrd,kfdv->kfrv", rows, value)
+    rows = weights.reshape(*weights.shape[:2], -1, weights.shape[-1])
+    found = jnp.einsum("kfrd,kfdv->kfrv", rows, value)
     return found.reshape(*weights.shape[:-1], -1)

@@ -134,7 +134,7 @@ def test_blocks_change_nothing(function):
 
     @functools.partial(jax.jit, static_argnums=0)
     def attend(block, call, biases):
-        plan = Plan(function, include_self=True, block=block, widen=False)
+        plan = Plan(function, include_self=True, block=block)
         out, vjp = jax.vjp(functools.partial(attend_planned, plan, tree), call, biases)
         return out, *vjp(jnp.cos(out))
 

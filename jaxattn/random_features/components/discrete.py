@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxattn.core.pytree import register
 from jaxattn.random_features.components.base import Component, Scaled, exponentials, half_square, row_offset
 from jaxattn.random_features.moments import Moments
-from jaxattn.random_features.weights.base import Weights
+from jaxattn.random_features.weights.base import Weights, precise_matmul
 
 _TINY = 1e-30  # in place of |x_l| = 0, whose logarithm would be −inf
 
@@ -85,7 +85,8 @@ class _Discrete(Component):
             weights
         )
         shifted = x - self.shift.astype(x.dtype)
-        logarithms = jnp.log(jnp.maximum(jnp.abs(shifted), _TINY)) @ counts.T + offset.astype(x.dtype)
+        logarithms = precise_matmul(jnp.log(jnp.maximum(jnp.abs(shifted), _TINY)), counts.T)
+        logarithms += offset.astype(x.dtype)
         odd = jnp.mod((shifted < 0).astype(x.dtype) @ counts.T, 2.0)
         common = jnp.zeros(x.shape[:-1], x.dtype)
         if self.positive_option:

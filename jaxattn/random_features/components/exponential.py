@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxattn.core.pytree import register
 from jaxattn.random_features.components.base import Component, Scaled, exponentials, half_square, row_offset
 from jaxattn.random_features.moments import Moments, balancing_map, balancing_scale, best_a, sum_second
-from jaxattn.random_features.weights.base import Weights
+from jaxattn.random_features.weights.base import Weights, precise_matmul
 
 
 @register
@@ -75,10 +75,7 @@ class _Tilted(Component):
             return exponentials(weights.apply(x) + row_offset(weights), -half_square(x), scale)
         diagonal = jnp.broadcast_to(self.a, x.shape[-1:]).astype(x.dtype)
         offset = weights.quadratic(diagonal) + 0.25 * jnp.log1p(-4 * diagonal).sum() + row_offset(weights)
-        # The offsets go through a product, which accelerators round: the smaller they are, the less.
-        middle = offset.mean()
-        logarithms = weights.apply_plus(jnp.sqrt(1 - 4 * diagonal) * x, offset - middle)
-        return exponentials(logarithms, middle - half_square(x), scale)
+        return exponentials(weights.apply(jnp.sqrt(1 - 4 * diagonal) * x) + offset, -half_square(x), scale)
 
 
 @register
@@ -175,7 +172,7 @@ class SDERF(_Calibrated):
 
     def transform_query(self, x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
         """Q'x."""
-        return x @ self.rotation.astype(x.dtype)
+        return precise_matmul(x, self.rotation.astype(x.dtype))
 
     def transform_key(self, y: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
         """Q'y."""
@@ -212,11 +209,11 @@ class ADERF(_Calibrated):
 
     def transform_query(self, x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
         """Q'Px."""
-        return x @ self.query_map.astype(x.dtype)
+        return precise_matmul(x, self.query_map.astype(x.dtype))
 
     def transform_key(self, y: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
         """Q'P^-T y."""
-        return y @ self.key_map.astype(y.dtype)
+        return precise_matmul(y, self.key_map.astype(y.dtype))
 
 
 @register

@@ -41,6 +41,7 @@ def hadamard(x: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
     y = x.reshape(*x.shape[:-1], *(1 << factor for factor in factors))
     for factor in factors:
         matrix = jnp.asarray(_hadamard_matrix(factor), x.dtype)
+        # ±1 are exact in bfloat16, so that HIGH, x in two parts, is as good as HIGHEST on a TPU at half the price.
         # The contracted axis goes last, so after all factors the axes are in order again.
-        y = jnp.tensordot(y, matrix, axes=((x.ndim - 1,), (0,)), precision=jax.lax.Precision.HIGHEST)
+        y = jnp.tensordot(y, matrix, axes=((x.ndim - 1,), (0,)), precision=jax.lax.Precision.HIGH)
     return y.reshape(x.shape)

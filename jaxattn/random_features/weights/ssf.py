@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxattn.core.pytree import register
-from jaxattn.random_features.weights.base import Weights
+from jaxattn.random_features.weights.base import Weights, precise_matmul
 from jaxattn.random_features.weights.draws import check_sizes, haar, promote, row_norms
 
 _SWEEPS, _CANDIDATES = 2, 128
@@ -87,7 +87,7 @@ class SSF(Weights):
         x, rotation, radii = promote(x, self.rotation, self.radii)
         planes = rotation.shape[-2] // 2
         length = max(-(-self.num_rows // 2), planes + 1)
-        y = x @ rotation.T
+        y = precise_matmul(x, rotation.T)
         pairs = jax.lax.complex(y[..., :planes], y[..., planes:])
         spectrum = jnp.zeros((*x.shape[:-1], length), pairs.dtype)
         spectrum = spectrum.at[..., _frequencies(planes, length)].set(pairs)
