@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxattn.core.pytree import register
-from jaxattn.tree import drawing
+from jaxattn.tree.builders import drawing
 from jaxattn.tree.builders.grid import grid_outline
 from jaxattn.tree.builders.nested import lengths_outline, nested_outline, to_nested
 from jaxattn.tree.builders.outline import Outline, joined, uniform_branching, uniform_outline
