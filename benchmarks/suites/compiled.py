@@ -16,9 +16,10 @@ from flax import nnx
 import jaxattn
 from benchmarks.measure.prepared import failure
 from benchmarks.measure.results import Row, say, write
-from benchmarks.measure.targets import TARGETS, measure_compiled
 from benchmarks.suites import ours
 from benchmarks.suites.cases import Case, full_spelling, inner, inputs, parse
+from jaxattn.nn import AttentionInputs
+from train.compiler.targets import TARGETS, measure_compiled
 
 DIRECTIONS = ("forward", "both", "decode")
 MECHANISMS = (
@@ -156,7 +157,7 @@ def _decode(case: Case) -> Program:
         return nnx.merge(graph, variables).init_state(case.batch, case.length, jnp.dtype(case.dtype))
 
     def step(variables: Any, state: Any, *token: Any) -> Any:
-        return nnx.merge(graph, variables).step(state, *token)
+        return nnx.merge(graph, variables).step(state, *token, AttentionInputs())
 
     token = inputs(dataclasses.replace(case, length=1))
     return step, (variables, jax.eval_shape(init, variables), *token)

@@ -175,6 +175,9 @@ class RunOptions(Options, at_least={"seed": 0, "seeds": 1, "keep": 1, "fsdp": 1}
     """Devices over which the parameters are split; the others split the batch only."""
     compilation_cache: bool = True
     """Keep compiled programs for later runs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
+    compile_for: str | None = None
+    """Train nothing; compile the training step for devices that this machine lacks, such as v5e:4x4 or h100, and
+    print the memory, time and communication it would need there."""
     distributed: bool = False
     """Call jax.distributed.initialize(): one process of several. Implied by JAX_COORDINATOR_ADDRESS."""
 

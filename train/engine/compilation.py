@@ -1,12 +1,14 @@
 """Training steps compiled ahead of time, one for each batch shape."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from train.cli.options import OptimizerOptions, RunOptions
+from train.cli.options import OptimizerOptions, RunOptions, TaskConfig
 from train.data.download import cache
 from train.engine import loop, sharding
 from train.engine.functional import Functional
@@ -14,12 +16,68 @@ from train.engine.functional import Functional
 TrainStep = Callable[[loop.TrainState, Any], tuple[loop.TrainState, loop.StepMetrics]]
 
 
+class StatePlan(NamedTuple):
+    """A training state before it exists."""
+
+    optimizer: optax.GradientTransformation
+    """The update rule."""
+    init: Callable[[], loop.TrainState]
+    """Makes the state of step 0."""
+    shardings: loop.TrainState
+    """Where its arrays go."""
+    target: loop.TrainState
+    """Shapes, dtypes and shardings."""
+
+
+def plan_state(
+    config: TaskConfig,
+    model: Functional,
+    mesh: Mesh,
+    optimizer: Callable[[Collection[str]], optax.GradientTransformation] | None = None,
+) -> StatePlan:
+    """The state of a run: what it holds and how it is split over the devices.
+
+    Args:
+        config: of the run.
+        model: the model as functions.
+        mesh: devices.
+        optimizer: names of the parameters that decay -> the update rule; None for `loop.make_optimizer`.
+    """
+    make_optimizer = optimizer or functools.partial(loop.make_optimizer, config.optimizer)
+    rule = make_optimizer(model.decayed)
+    init = loop.make_init(model, rule, config.seeds())
+    shapes = jax.eval_shape(init)
+    specs = sharding.param_specs(model.axes, model.shapes, config.run.fsdp)
+    shardings = sharding.tree_shardings(shapes, specs, mesh)
+    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    return StatePlan(rule, init, shardings, target)
+
+
+def trace_step(
+    model: Functional,
+    plan: StatePlan,
+    loss: loop.Loss,
+    mesh: Mesh,
+    batch: Any,
+    *,
+    config: OptimizerOptions,
+    seeds: Sequence[int],
+    mode: str,
+) -> Any:
+    """The training step for batches of one shape, traced; `lower` and `compile` come next."""
+    step = loop.make_train_step(
+        model, plan.optimizer, loss, seeds=seeds, accumulate=config.accumulate, mode=mode
+    )
+    placed = sharding.batch_sharding(mesh)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), batch)
+    outputs = (plan.shardings, NamedSharding(mesh, PartitionSpec()))
+    return jax.jit(step, donate_argnums=0, out_shardings=outputs).trace(plan.target, batch)
+
+
 def compile_steps(
     model: Functional,
-    optimizer: Any,
+    plan: StatePlan,
     loss: loop.Loss,
-    target: loop.TrainState,
-    shardings: loop.TrainState,
     mesh: Mesh,
     batches: Sequence[Any],
     *,
@@ -34,10 +92,8 @@ def compile_steps(
 
     Args:
         model: the model as functions.
-        optimizer: the update rule.
+        plan: of the state.
         loss: what is minimised.
-        target: shapes and shardings of the state.
-        shardings: of the state.
         mesh: devices.
         batches: one of every shape, as arrays or shape structs, the largest last; empty if nothing is trained.
         config: of the optimiser.
@@ -49,13 +105,8 @@ def compile_steps(
     """
 
     def compiled(mode: str, batch: Any) -> Any:
-        step = loop.make_train_step(
-            model, optimizer, loss, seeds=seeds, accumulate=config.accumulate, mode=mode
-        )
-        placed = sharding.batch_sharding(mesh)
-        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), batch)
-        outputs = (shardings, NamedSharding(mesh, PartitionSpec()))
-        return jax.jit(step, donate_argnums=0, out_shardings=outputs).lower(target, batch).compile()
+        traced = trace_step(model, plan, loss, mesh, batch, config=config, seeds=seeds, mode=mode)
+        return traced.lower().compile()
 
     mode = seed_mode
     if mode == "auto":

@@ -1,7 +1,6 @@
 """A training run, whatever the task: its folder, its state, and the loop from the first step to the last."""
 
 import dataclasses
-import functools
 import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,7 +15,7 @@ from jax.sharding import Mesh
 from train.cli.options import TaskConfig
 from train.engine import loop, resume, sharding
 from train.engine.checkpoints import BEST, FOLDER, Checkpoints
-from train.engine.compilation import TrainStep, compile_steps
+from train.engine.compilation import TrainStep, compile_steps, plan_state
 from train.engine.functional import Functional, Params
 from train.engine.interrupt import StopRequest
 from train.engine.metrics import MetricsLog, Progress, mean
@@ -95,16 +94,8 @@ class Run:
         self.seeds = config.seeds()
         self.total = config.optimizer.steps
         self._loss, self._keeps, self._identity = loss, dict(keeps), dict(identity)
-        make_optimizer = optimizer or functools.partial(loop.make_optimizer, config.optimizer)
-        self.optimizer = make_optimizer(model.decayed)
         self._metric, self._patience = metric, patience
-        init = loop.make_init(model, self.optimizer, self.seeds)
-        shapes = jax.eval_shape(init)
-        specs = sharding.param_specs(model.axes, model.shapes, config.run.fsdp)
-        self.shardings = sharding.tree_shardings(shapes, specs, mesh)
-        self.target = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings
-        )
+        self.plan = plan_state(config, model, mesh, optimizer)
         self.out = Path(config.out())
         self.out.mkdir(parents=True, exist_ok=True)
         resume.claim(self.out)
@@ -113,10 +104,10 @@ class Run:
         self.store = Checkpoints(self.out / FOLDER, keep=config.run.keep, metric=metric)
         record: dict[str, Any] = {"history": [], "seconds": 0.0, "checking": 0.0}
         self.warnings: list[str] = []
-        restored = resume.restore(self.store, self.target, self._identity, step=config.run.resume_step)
+        restored = resume.restore(self.store, self.plan.target, self._identity, step=config.run.resume_step)
         self.resumed = restored is not None
         if restored is None:
-            self.state = self._with(jax.jit(init, out_shardings=self.shardings)(), start or {})
+            self.state = self._with(jax.jit(self.plan.init, out_shardings=self.plan.shardings)(), start or {})
         else:
             self.state, record, self.warnings = restored
             streams.set_state(record["data"])
@@ -149,10 +140,8 @@ class Run:
         """The training step for batches of these shapes, and the seed mode; see `compile_steps`."""
         return compile_steps(
             self.model,
-            self.optimizer,
+            self.plan,
             self._loss,
-            self.target,
-            self.shardings,
             self.mesh,
             [] if self.is_done else batches,
             config=self.config.optimizer,
@@ -270,8 +259,8 @@ class Run:
         """The state with these parameters, the same for every seed."""
 
         def place(name: str, value: Any) -> jax.Array:
-            whole = np.broadcast_to(np.asarray(value), self.target.params[name].shape)
-            placed = self.shardings.params[name]
+            whole = np.broadcast_to(np.asarray(value), self.plan.target.params[name].shape)
+            placed: Any = self.plan.shardings.params[name]
             return jax.make_array_from_callback(whole.shape, placed, lambda part: np.array(whole[part]))
 
         return state._replace(params=state.params | {name: place(name, x) for name, x in start.items()})

@@ -1,7 +1,7 @@
 """A device mesh of two axes: `data` splits the batch, `fsdp` splits the batch and the parameters."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,13 +42,16 @@ def initialize_distributed(wanted: bool) -> None:
         ) from error
 
 
-def make_mesh(fsdp: int, *, batch_size: int, accumulate: int) -> Mesh:
+def make_mesh(
+    fsdp: int, *, batch_size: int, accumulate: int, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
     """The mesh over all devices.
 
     Args:
         fsdp: devices over which parameters are split; the rest of the devices form the `data` axis.
         batch_size: windows of a global batch.
         accumulate: micro-batches it is cut into; each must divide evenly over all devices.
+        devices: None for all there are.
 
     Returns:
         Mesh with the axes `data` and `fsdp`.
@@ -56,14 +59,15 @@ def make_mesh(fsdp: int, *, batch_size: int, accumulate: int) -> Mesh:
     Raises:
         UserError: numbers that do not divide.
     """
-    devices = jax.device_count()
-    if devices % fsdp:
-        raise UserError(f"--fsdp must divide the number of devices, {devices}; got {fsdp}.")
-    if batch_size % (devices * accumulate):
+    count = jax.device_count() if devices is None else len(devices)
+    if count % fsdp:
+        raise UserError(f"--fsdp must divide the number of devices, {count}; got {fsdp}.")
+    if batch_size % (count * accumulate):
         raise UserError(
-            f"--batch-size must be a multiple of devices x --accumulate = {devices} x {accumulate}; got {batch_size}."
+            f"--batch-size must be a multiple of devices x --accumulate = {count} x {accumulate}; got {batch_size}."
         )
-    return jax.make_mesh((devices // fsdp, fsdp), BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
+    axis_types = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh((count // fsdp, fsdp), BATCH_AXES, axis_types=axis_types, devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -131,9 +135,11 @@ def tree_shardings(tree: Any, specs: Mapping[str, PartitionSpec], mesh: Mesh) ->
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> slice:
-    """The rows of the global batch that this process has to read."""
+    """The rows of the global batch that this process has to read; all of a mesh that exists elsewhere."""
     places = NamedSharding(mesh, PartitionSpec(BATCH_AXES)).addressable_devices_indices_map((batch_size,))
     ranges = [place[0].indices(batch_size) for place in places.values() if place is not None]
+    if not ranges:
+        return slice(0, batch_size)
     return slice(min(start for start, _, _ in ranges), max(stop for _, stop, _ in ranges))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from train.cli.parsing import resume_command
 from train.engine import resume, sharding
 from train.engine.compilation import start_process
+from train.engine.compile_for import for_target, report_step, target_of
 from train.engine.description import describe_run
 from train.engine.functional import Functional, Params
 from train.engine.metrics import LN2, clock, mean, mean_and_spread
@@ -42,12 +43,20 @@ def train(config: CharLMConfig, *, command: str = "the same command") -> int:
     """
     # 1. Text, model, devices, batches. Every error of the user's shows here, before anything is written.
     start_process(config.run)
+    target = target_of(config)
+    config = for_target(config, target)
     seeds, batch_size, context = config.seeds(), config.optimizer.batch_size, config.model.context_length
     corpus = load_corpus(config.data, context_length=context)
     encode(config.evaluation.prompt or "", corpus.vocabulary)
     model = language_model(config.model, len(corpus.vocabulary))
-    mesh = sharding.make_mesh(config.run.fsdp, batch_size=batch_size, accumulate=config.optimizer.accumulate)
+    mesh = sharding.make_mesh(
+        config.run.fsdp, batch_size=batch_size, accumulate=config.optimizer.accumulate,
+        devices=None if target is None else target.devices,
+    )  # fmt: skip
     model = sharding.gather_before_use(model, mesh)
+    windows = jax.ShapeDtypeStruct((len(seeds), batch_size, context + 1), np.int32)
+    if target is not None:
+        return report_step(config, target, model, mesh, next_token_loss, [windows])
     streams = SeedStreams(
         corpus.train, seeds=seeds, context_length=context, batch_size=batch_size,
         rows=sharding.local_rows(mesh, batch_size),
@@ -66,7 +75,6 @@ def train(config: CharLMConfig, *, command: str = "the same command") -> int:
     run.begin(describe_run(config, mesh, run.out, describe(config, corpus, model), "windows"))
 
     # 3. Compile before the clock starts.
-    windows = jax.ShapeDtypeStruct((len(seeds), batch_size, context + 1), np.int32)
     train_step, mode = run.compile([windows])
     evaluate = make_evaluate(model, mesh, seeds=len(seeds), batch_size=batch_size, mode=mode)
     validation = consecutive_windows(

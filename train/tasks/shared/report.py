@@ -79,7 +79,7 @@ def finish(
     out, say = run.out, run.progress.say
     best = run.store.best_step()
     assert best is not None, "the last step is always evaluated and saved"
-    params = run.state.params if best == run.last else run.store.params(best, run.target.params)
+    params = run.state.params if best == run.last else run.store.params(best, run.plan.target.params)
     name = "test" if data.test is not None else "validation"
     part = data.parts()[name]
     say(f"measuring the best checkpoint, of step {best}, on all {name} data")

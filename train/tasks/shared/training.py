@@ -17,6 +17,7 @@ from train.data.classification import ClassificationData
 from train.data.trees import Shapes, Trees, common_shapes
 from train.engine import sharding
 from train.engine.compilation import start_process
+from train.engine.compile_for import for_target, report_step, target_of
 from train.engine.description import describe_run
 from train.engine.functional import Functional, Params
 from train.engine.metrics import clock, mean, mean_and_spread
@@ -78,8 +79,13 @@ def train_classifier(
     """
     # 1. Devices, batches, model. Every error of the user's shows here, before anything is written.
     start_process(config.run)
+    target = target_of(config)
+    config = for_target(config, target)
     seeds, batch_size = config.seeds(), config.optimizer.batch_size
-    mesh = sharding.make_mesh(config.run.fsdp, batch_size=batch_size, accumulate=config.optimizer.accumulate)
+    mesh = sharding.make_mesh(
+        config.run.fsdp, batch_size=batch_size, accumulate=config.optimizer.accumulate,
+        devices=None if target is None else target.devices,
+    )  # fmt: skip
     shapes = None if data.lengths is None else common_shapes(data.lengths, data.max_length)
     buckets = {
         name: Buckets(
@@ -97,6 +103,10 @@ def train_classifier(
     examples = streams.examples()
     model = recipe.make_model(config, data, next(iter(examples.values())))
     model = sharding.gather_before_use(model, mesh)
+    loss = make_loss(recipe.loss, recipe.class_weights)
+    if target is not None:
+        batches = list(examples.values())
+        return report_step(config, target, model, mesh, loss, batches, recipe.optimizer)
 
     # 2. The folder: a new run, or resume from its newest checkpoint.
     run = Run(
@@ -104,7 +114,7 @@ def train_classifier(
         model,
         mesh,
         streams,
-        make_loss(recipe.loss, recipe.class_weights),
+        loss,
         identity=config.identity() | {"data": data.sha256()},
         keeps={"task": data.record},
         metric=recipe.metric,

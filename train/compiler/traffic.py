@@ -110,6 +110,40 @@ def hbm_bytes(hlo: str) -> int:
     return program.cost(program.entry)
 
 
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+def collectives(hlo: str) -> dict[str, tuple[int, int]]:
+    """How often one run of a compiled program exchanges data between devices, by kind: (times, bytes of results).
+
+    Args:
+        hlo: `compiled.as_text()`.
+
+    Raises:
+        ValueError: the number of rounds of a loop is not a constant.
+
+    Examples:
+        >>> collectives('''ENTRY %main (x: f32[4]) -> f32[4] {
+        ...   %x = f32[4]{0} parameter(0)
+        ...   ROOT %sum = f32[4]{0} all-reduce(%x), to_apply=%add
+        ... }''')
+        {'all-reduce': (1, 16)}
+    """
+    program, found = _Program(hlo), dict[str, tuple[int, int]]()
+    for instruction, rounds in program.executed(program.entry):
+        kind = instruction.opcode.removesuffix("-start")
+        if kind in _COLLECTIVES:
+            # What starts gives (operands, results), and perhaps more.
+            started = instruction.opcode.endswith("-start") and len(instruction.buffers) > 1
+            results = instruction.buffers[len(instruction.operands) :] if started else instruction.buffers
+            times, size = found.get(kind, (0, 0))
+            found[kind] = (
+                times + rounds,
+                size + rounds * sum(buffer.size for buffer in results[: len(instruction.operands)]),
+            )
+    return found
+
+
 class _Program:
     """The computations of one HLO text, and what each costs."""
 
@@ -124,6 +158,15 @@ class _Program:
                 self.entry = header[2] if header[1] else self.entry
             elif instruction := _parse(line):
                 current[instruction.name] = instruction
+
+    def executed(self, name: str, rounds: int = 1) -> Iterator[tuple[Instruction, int]]:
+        """The instructions of a computation and of those it calls, each with how often it runs."""
+        computation = self.computations[name]
+        for instruction in computation.values():
+            yield instruction, rounds
+            times = rounds * (self._rounds(instruction, computation) if instruction.opcode == "while" else 1)
+            if instruction.opcode in ("while", "call", "async-start"):
+                yield from self.executed(instruction.attribute(f"(?:body|to_apply|calls)={_NAME}"), times)
 
     def cost(self, name: str) -> int:
         """Bytes of one run of a computation."""

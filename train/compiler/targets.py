@@ -11,14 +11,14 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmarks.measure.traffic import hbm_bytes
+from train.compiler.traffic import hbm_bytes
 
 # What lets a CPU host load libtpu, several processes at a time.
 _TPU_ENVIRONMENT = {
@@ -29,17 +29,26 @@ _TPU_ENVIRONMENT = {
 }
 
 
+class Chip(NamedTuple):
+    """Published figures of one device: memory in bytes, bfloat16 FLOPs a second, bytes a second from memory."""
+
+    memory: int
+    flops: float
+    bandwidth: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """One kind of device: its platform, the name of a small topology, and the packages that compile for it."""
+    """One kind of device: its platform, a topology, the packages that compile for it, and its published figures."""
 
     platform: str
     topology: str
     packages: tuple[str, ...]
+    chip: Chip
 
     @functools.cached_property
-    def sharding(self) -> NamedSharding:
-        """Everything on one such device.
+    def devices(self) -> list[Any]:
+        """The devices of the topology.
 
         Raises:
             NotImplementedError: the compiler is not installed.
@@ -59,7 +68,12 @@ class Target:
         topology = topologies.get_topology_desc(
             platform=self.platform, topology_name=self.topology, **options
         )
-        return NamedSharding(Mesh(np.asarray(topology.devices[:1]), ("device",)), PartitionSpec())
+        return list(topology.devices)
+
+    @property
+    def sharding(self) -> NamedSharding:
+        """Everything on one such device; raises as `devices` does."""
+        return NamedSharding(Mesh(np.asarray(self.devices[:1]), ("device",)), PartitionSpec())
 
     def versions(self) -> dict[str, str]:
         """Versions of JAX and of the compiler."""
@@ -68,12 +82,32 @@ class Target:
 
 _GPU_PACKAGES = ("jax-cuda12-plugin", "jax-cuda12-pjrt")
 TARGETS = {
-    "v5e": Target("tpu", "v5e:1x1", ("libtpu",)),
-    "v6e": Target("tpu", "v6e:1x1", ("libtpu",)),
-    "v5p": Target("tpu", "v5p:2x2x1", ("libtpu",)),
-    "tpu7x": Target("tpu", "tpu7x:1x1x1", ("libtpu",)),
-    "h100": Target("cuda", "h100", _GPU_PACKAGES),
+    "v5e": Target("tpu", "v5e:1x1", ("libtpu",), Chip(16 * 2**30, 197e12, 819e9)),
+    "v6e": Target("tpu", "v6e:1x1", ("libtpu",), Chip(32 * 2**30, 918e12, 1640e9)),
+    "v5p": Target("tpu", "v5p:2x2x1", ("libtpu",), Chip(95 * 2**30, 459e12, 2765e9)),
+    # JAX shows each of the chip's two cores as a device with half of everything.
+    "tpu7x": Target("tpu", "tpu7x:1x1x1", ("libtpu",), Chip(96 * 2**30, 1153e12, 3690e9)),
+    "h100": Target("cuda", "h100", _GPU_PACKAGES, Chip(80 * 10**9, 989e12, 3350e9)),
 }
+
+
+def named_target(name: str) -> Target:
+    """A kind of device with a topology of its own, such as v5e:4x4; without one that of `TARGETS`.
+
+    Raises:
+        ValueError: an unknown kind, or a topology for a kind that has one only.
+
+    Examples:
+        >>> named_target("v5e:4x4").topology
+        'v5e:4x4'
+    """
+    kind, _, topology = name.partition(":")
+    if kind not in TARGETS or (topology and TARGETS[kind].platform != "tpu"):
+        raise ValueError(
+            f"must be one of {', '.join(TARGETS)}, on a TPU with a topology, v5e:4x4; got {name!r}."
+        )
+    target = TARGETS[kind]
+    return dataclasses.replace(target, topology=name) if topology else target
 
 
 def measure_compiled(name: str, function: Callable[..., Any], arguments: Sequence[Any]) -> dict[str, Any]:
