@@ -157,7 +157,7 @@ def _decode(case: Case) -> Program:
         return nnx.merge(graph, variables).init_state(case.batch, case.length, jnp.dtype(case.dtype))
 
     def step(variables: Any, state: Any, *token: Any) -> Any:
-        return nnx.merge(graph, variables).step(state, *token, AttentionInputs())
+        return nnx.merge(graph, variables).step(state, *token, given=AttentionInputs())
 
     token = inputs(dataclasses.replace(case, length=1))
     return step, (variables, jax.eval_shape(init, variables), *token)
