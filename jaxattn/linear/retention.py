@@ -85,6 +85,11 @@ class RetentionModule(MechanismModule):
             self.bias = parameter(init, rngs.params(), (heads,), ("heads",), dtype, UndecayedParam)
 
     @property
+    def takes(self) -> frozenset[str]:
+        """Segments; a context has no tokens between a query and a key that could decay."""
+        return frozenset({"segment_ids"})
+
+    @property
     def feels_common_bias(self) -> bool:
         """True: nothing is divided by the sum of the weights."""
         return True

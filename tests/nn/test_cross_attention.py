@@ -26,20 +26,12 @@ B, T, S, D, HEADS = 2, 5, 7, 8, 2
 RNG = np.random.default_rng(0)
 KEPT = jnp.arange(S) < jnp.array([[S], [4]])
 
-# What cannot attend to other tokens, and why.
-NO_CONTEXT = "context cannot be used with"
-REFUSED = {
-    "softmax-options": "local_window_size needs queries and keys of the same tokens",
-    "energy-prefix": f"{NO_CONTEXT} EnergyGatedModule",
-    "energy-prefix-options": f"{NO_CONTEXT} EnergyGatedModule",
-    "tree": f"{NO_CONTEXT} HierarchicalModule",
-    "tree-energy-running": f"{NO_CONTEXT} EnergyGatedModule",
-    "softmax-alibi": f"{NO_CONTEXT} AlibiModule",
-    **{
-        f"{inner}-forget": f"{NO_CONTEXT} ForgettingModule"
-        for inner in ("softmax", "linear", "features", "tree")
-    },
-}
+
+def refusal(row):
+    """The message where a mechanism has nothing to say about other tokens, else None."""
+    if row.name == "softmax-options":
+        return "local_window_size needs queries and keys of the same tokens"
+    return "context cannot be used with" if row.only_causal or "tree" in row.name else None
 
 
 def normal(*shape):
@@ -82,9 +74,9 @@ def module(row):
 @pytest.mark.parametrize("row", MODULES, ids=lambda row: row.name)
 def test_every_mechanism(row):
     """Values and gradients, padding of the context included; a mechanism that cannot says why."""
-    if row.name in REFUSED:
+    if message := refusal(row):
         attention = Attention(HEADS, D, mechanism=row.mechanism, rngs=nnx.Rngs(0))
-        with pytest.raises(ValueError, match=REFUSED[row.name]):
+        with pytest.raises(ValueError, match=message):
             attention(X, context=CONTEXT)
         return
     attention, parameters, call = module(row)
