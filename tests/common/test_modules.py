@@ -1,9 +1,12 @@
 """Every check over every mechanism as a module, inside this library's layer and inside Flax's."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen
 
 from jaxattn.testing import (
     assert_causal,
@@ -93,6 +96,27 @@ def test_reference(row, flax):
     assert_matches_reference(
         on_tokens(made.call), on_tokens(made.naive), args, rtol=1e-4, atol=1e-4, check_gradients=not flax
     )
+
+
+@pytest.mark.parametrize("row", [row for row in MODULES if not row.own], ids=lambda row: row.name)
+def test_inside_linen(row):
+    """A mechanism without parameters, as the attention_fn of a Linen layer, is the same core on the same projections."""
+    made, args, _ = arguments(row, flax=True)
+    fn = functools.partial(made.module.attention_fn, is_causal=True)
+    linen_layer = linen.MultiHeadDotProductAttention(num_heads=2, attention_fn=fn)
+    parameters: dict = {}
+    for name, value in made.parameters.items():
+        place, array = name.split(".")
+        parameters.setdefault(place, {})[array] = value
+    mask = jnp.arange(10) < jnp.array([[10], [6]])
+
+    @jax.jit
+    def call(x):
+        out = linen_layer.apply({"params": parameters}, x, mask=mask[:, None, None, :])
+        return jnp.where(mask[..., None], out, 0.0)
+
+    expected = jnp.where(mask[..., None], made.naive(*args, mask=mask), 0.0)
+    np.testing.assert_allclose(call(made.inputs), expected, atol=1e-5)
 
 
 @basic_modules

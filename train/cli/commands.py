@@ -18,9 +18,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "predict": ("train.tasks.finetune.predict", "label texts with a fine-tuned encoder"),
     "lra": ("train.tasks.lra.command", "train on a task of the Long Range Arena"),
+    "mqar": ("train.tasks.mqar.command", "train on multi-query associative recall"),
     "study": ("train.studies.gates", "compare attentions and positions over seeds"),
     "classify-study": ("train.studies.classify", "compare text classifiers over seeds"),
     "finetune-study": ("train.studies.heads", "compare heads of an encoder over seeds"),
+    "mqar-study": ("train.studies.recall", "compare attentions on associative recall over seeds"),
     "zero-shot": (
         "train.studies.zero_shot.command",
         "replace the attention of a fine-tuned encoder without further training",

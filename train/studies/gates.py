@@ -19,6 +19,11 @@ STUDIES: dict[str, list[tuple[str, str]]] = {
         *[(a, "morlet:learned") for a in ("softmax", "softmax+gate=running", "softmax+gate=none")],
         *[(a, "rotary") for a in ("softmax", "softmax+gate=none")],
     ],
+    "recency": [
+        *[(f"softmax{gate}", "learned") for gate in ("", "+gate=running", "+gate=none", "+forget", "+alibi")],
+        *[(f"softmax{gate}", "none") for gate in ("", "+forget", "+alibi")],
+        *[(f"softmax{gate}", "rotary") for gate in ("", "+forget")],
+    ],
 }  # fmt: skip
 KEPT = ("seeds", "parameters", "val_loss", "val_loss_whole", "val_loss_prefix", "seconds")
 
@@ -30,7 +35,7 @@ class GatesOptions(StudyOptions):
     The same command again continues a study that was stopped. Flags of charlm after -- hold for all variants.
     """
 
-    name: Literal["gates"] = "gates"
+    name: Literal["gates", "recency"] = "gates"
     """Which variants."""
     preset: Preset = "study"
     """Size of every run."""
@@ -50,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         parse_charlm,
         runs=f"study-{options.name}-{options.preset}",
         out=f"charlm_{options.name}_{options.preset}.json",
-        marker="charlm",
+        marker=f"charlm-{options.name}",
         common=_common,
         row=_row,
         table=table,
