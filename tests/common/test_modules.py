@@ -100,7 +100,7 @@ def test_reference(row, flax):
 
 @pytest.mark.parametrize("row", [row for row in MODULES if not row.own], ids=lambda row: row.name)
 def test_inside_linen(row):
-    """A mechanism without parameters, as the attention_fn of a Linen layer, is the same core on the same projections."""
+    """A mechanism without parameters in a Linen layer: the same core on the same projections."""
     made, args, _ = arguments(row, flax=True)
     fn = functools.partial(made.module.attention_fn, is_causal=True)
     linen_layer = linen.MultiHeadDotProductAttention(num_heads=2, attention_fn=fn)

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from jaxattn.nn import Mechanism, MechanismModule, replace_attention
+from jaxattn.nn import Mechanism, replace_attention
 from jaxattn.random_features.mechanism import RandomFeaturesModule
 from jaxattn.softmax.mechanism import SoftmaxModule
 from train.errors import UserError
+from train.tasks.shared.recorder import Recorder
 
 Layer = tuple[Any, Any]
 """A module as nnx.split gives it: its structure, equal for layers of one kind, and its arrays."""
@@ -120,20 +121,6 @@ class LayeredClassifier:
         return layers
 
 
-class _Recorder(MechanismModule):
-    """Keeps queries and keys, and returns the values unchanged."""
-
-    def attend(self, query: Any, key: Any, value: Any, given: Any) -> Any:
-        self.seen = nnx.data((query, key))
-        return value
-
-    def init_state(self, *args: Any, **options: Any) -> Any:
-        raise NotImplementedError("a recorder does not decode.")
-
-    def step(self, *args: Any, **options: Any) -> Any:
-        raise NotImplementedError("a recorder does not decode.")
-
-
 @compiled
 def run_layer(block: Any, x: Array, mask: Array) -> Array:
     """One layer."""
@@ -143,9 +130,9 @@ def run_layer(block: Any, x: Array, mask: Array) -> Array:
 @compiled
 def query_key(block: Any, x: Array, mask: Array) -> tuple[Array, Array]:
     """Queries and keys (B, L, N, H) of one layer as they enter its attention."""
-    recorder = block.attention.mechanism = _Recorder(block.attention.mechanism.sizes)
+    recorder = block.attention.mechanism = Recorder(block.attention.mechanism)
     block(x, token_mask=mask)
-    return recorder.seen
+    return recorder.seen.query, recorder.seen.key
 
 
 @compiled

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,6 @@ import numpy as np
 
 import jaxattn
 from jaxattn.models import LanguageModel
-from jaxattn.nn import MechanismModule
 from train.cli.options import Options
 from train.cli.parsing import parse
 from train.errors import UserError
@@ -19,6 +17,7 @@ from train.tasks.charlm.config import DataConfig
 from train.tasks.charlm.corpora import load_corpus
 from train.tasks.charlm.sample import load
 from train.tasks.charlm.windows import consecutive_windows
+from train.tasks.shared.recorder import Recorder, Tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +33,6 @@ class DiagnoseConfig(Options, at_least={"windows": 1}):
     """Numbers of features to try."""
     save: str | None = None
     """Also write the queries, keys and values of all layers, (layers * windows, T, N, H), into this .npz file."""
-
-
-class Tensors(NamedTuple):
-    """The inputs of one layer's attention, (B, T, N, H) each."""
-
-    query: jax.Array
-    key: jax.Array
-    value: jax.Array
 
 
 def main(argv: Sequence[str]) -> int:
@@ -67,35 +58,15 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-class _Recorder(MechanismModule):
-    """Forwards calls to a mechanism and keeps their queries, keys and values."""
-
-    def __init__(self, mechanism: MechanismModule, kept: list[Tensors]):
-        super().__init__(mechanism.sizes)
-        self.call = lambda *args: mechanism(*args)
-        self.keep = lambda *args: kept.append(Tensors(*args))
-
-    def attend(self, query: Any, key: Any, value: Any, given: Any) -> Any:
-        self.keep(query, key, value)
-        return self.call(query, key, value, given)
-
-    def init_state(self, *args: Any, **options: Any) -> Any:
-        raise NotImplementedError("a recorder does not decode.")
-
-    def step(self, *args: Any, **options: Any) -> Any:
-        raise NotImplementedError("a recorder does not decode.")
-
-
 def attention_tensors(model: LanguageModel, tokens: jax.Array) -> list[Tensors]:
     """Queries, keys and values of every layer while the model reads `tokens` (B, T); the model is left unchanged."""
-    kept: list[Tensors] = []
     attentions = [block.attention for block in model.decoder.blocks]
-    mechanisms = [attention.mechanism for attention in attentions]
+    recorders = [Recorder(attention.mechanism) for attention in attentions]
     try:
-        for attention, mechanism in zip(attentions, mechanisms, strict=True):
-            attention.mechanism = _Recorder(mechanism, kept)
+        for attention, recorder in zip(attentions, recorders, strict=True):
+            attention.mechanism = recorder
         model(tokens)
     finally:
-        for attention, mechanism in zip(attentions, mechanisms, strict=True):
-            attention.mechanism = mechanism
-    return kept
+        for attention, recorder in zip(attentions, recorders, strict=True):
+            attention.mechanism = recorder.inner
+    return [recorder.seen for recorder in recorders]

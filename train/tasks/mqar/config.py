@@ -24,6 +24,9 @@ class MQARModelConfig(BackboneOptions):
     """none, learned, sinusoidal, rotary, morlet or morlet:learned."""
     num_heads: int = 1
     """Attention heads; must divide --features."""
+    qk_norm: float | None = 0.5
+    """Normalise queries and keys to this root mean square at the start (a learned gain); without it learning starts
+    much later."""
 
     def _check(self) -> None:
         super()._check()
@@ -86,8 +89,8 @@ class MQARConfig(TaskConfig):
 
 PRESETS = {
     "quick": MQARConfig(
-        optimizer=OptimizerOptions(steps=250, batch_size=16, lr=5e-3),
-        evaluation=MQAREvaluationConfig(eval_every=125, log_every=25),
+        optimizer=OptimizerOptions(steps=300, batch_size=16, lr=5e-3),
+        evaluation=MQAREvaluationConfig(eval_every=150, log_every=25),
     )
 }
 
