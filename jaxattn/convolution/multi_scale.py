@@ -1,4 +1,4 @@
-"""Parallel 1-D convolutions of several widths over a sequence, side by side in the output."""
+"""Parallel 1-D convolutions of several widths over a sequence, concatenated along the channels."""
 
 from collections.abc import Sequence
 
@@ -16,24 +16,25 @@ def multi_scale_conv(
     *,
     mask: Bool[Array, "*B L"] | None = None,
 ) -> Float[Array, "*B L channels"]:
-    r"""Convolves a sequence with kernels of several widths, each to the length it had, and joins the channels.
+    r"""Convolves a sequence with kernels of several widths, keeping its length, and concatenates the channels.
 
     $$ y_i = \sum_{t=0}^{w-1} x_{i + t - \lfloor (w-1)/2 \rfloor} K_t + b $$
 
-    for every kernel K of width w, where tokens outside the sequence and padding count as 0. An even kernel sees one
-    token more after i than before it. So nothing depends on how far, or on which side, a sequence is padded.
+    for every kernel K of width w, where padding and tokens outside the sequence count as 0. A kernel of even width
+    sees one more token after i than before it. The result does not depend on how much, or on which side, a sequence
+    is padded.
 
     Args:
         x: (B, L, D), or (L, D).
         kernels: one or more arrays (w, D, F), of any widths w and numbers of filters F.
-        biases: for each kernel an array (F,); None for none.
-        mask: True at real tokens, (B, L). Others are read as 0, also where they are NaN, and give 0.
+        biases: one array (F,) per kernel; None for no biases.
+        mask: True at real tokens, (B, L). Padding is read as 0, even if it is NaN, and its output is 0.
 
     Returns:
         (B, L, sum of F) in the dtype of x, accumulated in float32.
 
     Raises:
-        ValueError: a wrong shape or dtype, or no kernels.
+        ValueError: a wrong shape or dtype, or `kernels` is empty.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -80,7 +81,7 @@ def _check(x, kernels, biases, mask) -> None:
             raise ValueError(f"kernels[{i}] must have a width of at least 1; got shape {kernel.shape}.")
     if biases is not None:
         if len(biases) != len(kernels):
-            raise ValueError(f"biases must be one for each of {len(kernels)} kernels; got {len(biases)}.")
+            raise ValueError(f"biases must have one array per kernel, {len(kernels)}; got {len(biases)}.")
         for i, (bias, kernel) in enumerate(zip(biases, kernels, strict=True)):
             check_shape(f"biases[{i}]", bias, kernel.shape[-1:], "(F,)")
     if mask is not None:

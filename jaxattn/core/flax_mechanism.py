@@ -16,6 +16,9 @@ class AttentionFn(nnx.Module):
     Of Flax's mask (B, N, T, S), keys that no query may see and queries that see no key are padding, which no
     statistic and no neighbour reads. A mask (B, 1, 1, S) says nothing of the queries: for self-attention over padding
     on the left give `nnx.make_attention_mask(keep, keep)`.
+
+    Linen's `MultiHeadDotProductAttention` makes the same call, but never passes `is_causal`: give it
+    `functools.partial(attention_fn, is_causal=True)`. Parameters of the mechanism would be constants there.
     """
 
     def __init__(self, mechanism: Any):

@@ -51,9 +51,9 @@ def energy_gated_attention(
        g_{ij} = \operatorname{sigmoid}(\alpha\,(z_{ij} - \tau)), \quad z_{ij} = (e_j - \mu)/\sigma, $$
 
     with statistics over all tokens ("sequence"), the tokens <= j ("running") or the tokens <= i ("prefix"), or z = e
-    (None). Under "prefix" query i sees the published formula applied to the prefix
-    that ends with it; the gate then depends on i and j, and is built for a few hundred queries at a time, never
-    T×S at once. All the others are one number a key and cost what plain attention costs.
+    (None). Under "prefix" query i sees the published formula applied to the prefix that ends with it; the gate then
+    depends on i and j, and is built for a few hundred queries at a time, never for all T×S pairs. The other
+    normalisations give one number per key and cost no more than plain attention.
 
     Args:
         query: (B, T, N, H), or without B, as are all others then.
@@ -63,11 +63,11 @@ def energy_gated_attention(
         alpha: steepness of the gate, (N,) or a scalar.
         tau: the z at which the gate is half open, (N,) or a scalar.
         normalization: "running", "sequence", "prefix" or None.
-        token_mask: True at real tokens, (B, S). The others are not attended to and enter no statistics, NaN or not;
-            queries are not changed by it, so what a padded query holds shows in its own row.
+        token_mask: True at real tokens, (B, S). Padding is neither attended to nor counted in the statistics, even if
+            it is NaN. Queries are not masked: the output of a padded query depends on what it holds.
         mask: True where query i may attend to key j, broadcastable to (B, N, T, S). It does not
             change the statistics.
-        key_bias: more bias on the keys, broadcastable to (B, S, N); −inf removes a key, also from the statistics.
+        key_bias: additional bias on the keys, broadcastable to (B, S, N); −inf removes a key, also from statistics.
         bias: bias on the scores, broadcastable to (B, N, T, S).
         scale: factor on q·k, 1/sqrt(H) when None.
         is_causal: query i attends to keys j <= i.
@@ -80,7 +80,7 @@ def energy_gated_attention(
         implementation: a backend of `dot_product_attention`.
 
     Returns:
-        (B, T, N, V) in the query's dtype; a row with no key left is 0.
+        (B, T, N, V) in the query's dtype; a row without any allowed key is 0.
 
     Raises:
         ValueError: a wrong shape, dtype or name; "sequence" with `is_causal` and not `allow_leak`; "prefix"

@@ -35,25 +35,25 @@ def energy_gate(
 
     $$ key\_bias_j = \log \operatorname{sigmoid}(\alpha\,(z_j - \tau)), \qquad z_j = (e_j - \mu_j)/\sigma_j, $$
 
-    with sigma the population standard deviation, at least 1e-6 (where that bound holds, so for equal energies, z has
-    a zero gradient). mu_j and sigma_j come from
+    with sigma the population standard deviation, at least 1e-6 (where that floor applies, as for equal energies, z
+    has a zero gradient). mu_j and sigma_j are taken over
 
     - "running": the tokens <= j. Causal; `energy_gate_step` streams it. The first token has z = 0.
-    - "sequence": all tokens, as published. Under a causal mask this shows every token something of its future.
-    - None: nothing, z = e. Causal.
+    - "sequence": all tokens, as published. Under a causal mask this leaks information about later tokens.
+    - None: no tokens; z = e. Causal.
 
-    ("prefix" depends on the query too and so is no key bias: see `energy_gated_attention`.)
+    ("prefix" depends on the query as well, so it is not a key bias: see `energy_gated_attention`.)
 
     Args:
         energy: energies of the key tokens, (B, S, N) or (S, N), N query heads, any float dtype.
         alpha: steepness of the gate, (N,) or a scalar; trained models start at 2.
         tau: the z at which the gate is half open, (N,) or a scalar; trained models start at 0.
         normalization: "running", "sequence" or None.
-        mask: True at the tokens that count, (B, S), or (B, S, N) for a mask a head. The others are left out of
-            the statistics and get −inf; what `energy` holds there, NaN included, has no effect.
-        segment_ids: (B, S) for packed sequences, each a contiguous run of one id; the statistics restart with
-            every run.
-        is_causal: whether the attention that will use the bias is causal; it only guards "sequence".
+        mask: True at the tokens that count, (B, S), or (B, S, N) for one mask per head. Other tokens are left out of
+            the statistics and get −inf; their energies have no effect, even if they are NaN.
+        segment_ids: (B, S) for packed sequences, each a contiguous run of one id; the statistics restart at every
+            run.
+        is_causal: whether the attention that will use the bias is causal; only checked against "sequence".
         allow_leak: permits "sequence" with `is_causal`, for reproducing the published numbers.
 
     Returns:
@@ -76,7 +76,7 @@ def energy_gate(
     check_choice("normalization", normalization, NORMALIZATIONS)
     if normalization == "prefix":
         raise ValueError(
-            "normalization 'prefix' makes the gate depend on the query, so it is no key bias; "
+            "normalization 'prefix' makes the gate depend on the query, so it is not a key bias; "
             "use energy_gated_attention(..., normalization='prefix')."
         )
     check_leak(normalization, is_causal, allow_leak)
@@ -105,7 +105,7 @@ def _gate(energy, valid, alpha, tau, normalization, segment_ids) -> Float[Array,
 
 
 def energy_gate_init_state(batch: int, num_heads: int) -> Statistics:
-    """The statistics of no energies yet, for `energy_gate_step`.
+    """Empty statistics, for `energy_gate_step`.
 
     Args:
         batch: sequences decoded together, B.
@@ -131,14 +131,14 @@ def energy_gate_step(
     normalization: str | None = "running",
     mask: Bool[Array, "B T"] | Bool[Array, "B T N"] | None = None,
 ) -> tuple[Statistics, Float[Array, "B T N"]]:
-    """The gate of the next T tokens; any split into steps gives `energy_gate` of the whole.
+    """The gate of the next T tokens; any split of a sequence into steps gives `energy_gate` of the whole.
 
     Args:
         state: from `energy_gate_init_state` or the step before.
         energy: energies of the new tokens, (B, T, N), T >= 1.
         alpha: as in `energy_gate`.
         tau: as in `energy_gate`.
-        normalization: "running" or None; the other two need energies that are not here.
+        normalization: "running" or None; the other two need energies that have not arrived yet.
         mask: True at the new tokens that count, (B, T) or (B, T, N).
 
     Returns:
@@ -185,7 +185,7 @@ def log_gate(z: Array, alpha: Array | float, tau: Array | float) -> Array:
 
 
 def clean_energy(energy: Array, valid: Array) -> Array:
-    """Float32 energies, 0 where not valid: before any arithmetic, so that no NaN there reaches a gradient."""
+    """Float32 energies, 0 where not valid, set before any arithmetic so that NaN there reaches no gradient."""
     return jnp.where(valid, energy, 0).astype(jnp.float32)
 
 
@@ -201,7 +201,7 @@ def broadcast_mask(name: str, mask: Array | None, energy: Array) -> Array:
 
 
 def is_causal_mask(mask: Array | None) -> bool:
-    """Whether no query sees a later key by this mask (..., T, S); False for one that is traced and has no values."""
+    """Whether the mask (..., T, S) hides every later key from every query; False if it is traced, without values."""
     if mask is None or isinstance(mask, jax.core.Tracer):
         return False
     length, key_length = jnp.shape(mask)[-2:]
@@ -209,7 +209,7 @@ def is_causal_mask(mask: Array | None) -> bool:
 
 
 def check_leak(normalization: str | None, is_causal: bool, allow_leak: bool) -> None:
-    """Raises for statistics of the future under a causal mask, unless they are asked for."""
+    """Raises for statistics that include later tokens under a causal mask, unless `allow_leak`."""
     if normalization == "sequence" and is_causal and not allow_leak:
         raise ValueError(
             "normalization 'sequence' under a causal mask lets every token see statistics of later ones; use "
@@ -220,7 +220,7 @@ def check_leak(normalization: str | None, is_causal: bool, allow_leak: bool) -> 
 def check_energy(
     energy: Array, shape: tuple[int, ...], layout: str, alpha: Array | float, tau: Array | float
 ) -> None:
-    """Raises unless the energies have a shape, and alpha and tau are scalars or have one entry a head."""
+    """Raises unless the energies have the given shape, and alpha and tau are scalars or have one entry per head."""
     check_shape("energy", energy, shape, layout)
     check_dtype("energy", energy, jnp.floating, "floating point")
     num_heads = shape[-1]

@@ -1,4 +1,4 @@
-"""Which keys remain under a token mask and a key bias, and the key bias on top of the gate."""
+"""Which keys remain under a token mask and a key bias, and how that bias is added to the gate."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
@@ -18,5 +18,5 @@ def valid_keys(token_mask: Array | None, key_bias: Array | None, energy: Array) 
 
 
 def add_bias(gate: Array, key_bias: Array | None, valid: Array) -> Array:
-    """gate + key_bias where valid; `gate` is −inf elsewhere already, and the bias there may be anything."""
+    """gate + key_bias where valid; elsewhere `gate` is −inf already, whatever the bias."""
     return gate if key_bias is None else gate + jnp.where(valid, key_bias, 0).astype(gate.dtype)

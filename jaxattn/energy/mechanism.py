@@ -28,19 +28,19 @@ NORMALIZATIONS = ("running", "sequence", "prefix", None)
 
 @dataclasses.dataclass(frozen=True)
 class EnergyGated(Gate):
-    """Attention weights multiplied by a learned gate of the key token, and normalised again.
+    """Attention weights multiplied by a learned gate of the key token, and renormalised.
 
     e_j = w·x_j per head, g_j = sigmoid(alpha (z_j − tau)) with z the normalised energy, and
-    A_ij = p_ij g_j / sum_j' p_ij' g_j'. The published energy also has an offset b; it cancels in z (and is
-    tau's job without normalisation), so there is none here.
+    A_ij = p_ij g_j / sum_j' p_ij' g_j'. The published energy also has an offset b; it cancels in z (and without
+    normalisation tau takes its place), so there is none here.
 
     Attributes:
         inner: the mechanism whose weights p are gated.
         normalization: where the statistics of z come from: "running" (tokens up to the key; causal), "prefix"
             (tokens up to the query; causal), None (no normalisation; causal) or "sequence" (all tokens, as
-            published; reads the future). "prefix" depends on the query too, so its `inner` must be `Softmax`.
+            published; reads the future). "prefix" depends on the query as well, so its `inner` must be `Softmax`.
         allow_leak: permits "sequence" under a causal mask, for reproducing the paper. Without it, such a call raises
-            where it can be known: with `is_causal`, or with a causal `mask` whose values are not traced.
+            where the mask is known to be causal: with `is_causal`, or with a causal `mask` that is not traced.
 
     Raises:
         ValueError: an unknown normalisation, or "prefix" around anything but `Softmax`.
@@ -143,7 +143,7 @@ class EnergyGatedModule(GateModule):
     def init_state(self, batch: int, max_length: int, dtype: Any, *, gated: bool = False) -> Any:
         """The inner state and the statistics of the energies.
 
-        "sequence" decodes as "prefix" does: the future it was trained with does not exist yet.
+        "sequence" decodes as "prefix" does: the later tokens that it was trained with do not exist yet.
         """
         sizes = self.sizes
         if self.normalization in ("running", None):
@@ -185,7 +185,7 @@ class EnergyGatedModule(GateModule):
 
 
 def _kept(key_bias: Array | None, energy: Array) -> Array | None:
-    """(B, S, N), False where a key is removed: such a token counts in no statistic."""
+    """(B, S, N), False where a key is removed and so left out of the statistics."""
     return None if key_bias is None else jnp.broadcast_to(key_bias != -jnp.inf, energy.shape)
 
 

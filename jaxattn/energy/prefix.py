@@ -53,10 +53,10 @@ def attend_to_prefixes(
         logits_soft_cap: as in `dot_product_attention`.
         sinks: as in `dot_product_attention`.
         implementation: as in `dot_product_attention`.
-        query_chunk: queries whose gates exist at once; 256 take 32 MiB a head in float32 at S = 32k.
+        query_chunk: queries whose gates are in memory at once; 256 take 32 MiB per head in float32 at S = 32k.
 
     Returns:
-        The outputs of the queries. Memory O(S) a query chunk, forward and backward; time O(T S).
+        The outputs of the queries. Memory O(S) per query chunk, forward and backward; time O(T S).
     """
     length = query.shape[1]
     if length == 0:
@@ -68,7 +68,7 @@ def attend_to_prefixes(
         "ids": (None if segment_ids is None else segment_ids[0], 1),
     }
     fixed = {}
-    # An axis of size 1 says "the same for every query" and is not cut.
+    # An axis of size 1 is shared by all queries and is not cut.
     for name, array in (("mask", mask), ("bias", bias)):
         if array is not None and array.shape[2] == 1 and length > 1:
             fixed[name] = array
@@ -87,7 +87,7 @@ def attend_to_prefixes(
         of_query = jax.tree.map(
             lambda s: jnp.moveaxis(s, 1, 2)[..., None], chunk["statistics"]
         )  # (B, N, C, 1)
-        # A key beyond the query may be any number of sigmas away; 0 keeps its unused gate finite.
+        # A later key may be any number of sigmas away; 0 keeps its unused gate finite.
         z = jnp.where(allowed, standardize(energy, of_query), 0)
         gate = log_gate(z, _heads_first(alpha), _heads_first(tau))
         return dot_product_attention(
@@ -118,7 +118,7 @@ def attend_to_prefixes(
 
 
 def _heads_first(parameter: Array | float) -> Float[Array, "N 1 1"] | Float[Array, "1 1 1"]:
-    """A parameter a head, shaped to scale (B, N, T, S)."""
+    """A parameter per head, shaped to broadcast against (B, N, T, S)."""
     return jnp.reshape(jnp.asarray(parameter, jnp.float32), (-1, 1, 1))
 
 
@@ -126,7 +126,7 @@ def _cut(x: Array, axis: int, chunk: int) -> Array:
     """Pads `axis` with its last entry to whole chunks and moves the chunks to the front."""
     count = -(-x.shape[axis] // chunk)
     missing = count * chunk - x.shape[axis]
-    # The last entry, not 0: padded queries then compute something finite, and get no cotangent.
+    # The last entry rather than 0: padded queries then compute finite values, and get no cotangent.
     x = jnp.pad(x, [(0, missing if a == axis else 0) for a in range(x.ndim)], mode="edge")
     x = x.reshape(*x.shape[:axis], count, chunk, *x.shape[axis + 1 :])
     return jnp.moveaxis(x, axis, 0)

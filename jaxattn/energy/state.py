@@ -1,4 +1,4 @@
-"""Energy-gated attention one call at a time, over a cache of keys, values and energies."""
+"""Decoding steps of energy-gated attention, over a cache of keys, values and energies."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -98,8 +98,8 @@ def energy_gated_attention_step(
 ) -> tuple[EnergyGatedAttentionState, Float[Array, "B T N V"]]:
     """Appends T new tokens and attends from them, causally; any split gives the causal whole.
 
-    "prefix" gates all cached keys anew for every query. "sequence" cannot know the tokens to come, so it
-    computes what "prefix" computes: that is what a model trained with "sequence" meets when it generates.
+    "prefix" recomputes the gates of all cached keys for every query. "sequence" cannot know the tokens to come, so it
+    computes what "prefix" computes, which is what a model trained with "sequence" faces in generation.
 
     Args:
         state: from `energy_gated_attention_init_state` or the step before.
@@ -119,7 +119,7 @@ def energy_gated_attention_step(
         query_seq_lengths: (B,) int, how many of the T tokens each sequence has; see `dot_product_attention_step`.
 
     Returns:
-        (new state, output (B, T, N, V) in the query's dtype); NaN once more than `max_length` tokens came.
+        (new state, output (B, T, N, V) in the query's dtype); NaN beyond `max_length` tokens.
 
     Raises:
         ValueError: a wrong shape, dtype or name.

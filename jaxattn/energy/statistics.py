@@ -12,7 +12,7 @@ MIN_VARIANCE = 1e-12  # sigma is floored at 1e-6
 
 
 class Statistics(NamedTuple):
-    """Of a set of numbers: how many, one of them, the mean measured from it, and the summed squared deviation.
+    """Count, one member, mean relative to it and summed squared deviation of a set of numbers.
 
     The mean is kept relative to a member of the set (`origin`), because energies of 10,000 ± 1 have a float32
     mean that is itself off by a thousandth of their spread.
@@ -47,7 +47,7 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
     )
 
 
-# Compiled as one even when the caller is not: op by op, the scan is some hundred small programs.
+# Jitted even if the caller is not: op by op, the scan would be about a hundred small programs.
 @jax.jit
 def prefix_statistics(
     x: Float[Array, "B S N"], valid: Bool[Array, "B S N"], segment_ids: Int[Array, "B S"] | None = None
@@ -59,7 +59,7 @@ def prefix_statistics(
     if x.size == 0:
         return empty_statistics(x.shape)
     # The gradient goes through `mean` alone (0 + x − origin): normalised values do not depend on the origin.
-    # The barrier keeps the compiler from working out at compile time what a mask of ones has as its first True.
+    # The barrier keeps the compiler from constant-folding the argmax of a mask of ones.
     first = jnp.argmax(lax.optimization_barrier(valid), axis=1, keepdims=True)
     origin = lax.stop_gradient(jnp.take_along_axis(x, first, axis=1))
     each = Statistics(
@@ -70,7 +70,7 @@ def prefix_statistics(
     )
     run = None if segment_ids is None else jnp.cumsum(_run_starts(segment_ids), axis=1)
     statistics = _inclusive(each, run)
-    # Before the first valid position there is nothing to be measured from: the identity of `merge`.
+    # Before the first valid position the statistics are empty, the identity of `merge`.
     return statistics._replace(origin=jnp.where(statistics.count > 0, statistics.origin, 0))
 
 
@@ -92,7 +92,7 @@ def _inclusive(each: Statistics, run: Int[Array, "B S"] | None) -> Statistics:
     run = None if run is None else chunked(run)
     inside = _prefixes(jax.tree.map(chunked, each), _same_run(run, run) & jnp.tri(RADIX, dtype=bool))
     totals = _inclusive(jax.tree.map(lambda s: s[:, :, -1], inside), None if run is None else run[:, :, -1])
-    # What a chunk continues is the total up to the chunk before; nothing, for the first one and for a new run.
+    # A chunk continues the total of all chunks before it; the first one, or one in a new run, continues nothing.
     before = jax.tree.map(lambda s: jnp.pad(s[:, :-1], [(0, 0), (1, 0), (0, 0)])[:, :, None], totals)
     if run is not None:
         last = jnp.pad(run[:, :-1, -1], [(0, 0), (1, 0)])
@@ -107,7 +107,7 @@ def _same_run(run_j: Array | None, run_k: Array | None) -> Array:
     return run_j[..., :, None] == run_k[..., None, :]
 
 
-@jax.checkpoint  # the pairs are cheap to form again and RADIX times as large as what they are formed from
+@jax.checkpoint  # pairs are cheap to recompute, and RADIX times as large as what they are formed from
 def _prefixes(each: Statistics, member: Bool[Array, "*B R R"]) -> Statistics:
     """For every j, the statistics of the union of all sets k with member[j, k]; all share one origin."""
     member = member[..., None]
@@ -137,11 +137,11 @@ def run_statistics(prefix: Statistics, segment_ids: Int[Array, "B S"] | None = N
 def standardize(x: Float[Array, "*#shape"], statistics: Statistics) -> Float[Array, "..."]:
     """(x − mean)/sigma, broadcasting; 0 where fewer than two numbers were seen.
 
-    The gradient is 0 there and wherever the floor under sigma binds: z is then a step function of rounding
-    (two equal numbers, moved by a hair, have z = ±1), and its slope of 1e6 would be one batch's accident.
+    The gradient is 0 there and wherever the floor on sigma applies: z is then a step function of rounding errors (two
+    equal numbers, perturbed slightly, have z = ±1), and its slope of 1e6 carries no information.
     """
     variance = statistics.m2 / jnp.maximum(statistics.count, 1)
-    # The floor under the root, not above it: sqrt has no gradient at 0.
+    # The floor is inside the root: sqrt has no finite gradient at 0.
     sigma = jnp.sqrt(jnp.maximum(variance, MIN_VARIANCE))
     z = ((x - statistics.origin) - statistics.mean) / sigma
     z = jnp.where(variance > MIN_VARIANCE, z, lax.stop_gradient(z))

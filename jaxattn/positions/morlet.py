@@ -12,11 +12,11 @@ from jaxattn.positions.sinusoidal import check_length, cos_sin_pairs
 
 MAX_OMEGA = 0.95 * math.pi  # just below the Nyquist frequency of integer positions
 MIN_SIGMA = 1e-3
-MIN_CYCLES = 5.0  # omega·sigma below this is no admissible wavelet: its mean is not negligible
+MIN_CYCLES = 5.0  # with a smaller omega·sigma the wavelet is not admissible: its mean is not negligible
 
 
 class MorletParameters(NamedTuple):
-    """What a Morlet encoding learns: an entry a (cos, sin) pair; no `center` means windows at 0."""
+    """Learned parameters of a Morlet encoding, one entry per (cos, sin) pair; `center` is None for windows at 0."""
 
     log_omega: Float[Array, "pairs"]
     log_sigma: Float[Array, "pairs"]
@@ -24,19 +24,19 @@ class MorletParameters(NamedTuple):
 
 
 def morlet_init(dim: int, length: int, *, center: str = "origin") -> MorletParameters:
-    """Starting values of a Morlet encoding: omega geometric from 1 to 0.99 pi, sigma = 5/omega.
+    """Initial values of a Morlet encoding: omega geometric from 1 to 0.99 pi, sigma = 5/omega.
 
     Args:
         dim: width of the encoding, even.
-        length: number of positions the centres are spread over, in positions.
+        length: number of positions that the centres are spread over.
         center: "origin" for windows centred at position 0, as published (all but the first ~20 positions then
-            start with an encoding near 0); "learned" for one centre a pair, spread evenly over the context.
+            start with an encoding near 0); "learned" for one centre per pair, spread evenly over the context.
 
     Returns:
         `MorletParameters` of float32 arrays (dim/2,).
 
     Raises:
-        ValueError: `dim` is odd or not positive, `length` is negative, or `center` is another name.
+        ValueError: `dim` is odd or not positive, `length` is negative, or `center` is unknown.
 
     Examples:
         >>> from jaxattn.positions import morlet_encoding, morlet_init
@@ -55,8 +55,8 @@ def morlet_init(dim: int, length: int, *, center: str = "origin") -> MorletParam
         raise ValueError(f"dim must be even and positive: it holds (cos, sin) pairs; got {dim}.")
     pairs = dim // 2
     log_omega = np.linspace(0.0, math.log(0.99 * math.pi), pairs)
-    # A hair wider than 5/omega: on the bound itself rounding would decide, pair by pair, which of omega and
-    # sigma has the gradient.
+    # Slightly wider than 5/omega: exactly on the bound, rounding would decide for each pair whether omega or sigma
+    # gets the gradient.
     log_sigma = math.log(MIN_CYCLES) - log_omega + 1e-6
     centers = (np.arange(pairs) + 0.5) * length / pairs if center == "learned" else None
     return MorletParameters(
@@ -94,7 +94,7 @@ def morlet_encoding(
         The encoding (length, d), float32.
 
     Raises:
-        ValueError: `length` is negative, or the parameters are not vectors of one length.
+        ValueError: `length` is negative, or the parameters are not vectors of equal length.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -114,7 +114,7 @@ def morlet_encoding(
     if center is not None:
         check_shape("center", center, pairs, "(d/2,), as log_omega")
     log_omega = jnp.asarray(log_omega, jnp.float32)
-    # Clipped before the exponential too: min(exp(100), 0.95 pi) is right but has the gradient 0·inf.
+    # Clip before the exponential as well: min(exp(100), 0.95 pi) has the right value but the gradient 0·inf.
     omega = jnp.minimum(jnp.exp(jnp.minimum(log_omega, 2.0)), MAX_OMEGA)
     inverse_sigma = _inverse_sigma(log_sigma)
     omega = jnp.where(omega < MIN_CYCLES * inverse_sigma, MIN_CYCLES * inverse_sigma, omega)
@@ -134,18 +134,18 @@ def morlet_window(
     center: float | None = None,
     scale: float | None = None,
 ) -> tuple[Float[Array, "*B T N H+2"], Float[Array, "*B S K H+2"]]:
-    r"""A Gaussian window on the distance of query and key, without a T×S bias.
+    r"""A Gaussian window on the distance between query and key, without a T×S bias.
 
     $$ -\frac{(m - n)^2}{2\sigma^2} = \frac{m n - n^2/2}{\sigma^2} - \frac{m^2}{2\sigma^2}, $$
 
     and the last term, common to all keys of a query, cancels in the softmax. What is left has rank 2: the query gains
-    the columns m/sigma² and −1/(2 sigma²), divided by `scale`, the key gains n and n². sigma sits on the query side,
-    so that grouped keys serve heads of different sigma. Softmax attention over the returned arrays equals attention
-    with that bias.
+    the columns m/sigma² and −1/(2 sigma²), divided by `scale`, and the key gains n and n². sigma is on the query
+    side, so grouped keys serve heads with different sigma. Softmax attention over the returned arrays equals
+    attention with that bias.
 
-    Error: the two columns cancel each other, so the logarithm of a weight inside the window is off by up to
-    about (T/sigma)²/4 · 1.2e-7 in float32, half of it as a rule (0.03 at T/sigma = 1000). Keep the returned
-    float32, and let sigma be no smaller than T/1000 or so.
+    Rounding: the two columns nearly cancel, so the logarithm of a weight inside the window is off by up to about
+    (T/sigma)²/4 · 1.2e-7 in float32, and typically by half of that (0.03 at T/sigma = 1000). Keep the returned arrays
+    in float32, and sigma above about T/1000.
 
     Args:
         query: (B, T, N, H) or (T, N, H).
@@ -153,17 +153,16 @@ def morlet_window(
         log_sigma: logarithm of each query head's window width in positions, (N,); sigma = max(exp, 1e-3).
         query_positions: (T,) or (B, T); None for 0 … T − 1.
         key_positions: (S,) or (B, S); None for 0 … S − 1.
-        center: the number subtracted from all positions, best in their middle; it changes rounding only.
-            None for (S − 1)/2. Decoding with cached keys must pass one number at every step, such as half
-            the context.
-        scale: the scale that the attention will use, None for 1/sqrt(H). Attention sees the width H + 2 and
-            would choose 1/sqrt(H + 2) by itself: pass it this scale explicitly.
+        center: subtracted from all positions; it affects rounding only, and is best in their middle. None for
+            (S − 1)/2. Decoding with cached keys must pass the same number at every step, such as half the context.
+        scale: the scale that the attention will use, None for 1/sqrt(H). Attention sees a width of H + 2 and would
+            default to 1/sqrt(H + 2), so pass it this scale explicitly.
 
     Returns:
         The widened (query, key), float32.
 
     Raises:
-        ValueError: a shape is not one of those above, or `scale` is 0.
+        ValueError: a shape other than those above, or `scale` is 0.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -175,7 +174,7 @@ def morlet_window(
         (1, 32, 2, 4)
 
     Reference:
-        The window of arXiv 2606.01258 on relative instead of absolute positions.
+        The window of arXiv 2606.01258, on relative rather than absolute positions.
     """
     check_rank("query", query, (3, 4), "(B, T, N, H) or (T, N, H)")
     check_rank("key", key, (query.ndim,), "(B, S, K, H), or (S, K, H) with an unbatched query")

@@ -53,30 +53,31 @@ def rotary(
     linear_factor: float = 1.0,
     ntk_factor: float = 1.0,
 ) -> Float[Array, "*B T N H"]:
-    """Rotates pairs of channels by the position, so that q·k depends on positions by their difference.
+    """Rotates pairs of channels by angles proportional to position, so that q·k depends on m − n only.
 
-    The pair (a, b) number i becomes (a cos t − b sin t, a sin t + b cos t) with t = p base^(−2i/R) over the first R
-    channels. Then rotary(q, m)·rotary(k, n) is a function of m − n alone. Apply it to both, not to the values.
+    At position p, pair i of the first R channels, (a, b), becomes (a cos t − b sin t, a sin t + b cos t) with
+    t = p base^(−2i/R). Then rotary(q, m)·rotary(k, n) is a function of m − n alone. Apply it to queries and keys, not
+    to values.
 
     Args:
         x: queries or keys, (B, T, N, H) or (T, N, H), H even.
-        positions: token positions, (T,) or one row a sequence, (B, T); None for 0 … T − 1. Decoding passes its
-            tokens' own.
+        positions: token positions, (T,), or (B, T) for one row per sequence; None for 0 … T − 1. In decoding, those
+            of the new tokens.
         base: the longest wavelength is about 2 pi base.
         pairing: "interleaved" pairs channels 2i and 2i + 1, as published; "half" pairs i and i + R/2, as most
             checkpoints do (Llama, GPT-NeoX, ModernBERT). They differ by a permutation of the channels.
-        rotary_dim: R, even; the other channels stay as they are. None for H.
+        rotary_dim: R, even; the other channels are left as they are. None for H.
         linear_factor: divides the positions (position interpolation).
         ntk_factor: multiplies `base` by ntk_factor^(R/(R − 2)), which stretches long wavelengths and leaves the
-            shortest as it is. The dynamic form of transformers with factor f at T tokens, for a model trained at L,
-            is max(1, f T/L − (f − 1)).
+            shortest as it is. The dynamic scaling of transformers, with factor f at T tokens for a model trained at
+            L, is ntk_factor = max(1, f T/L − (f − 1)).
 
     Returns:
         The rotated array, in the shape and dtype of `x`; angles and products are float32.
 
     Raises:
-        ValueError: H or R is odd, R exceeds H, a base or factor is not positive, an unknown pairing, or a shape is
-            not one of those above.
+        ValueError: H or R is odd, R exceeds H, a base or factor is not positive, an unknown pairing, or a shape other
+            than those above.
 
     Examples:
         >>> import jax.numpy as jnp

@@ -14,13 +14,13 @@ def sinusoidal_encoding(
 
     $$ PE_{p,2i} = \cos(\omega_i p), \quad PE_{p,2i+1} = \sin(\omega_i p), \qquad \omega_i = 10000^{-2i/dim}. $$
 
-    The pair order is (cos, sin): the usual encoding with the two members of every pair swapped, so that the
-    Morlet encoding tends to exactly this one as its windows widen. A linear layer cannot tell the two apart.
+    Pairs are ordered (cos, sin), the usual encoding with the members of every pair swapped, so that the Morlet
+    encoding tends to exactly this one as its windows widen. To a linear layer the order makes no difference.
 
     Args:
         length: number of positions, 0 … length − 1.
         dim: width of the encoding, even.
-        omega: angular frequencies in radians per position, (dim/2,); None for the geometric ones above.
+        omega: angular frequencies in radians per position, (dim/2,); None for those above.
 
     Returns:
         The encoding (length, dim), float32.

@@ -72,7 +72,7 @@ def test_padding_on_either_side_changes_nothing_and_no_gradient():
         ({"kernels": [jnp.ones((2, D + 1, 3))]}, r"kernels\[0\] must have shape \(w, D, F\)"),
         ({"kernels": [jnp.ones((0, D, 3))]}, r"kernels\[0\] must have a width of at least 1"),
         ({"kernels": [jnp.ones((2, D))]}, r"kernels\[0\] must have shape"),
-        ({"biases": [jnp.ones(2)] * 2}, "biases must be one for each of 1 kernels; got 2"),
+        ({"biases": [jnp.ones(2)] * 2}, "biases must have one array per kernel, 1; got 2"),
         ({"biases": [jnp.ones(2)]}, r"biases\[0\] must have shape"),
         ({"mask": jnp.ones((1, 4))}, "mask must be boolean"),
         ({"mask": jnp.ones((1, 5), bool)}, r"mask must have shape \(B, L\) = \(1, 4\)"),

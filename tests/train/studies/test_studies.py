@@ -145,6 +145,7 @@ def test_mistakes_show_before_anything_runs(runs):
     ("study", "name"),
     [
         (gates, "charlm_gates_study"),
+        (gates, "charlm_recency_study"),
         (classify, "classify_sst2_study"),
         (classify, "classify_imdb_study"),
         (heads, "finetune_irony"),

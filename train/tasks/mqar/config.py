@@ -89,8 +89,8 @@ class MQARConfig(TaskConfig):
 
 PRESETS = {
     "quick": MQARConfig(
-        optimizer=OptimizerOptions(steps=300, batch_size=16, lr=5e-3),
-        evaluation=MQAREvaluationConfig(eval_every=150, log_every=25),
+        optimizer=OptimizerOptions(steps=500, batch_size=16, lr=5e-3),
+        evaluation=MQAREvaluationConfig(eval_every=250, log_every=25),
     )
 }
 
