@@ -67,7 +67,7 @@ def table(record: Mapping[str, Any]) -> str:
         ["attention", *(f"{pairs} pairs" for pairs in numbers)],
         [[f"`{row['variant']}`", *(percent(row["accuracy_by_pairs"][n]) for n in numbers)] for row in rows],
         f"Accuracy in percent on {record['evaluation']['test_rows']} rows of each number of pairs, mean ± standard "
-        f"deviation of seeds {listed(rows[0]['seeds'])}; {model['num_layers']} layers, {model['num_heads']} heads, "
+        f"deviation of seeds {listed(rows[0]['seeds'])}; layers {model['num_layers']}, heads {model['num_heads']}, "
         f"d {model['features']}, {model['positions']} positions, a convolution over two tokens, T {data['length']}, "
         f"{data['num_keys']} keys, batch {optimizer['batch_size']}, {record['steps']} steps; "
         f"{record['device']['kind']}, jax {record['versions']['jax']}, {record['date']}.",

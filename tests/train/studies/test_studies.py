@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from train.errors import UserError
-from train.studies import classify, gates, heads
+from train.studies import classify, gates, heads, recall
 
 RESULTS = pathlib.Path(__file__).resolve().parents[3] / "benchmarks/results"
 SCORES = ("accuracy", "loss", "val_accuracy", "last_val_accuracy", "f1", "weighted_f1", "val_f1")
@@ -146,6 +146,7 @@ def test_mistakes_show_before_anything_runs(runs):
     [
         (gates, "charlm_gates_study"),
         (gates, "charlm_recency_study"),
+        (recall, "mqar_study"),
         (classify, "classify_sst2_study"),
         (classify, "classify_imdb_study"),
         (heads, "finetune_irony"),
