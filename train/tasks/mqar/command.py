@@ -10,6 +10,7 @@ import numpy as np
 from train.cli.parsing import resume_command
 from train.engine import sharding
 from train.engine.compilation import start_process
+from train.engine.compile_for import for_target, report_step, target_of
 from train.engine.description import describe_run
 from train.engine.functional import Params
 from train.engine.metrics import clock, mean, mean_and_spread
@@ -42,14 +43,21 @@ def train(config: MQARConfig, *, command: str = "the same command") -> int:
     """
     # 1. Model, devices, batches.
     start_process(config.run)
+    target = target_of(config)
+    config = for_target(config, target)
     seeds, data, m = config.seeds(), config.data, config.model
-    batch_size, accumulate = config.optimizer.batch_size, config.optimizer.accumulate
+    batch_size = config.optimizer.batch_size
     model = recall_model(config)
-    mesh = sharding.make_mesh(config.run.fsdp, batch_size=batch_size, accumulate=accumulate)
+    mesh = sharding.make_mesh(
+        config.run.fsdp, batch_size=batch_size, accumulate=config.optimizer.accumulate,
+        devices=None if target is None else target.devices,
+    )  # fmt: skip
     model = sharding.gather_before_use(model, mesh)
+    rows = jax.ShapeDtypeStruct((len(seeds), batch_size, data.length), np.int32)
+    batch = {"tokens": rows, "targets": rows}
+    if target is not None:
+        return report_step(config, target, model, mesh, answer_loss, [batch])
     streams = RecallStreams(config, sharding.local_rows(mesh, batch_size))
-    batch = next(streams)
-    streams.set_state(0)
 
     # 2. The folder: a new run, or resume from its newest checkpoint.
     identity = config.identity() | dataclasses.asdict(data) | {"pairs": list(data.pairs)}
@@ -73,7 +81,7 @@ def train(config: MQARConfig, *, command: str = "the same command") -> int:
         return Checked(entry, mean(overall), f"validation accuracy {_listed(found)}")
 
     # 4. The loop.
-    tokens = jax.process_count() * batch["tokens"].size
+    tokens = len(seeds) * batch_size * data.length
     stopped = run.train(train_step, check, tokens=lambda _: tokens, command=command)
     if stopped is not None:
         return stopped
