@@ -156,8 +156,8 @@ def _decode(case: Case) -> Program:
     def init(variables: Any) -> Any:
         return nnx.merge(graph, variables).init_state(case.batch, case.length, jnp.dtype(case.dtype))
 
-    def step(variables: Any, state: Any, *token: Any) -> Any:
-        return nnx.merge(graph, variables).step(state, *token, given=AttentionInputs())
+    def step(variables: Any, state: Any, query: Any, key: Any, value: Any) -> Any:
+        return nnx.merge(graph, variables).step(state, query, key, value, AttentionInputs())
 
     token = inputs(dataclasses.replace(case, length=1))
     return step, (variables, jax.eval_shape(init, variables), *token)
