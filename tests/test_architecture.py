@@ -24,6 +24,7 @@ FAMILIES = {
     "jaxattn/output_gate": {*CORE, "jaxattn.softmax"},
     "jaxattn/recency": {*CORE, "jaxattn.softmax"},
     "jaxattn/random_features": {*CORE, "jaxattn.linear"},
+    "jaxattn/retention": {*CORE, "jaxattn.linear"},
 }
 NN = CORE | {room.replace("/", ".") for room in FAMILIES}
 ENCODERS = NN | {"jaxattn.nn"}

@@ -19,7 +19,6 @@ from jaxattn.core.registry import (
 from jaxattn.energy.mechanism import EnergyGated
 from jaxattn.lags.mechanism import CrossCorrelation
 from jaxattn.linear.mechanism import Linear
-from jaxattn.linear.retention import Retention
 from jaxattn.nn.attention import Attention
 from jaxattn.nn.blocks import MLP, TransformerBlock
 from jaxattn.nn.context import ProjectedContext
@@ -33,6 +32,7 @@ from jaxattn.nn.positions import LearnedPositions, MorletPositionalEncoding, Sin
 from jaxattn.output_gate.mechanism import OutputGated
 from jaxattn.random_features.mechanism import FeatureDraw, FeatureStatistic, RandomFeatures
 from jaxattn.recency.mechanism import Alibi, Forgetting
+from jaxattn.retention.mechanism import Retention
 from jaxattn.softmax.mechanism import Softmax
 from jaxattn.tree.mechanism import Hierarchical
 from jaxattn.tree.sibling_bias import SiblingBias

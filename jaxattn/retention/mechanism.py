@@ -14,9 +14,7 @@ from jaxattn.core.inputs import AttentionInputs, LayerSizes
 from jaxattn.core.mechanism import Flops, Mechanism, MechanismModule
 from jaxattn.core.parameters import UndecayedParam, parameter
 from jaxattn.core.registry import MechanismRow, register_mechanism
-from jaxattn.linear.attention import linear_attention
-from jaxattn.linear.mechanism import Linear
-from jaxattn.linear.state import linear_attention_init_state, linear_attention_step
+from jaxattn.linear import linear_attention, linear_attention_init_state, linear_attention_step
 
 DECAYS = ("fixed", "gated")
 INITIAL_BIAS = 4.0
@@ -63,8 +61,9 @@ class Retention(Mechanism):
         return RetentionModule(self, sizes, rngs=rngs)
 
     def flops(self, length: int, num_heads: int, head_dim: int, num_kv_heads: int | None = None) -> Flops:
-        """Those of linear attention with sums a query head."""
-        return Linear().flops(length, num_heads, head_dim)
+        """Σ_j k v' and q·(that) of every query head, 4 T N H²; pairs inside a chunk are not counted."""
+        forward = 4 * length * num_heads * head_dim**2
+        return Flops(forward, 2 * forward)
 
 
 class RetentionModule(MechanismModule):

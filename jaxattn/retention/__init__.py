@@ -1,0 +1,1 @@
+"""Retention, a mechanism on unnormalised linear attention."""
