@@ -10,8 +10,11 @@ from jaxattn.core.call import Call, accumulation_dtype
 
 # Columns that carry a bias: the sum of three roundings has all the bits of float32.
 COLUMNS = 3
-# Stands for −inf: exp(−REMOVED) is 0 beside any other key, and finite where there is no other.
-_REMOVED = 1e30
+# How far below the least bias a removed key lies, in nats: far enough to have no weight beside another key, and near
+# enough that a row of such keys alone is exact to 2⁻⁸, whatever a kernel fuses with the subtraction of its maximum.
+_GAP = 2.0**16
+# Biases beyond count as this.
+_LARGEST = 2.0**20
 
 
 def with_key_columns(call: Call) -> Call:
@@ -23,9 +26,9 @@ def with_key_columns(call: Call) -> Call:
 
     b₁ being b / (s c) rounded to the dtype of the keys, b₂ what is left rounded again, and so on. c is a power of
     two such that s c >= 16, or float16 would not reach far enough. So biases come out to float32's accuracy,
-    whatever they span, and their gradient is that of b₁. −inf becomes −1e30 (float16: −3e6): such keys have no
-    weight beside others, and since their values are set to 0, a row without any other gives 0 and sends no
-    gradient back.
+    whatever they span, and their gradient is that of b₁. −inf becomes the least bias − 2¹⁶: such keys have no weight
+    beside others, and since their values are set to 0, a row without any other gives 0 and sends no gradient
+    back. Biases beyond ±2²⁰ count as ±2²⁰.
 
     Args:
         call: with one bias a query head and K < N, its keys and values are repeated to N heads. Removed keys are 0
@@ -44,13 +47,16 @@ def with_key_columns(call: Call) -> Call:
     largest = float(jnp.finfo(kind).max)
     bias = call.key_bias[..., 0].astype(dtype)  # (B or 1, S, K or 1)
     removed = bias == -jnp.inf
-    rest = jnp.clip(jnp.where(removed, 0, bias) / (call.scale * factor), -largest, largest)
+    kept = jnp.clip(jnp.where(removed, 0, bias), -_LARGEST, _LARGEST)
+    floor = lax.stop_gradient(kept.min(axis=1, keepdims=True)) - _GAP
+    rest = jnp.where(removed, floor, kept) / (call.scale * factor)
     columns = []
     for _ in range(COLUMNS):
         # Rounded, with the gradient of what is not.
-        part = rest + lax.stop_gradient(rest.astype(kind).astype(dtype) - rest)
+        rounded = jnp.clip(rest, -largest, largest).astype(kind).astype(dtype)
+        part = rest + lax.stop_gradient(rounded - rest)
         rest = rest - part
-        columns.append(jnp.where(removed, -min(largest, _REMOVED), part))
+        columns.append(part)
     key_columns = jnp.broadcast_to(jnp.stack(columns, axis=-1), (*call.key.shape[:3], COLUMNS))
     query_columns = jnp.full((*call.query.shape[:4], COLUMNS), factor, call.query.dtype)
     return call.replace(
