@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+from jax import export
 
 
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
@@ -11,6 +12,11 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
     if value not in choices:
         accepted = ", ".join(repr(c) for c in choices)
         raise ValueError(f"{name} must be one of {accepted}; got {value!r}.")
+
+
+def is_known(*sizes: Any) -> bool:
+    """Whether sizes are numbers while tracing; under `jax.export` they may be symbols."""
+    return not any(export.is_symbolic_dim(size) for size in sizes)
 
 
 def check_rank(name: str, array: Any, ranks: Sequence[int], layout: str) -> None:

@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn.core.call import check_qkv
 from jaxattn.core.checks import check_choice
+from jaxattn.core.explicit import automatic_axes, but_width
 from jaxattn.energy.gate import (
     NORMALIZATIONS,
     PerHead,
@@ -22,6 +23,7 @@ from jaxattn.energy.statistics import prefix_statistics
 from jaxattn.softmax import check_window, dot_product_attention
 
 
+@automatic_axes(but_width)
 def energy_gated_attention(
     query: Float[Array, "*B T N H"],
     key: Float[Array, "*B S K H"],

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn.core.checks import check_choice, check_dtype, check_rank, check_shape
+from jaxattn.core.explicit import automatic_axes, same
 from jaxattn.energy.statistics import (
     Statistics,
     empty_statistics,
@@ -20,6 +21,7 @@ NORMALIZATIONS = ("running", "sequence", "prefix", None)
 PerHead = Float[Array, "#N"] | Float[Array, ""] | float
 
 
+@automatic_axes(same)
 def energy_gate(
     energy: Float[Array, "*B S N"],
     *,
@@ -122,6 +124,7 @@ def energy_gate_init_state(batch: int, num_heads: int) -> Statistics:
     return empty_statistics((batch, num_heads))
 
 
+@automatic_axes(same, same)
 def energy_gate_step(
     state: Statistics,
     energy: Float[Array, "B T N"],

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxattn.core.checks import is_known
 from jaxattn.energy.gate import log_gate
 from jaxattn.energy.statistics import Statistics, standardize
 from jaxattn.softmax import dot_product_attention
@@ -107,7 +108,7 @@ def attend_to_prefixes(
         )
 
     arrays = {name: array for name, (array, _) in by_query.items()}
-    if length <= query_chunk:
+    if not is_known(length) or length <= query_chunk:
         return attend(arrays)
     cut = {
         name: jax.tree.map(lambda x, axis=axis: _cut(x, axis, query_chunk), array)

@@ -9,6 +9,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn.core.checks import check_choice
 from jaxattn.core.decode import check_step, finish, num_new, write
+from jaxattn.core.explicit import automatic_axes, but_width, same
+from jaxattn.core.pytree import serializable
 from jaxattn.energy.gate import (
     NORMALIZATIONS,
     PerHead,
@@ -28,6 +30,7 @@ from jaxattn.softmax import (
 )
 
 
+@serializable
 class EnergyGatedAttentionState(NamedTuple):
     """The key-value cache, the energies of its positions (B, max_length, N), and their statistics so far."""
 
@@ -78,6 +81,7 @@ def energy_gated_attention_init_state(
     )
 
 
+@automatic_axes(same, but_width)
 def energy_gated_attention_step(
     state: EnergyGatedAttentionState,
     query: Float[Array, "B T N H"],

@@ -1,16 +1,20 @@
 """Count, mean and spread of every prefix, in parallel and accurate in float32."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxattn.core.checks import is_known
+from jaxattn.core.pytree import serializable
+
 RADIX = 8
 MIN_VARIANCE = 1e-12  # sigma is floored at 1e-6
 
 
+@serializable
 class Statistics(NamedTuple):
     """Count, one member, mean relative to it and summed squared deviation of a set of numbers.
 
@@ -69,7 +73,8 @@ def prefix_statistics(
         jnp.zeros_like(x),
     )
     run = None if segment_ids is None else jnp.cumsum(_run_starts(segment_ids), axis=1)
-    statistics = _inclusive(each, run)
+    merged = _inclusive if is_known(x.shape[1]) else _one_by_one
+    statistics = merged(each, run)
     # Before the first valid position the statistics are empty, the identity of `merge`.
     return statistics._replace(origin=jnp.where(statistics.count > 0, statistics.origin, 0))
 
@@ -99,6 +104,21 @@ def _inclusive(each: Statistics, run: Int[Array, "B S"] | None) -> Statistics:
         before = jax.tree.map(lambda s: jnp.where((run == last[..., None])[..., None], s, 0), before)
     merged = merge(before, inside)
     return jax.tree.map(lambda s: s.reshape(batch, -1, heads)[:, :length], merged)
+
+
+def _one_by_one(each: Statistics, run: Int[Array, "B S"] | None) -> Statistics:
+    """`_inclusive` in S steps, for a length that is a symbol."""
+
+    def step(before: tuple[Statistics, Any], entry: tuple[Statistics, Any]) -> Any:
+        (statistics, last), (one, run) = before, entry
+        if run is not None:
+            statistics = jax.tree.map(lambda s: jnp.where((run == last)[:, None], s, 0), statistics)
+        merged = merge(statistics, one)
+        return (merged, run), merged
+
+    entries = jax.tree.map(lambda s: jnp.moveaxis(s, 1, 0), (each, run))
+    start = jax.tree.map(lambda s: jnp.zeros_like(s[0]), entries)
+    return jax.tree.map(lambda s: jnp.moveaxis(s, 0, 1), lax.scan(step, start, entries)[1])
 
 
 def _same_run(run_j: Array | None, run_k: Array | None) -> Array:

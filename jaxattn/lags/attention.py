@@ -5,11 +5,13 @@ from jaxtyping import Array, Bool, Float
 
 from jaxattn.core.call import check_qkv, check_scale, repeat_heads
 from jaxattn.core.checks import check_broadcastable
+from jaxattn.core.explicit import automatic_axes, but_width
 from jaxattn.core.padding import padding_key_bias
 from jaxattn.lags.scores import LagLogits, SegmentIds, TokenMask, check_token_mask, cross_correlation
 from jaxattn.softmax import dot_product_attention
 
 
+@automatic_axes(but_width)
 def cross_correlation_attention(
     query: Float[Array, "*B T N H"],
     key: Float[Array, "*B S K H"],

@@ -108,7 +108,7 @@ def _weighted_shifts(
     """sum_l weights[…, l] x_{t−l} within the segment, accumulated in float32 and returned in the dtype of x."""
     wide = x.astype(accumulation_dtype(x))
     total = jnp.zeros_like(wide)
-    for lag in range(min(weights.shape[-1], x.shape[-3])):
+    for lag in range(weights.shape[-1]):
         shifted = _shift(wide, lag, axis=-3)
         if ids is not None and lag:
             # Filled with another id than any: what is shifted in from before the start is 0 anyway.

@@ -9,7 +9,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn.core.call import repeat_heads
 from jaxattn.core.decode import check_sizes, check_step
+from jaxattn.core.explicit import automatic_axes, but_width, same
 from jaxattn.core.padding import padding_key_bias
+from jaxattn.core.pytree import serializable
 from jaxattn.lags.attention import kept_keys
 from jaxattn.lags.scores import LagLogits, check_lag_logits, check_token_mask, lag_weights, widen, zero_masked
 from jaxattn.softmax import (
@@ -19,6 +21,7 @@ from jaxattn.softmax import (
 )
 
 
+@serializable
 class CrossCorrelationState(NamedTuple):
     """The cache of widened keys and of values, and the last L raw queries and keys (zeros before the start)."""
 
@@ -82,6 +85,7 @@ def cross_correlation_attention_init_state(
     )
 
 
+@automatic_axes(same, but_width)
 def cross_correlation_attention_step(
     state: CrossCorrelationState,
     query: Float[Array, "B T N H"],

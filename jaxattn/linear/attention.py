@@ -3,6 +3,7 @@
 from jaxtyping import Array, Float, Int
 
 from jaxattn.core.call import Call, check_call
+from jaxattn.core.explicit import automatic_axes, but_width
 from jaxattn.core.platform import by_platform
 from jaxattn.linear.decay import attend_decayed, check_decay
 from jaxattn.linear.padded import attend_padded
@@ -10,6 +11,7 @@ from jaxattn.linear.plan import IDENTITY, FeatureFunctions, Parameters, Tiling, 
 from jaxattn.linear.segments import attend_segments, check_segments
 
 
+@automatic_axes(but_width)
 def linear_attention(
     phi_q: Float[Array, "*B T N M"],
     phi_k: Float[Array, "*B S K M"],

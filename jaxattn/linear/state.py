@@ -7,8 +7,10 @@ from jaxtyping import Array, Float, Int
 
 from jaxattn.core.call import Call
 from jaxattn.core.decode import check_sizes, check_step, with_heads_of_state
+from jaxattn.core.explicit import automatic_axes, but_width, same
 from jaxattn.core.padding import fold_lengths, query_is_valid, zero_padded_rows, zero_padding
 from jaxattn.core.platform import by_platform
+from jaxattn.core.pytree import serializable
 from jaxattn.linear.decay import check_decay, step_decayed
 from jaxattn.linear.heads import over_batch
 from jaxattn.linear.padded import pad_to_blocks
@@ -17,6 +19,7 @@ from jaxattn.linear.plan import IDENTITY, FeatureFunctions, Parameters, Plan, ch
 from jaxattn.linear.sums import State, Sums
 
 
+@serializable
 class LinearAttentionState(NamedTuple):
     """All that later tokens need of the earlier ones, whatever their number.
 
@@ -67,6 +70,7 @@ def linear_attention_init_state(
     )
 
 
+@automatic_axes(same, but_width)
 def linear_attention_step(
     state: LinearAttentionState,
     phi_q: Float[Array, "B T N M"],

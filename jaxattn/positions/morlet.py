@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Real
 
 from jaxattn.core.checks import check_broadcastable, check_choice, check_rank, check_shape
+from jaxattn.core.pytree import serializable
 from jaxattn.positions.sinusoidal import check_length, cos_sin_pairs
 
 MAX_OMEGA = 0.95 * math.pi  # just below the Nyquist frequency of integer positions
@@ -15,6 +16,7 @@ MIN_SIGMA = 1e-3
 MIN_CYCLES = 5.0  # with a smaller omega·sigma the wavelet is not admissible: its mean is not negligible
 
 
+@serializable
 class MorletParameters(NamedTuple):
     """Learned parameters of a Morlet encoding, one entry per (cos, sin) pair; `center` is None for windows at 0."""
 

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxattn.core.call import check_call
 from jaxattn.core.decode import check_step
+from jaxattn.core.explicit import automatic_axes, but_width, same
 from jaxattn.linear import (
     LinearAttentionState,
     attend_features,
@@ -17,6 +18,7 @@ from jaxattn.linear import (
 from jaxattn.random_features.feature_map import FeatureMap
 
 
+@automatic_axes(but_width)
 def random_feature_attention(
     query: Float[Array, "*B T N H"],
     key: Float[Array, "*B S K H"],
@@ -129,6 +131,7 @@ def random_feature_attention_init_state(
     )
 
 
+@automatic_axes(same, but_width)
 def random_feature_attention_step(
     state: LinearAttentionState,
     query: Float[Array, "B T N H"],

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from jaxattn.core.call import check_qk, check_scale, repeat_heads
 from jaxattn.core.checks import check_choice, check_dtype, check_rank, check_shape
+from jaxattn.core.explicit import automatic_axes, replicated
 from jaxattn.core.pytree import register
 from jaxattn.linear import FeatureFunctions
 from jaxattn.random_features.components import COMPONENTS
@@ -136,6 +137,7 @@ class FeatureMap:
         drawn_weights, drawn_component = _in_float32(made)
         return cls(drawn_weights, drawn_component, None, num_heads, num_heads, stabilizer)
 
+    @automatic_axes(replicated)
     def calibrate(
         self,
         query: Float[Array, "*B T N H"],

@@ -5,7 +5,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxattn.core.pytree import serializable
 
+
+@serializable
 class Moments(NamedTuple):
     """Of scaled queries x and keys y, a row each key/value head: means over batch and unmasked positions.
 

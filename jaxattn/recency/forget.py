@@ -5,8 +5,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxattn.core.checks import check_dtype, check_rank, check_shape
+from jaxattn.core.explicit import automatic_axes, same
 
 
+@automatic_axes(same)
 def forget_key_bias(
     logits: Float[Array, "*B S N"], *, mask: Bool[Array, "*B S"] | None = None
 ) -> Float[Array, "*B S N"]:
@@ -63,6 +65,7 @@ def forget_key_bias_init_state(batch: int, num_heads: int) -> Float[Array, "B N"
     return jnp.zeros((batch, num_heads), jnp.float32)
 
 
+@automatic_axes(same, same)
 def forget_key_bias_step(
     state: Float[Array, "B N"], logits: Float[Array, "B T N"], *, mask: Bool[Array, "B T"] | None = None
 ) -> tuple[Float[Array, "B N"], Float[Array, "B T N"]]:

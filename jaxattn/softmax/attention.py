@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn.core.call import Call, accumulation_dtype, check_call
-from jaxattn.core.checks import check_choice
+from jaxattn.core.checks import check_choice, is_known
+from jaxattn.core.explicit import automatic_axes, but_width
 from jaxattn.core.padding import fold_key_mask, fold_lengths, query_is_valid, zero_padded_rows, zero_padding
 from jaxattn.core.platform import by_platform
 from jaxattn.softmax.blockwise import blockwise_attention
@@ -27,6 +28,7 @@ _FEW_SCORES = 128 * 128
 _ACCELERATOR_SCORE_BYTES = 2**30
 
 
+@automatic_axes(but_width)
 def dot_product_attention(
     query: Float[Array, "*B T N H"],
     key: Float[Array, "*B S K H"],
@@ -158,6 +160,12 @@ def _of_empty(call: Call) -> Result:
 def _attend(call: Call, implementation: str | None) -> Result:
     if implementation is None:
         return by_platform(lambda platform: choose_implementation(call, platform), _attend_with, call)
+    lengths = call.query.shape[1], call.key.shape[1]
+    if implementation != "xla" and not is_known(*lengths):
+        raise ValueError(
+            f"implementation={implementation!r} needs lengths that are known while tracing; got T = {lengths[0]}, "
+            f"S = {lengths[1]}. Under jax.export with symbols for lengths use 'xla'."
+        )
     cannot = {"cudnn": cudnn_cannot, "splash": splash_cannot}.get(implementation)
     if cannot and (reason := cannot(call)):
         raise ValueError(f"implementation={implementation!r} {reason}")
@@ -198,12 +206,15 @@ def choose_implementation(call: Call, platform: str) -> str:
     NVIDIA GPU: "cudnn" where it is installed and its limits allow. TPU: "splash" likewise, in programs that are known
     to be of one device (`is_alone`) and from T·S = 128² on. Otherwise "blockwise"
     where it is faster than "xla" (CPU: from T·S = 128² on, by a quarter there and four times at 2048²; measured) or
-    where the scores would not reasonably fit (elsewhere: above 1 GiB; not measured), else "xla".
+    where the scores would not reasonably fit (elsewhere: above 1 GiB; not measured), else "xla", which
+    is all there is for lengths that `jax.export` has symbols for.
 
     Args:
         call: checked arguments.
         platform: "cpu", "cuda", "tpu" or "other".
     """
+    if not is_known(num_scores(call)):
+        return "xla"
     if platform == "cuda" and cudnn_cannot(call) is None:
         return "cudnn"
     if (
@@ -218,10 +229,13 @@ def choose_implementation(call: Call, platform: str) -> str:
 
 def prefers_blockwise(call: Call, platform: str) -> bool:
     """Whether blocks are better than scores in memory; see `choose_implementation`."""
+    if not is_known(num_scores(call)):
+        return False
     if platform == "cpu":
         return num_scores(call) >= _FEW_SCORES
     batch, _, num_kv_heads, group, _ = call.query.shape
-    return batch * num_kv_heads * group * num_scores(call) * 4 > _ACCELERATOR_SCORE_BYTES
+    known_batch = batch if is_known(batch) else 1
+    return known_batch * num_kv_heads * group * num_scores(call) * 4 > _ACCELERATOR_SCORE_BYTES
 
 
 def num_scores(call: Call) -> int:

@@ -8,11 +8,14 @@ from jaxtyping import Array, Float, Int
 from jaxattn.core.call import Call
 from jaxattn.core.checks import check_shape
 from jaxattn.core.decode import check_sizes, check_step, finish, num_new, write
+from jaxattn.core.explicit import automatic_axes, but_width, same
 from jaxattn.core.padding import zero_padding
+from jaxattn.core.pytree import serializable
 from jaxattn.softmax.attention import attend_cached
 from jaxattn.softmax.options import with_options
 
 
+@serializable
 class DotProductAttentionState(NamedTuple):
     """The cache of `dot_product_attention_step`: what was written so far, in arrays of fixed size.
 
@@ -76,6 +79,7 @@ def dot_product_attention_init_state(
     )
 
 
+@automatic_axes(same, but_width)
 def dot_product_attention_step(
     state: DotProductAttentionState,
     query: Float[Array, "B T N H"],

@@ -4,12 +4,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxattn.core.call import Call, check_call
+from jaxattn.core.explicit import automatic_axes, but_width, query_axes
 from jaxattn.tree.arguments import SiblingBias, check_whole, over_batch
 from jaxattn.tree.bidirectional import attend, energy
 from jaxattn.tree.causal import attend_causal
 from jaxattn.tree.tree import Tree
 
 
+@automatic_axes(but_width)
 def hierarchical_attention(
     query: Float[Array, "*B T N H"],
     key: Float[Array, "*B T K H"],
@@ -79,6 +81,7 @@ def hierarchical_attention(
     return _attend(call, tree, sibling_bias, include_self).astype(query.dtype)
 
 
+@automatic_axes(query_axes("N", "T", None))
 def hierarchical_weights(
     query: Float[Array, "*B T N H"],
     key: Float[Array, "*B T K H"],
@@ -122,6 +125,7 @@ def hierarchical_weights(
     return jnp.swapaxes(_attend(call, tree, sibling_bias, include_self), -2, -3)
 
 
+@automatic_axes(query_axes("N"))
 def hierarchical_energy(
     query: Float[Array, "*B T N H"],
     key: Float[Array, "*B T K H"],

@@ -9,7 +9,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxattn.core.decode import check_sizes, check_step, finish, num_new, with_heads_of_state
+from jaxattn.core.explicit import automatic_axes, but_width, same
 from jaxattn.core.padding import fold_lengths, zero_padding
+from jaxattn.core.pytree import serializable
 from jaxattn.core.varying import vary_like
 from jaxattn.tree.arguments import SiblingBias, check_ordered, check_tree, group_biases
 from jaxattn.tree.decoding import Token, step_token
@@ -18,6 +20,7 @@ from jaxattn.tree.prefill import step_tokens
 from jaxattn.tree.tree import Tree
 
 
+@serializable
 class HierarchicalState(NamedTuple):
     """What later tokens need: at every level, the children so far of the node that is being filled.
 
@@ -86,6 +89,7 @@ def hierarchical_attention_init_state(
     )
 
 
+@automatic_axes(same, but_width)
 def hierarchical_attention_step(
     state: HierarchicalState,
     query: Float[Array, "B T N H"],

@@ -57,6 +57,37 @@ def compiled(row: Kernel, is_causal: bool = True) -> Callable[..., Any]:
     return jax.jit(call)
 
 
+def with_gradients(row: Kernel) -> Callable[..., Any]:
+    """(*arrays) -> (output of the causal kernel, gradients of a loss with respect to every array)."""
+
+    def run(*args: Any) -> Any:
+        call = functools.partial(row.call, mask=None, segment_ids=None, is_causal=True)
+        out, vjp = jax.vjp(call, *args)
+        return out, vjp(jnp.cos(out))
+
+    return run
+
+
+@functools.lru_cache
+def output_and_gradients(row: Kernel) -> Any:
+    """What `with_gradients` gives for the arrays of the default sizes, on one device."""
+    return jax.jit(with_gradients(row))(*arrays(row, Sizes()))
+
+
+def decoding(row: Kernel, sizes: Sizes) -> Callable[..., Any]:
+    """(*arrays) -> outputs of the first five tokens, four in one step and one in the next."""
+
+    def decode(*args: Any) -> Any:
+        state, outs = row.init(sizes, jnp.float32), []
+        for part in (slice(0, 4), slice(4, 5)):
+            new = (x if axis is None else x[:, part] for x, axis in zip(args, axes(row), strict=True))
+            state, out = row.step(state, *new)
+            outs.append(out)
+        return jnp.concatenate(outs, axis=1)
+
+    return decode
+
+
 def naively(row: Kernel, is_causal: bool = True) -> Callable[..., Any]:
     """The reference, called alike; operation by operation, since the rows share most operations and shapes."""
 

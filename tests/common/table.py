@@ -56,6 +56,7 @@ class Kernel:
         sharp: whether scores of any size come out right; else only finite.
         segments: whether there are segment ids.
         shifts: whether tokens behind left padding give what they give without it; a tree is cut by position.
+        any_length: whether it can be exported with a symbol for the length.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Kernel:
     sharp: bool = True
     segments: bool = True
     shifts: bool = True
+    any_length: bool = True
 
 
 # The arrays a mechanism may take besides query, key, value and key_bias: (shape, sequence axis).
@@ -332,7 +334,14 @@ def _gated_row(normalization: str | None, **options: Any) -> Kernel:
 KERNELS = (
     Kernel("softmax-xla", _softmax("xla"), naive.softmax, (), _softmax_init, _softmax_step),
     Kernel(
-        "softmax-blockwise", _softmax("blockwise"), naive.softmax, (), _softmax_init, _softmax_step, long=600
+        "softmax-blockwise",
+        _softmax("blockwise"),
+        naive.softmax,
+        (),
+        _softmax_init,
+        _softmax_step,
+        long=600,
+        any_length=False,
     ),
     _gated_row("running"),
     _gated_row("prefix", only_causal=True, long=300),
@@ -386,6 +395,7 @@ KERNELS = (
         sharp=False,
         segments=False,
         shifts=False,
+        any_length=False,
     ),
 )
 

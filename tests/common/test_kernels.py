@@ -17,7 +17,16 @@ from jaxattn.testing import (
     assert_matches_reference,
     assert_padding_invariant,
 )
-from tests.common.harness import afresh, arrays, axes, compiled, naively
+from tests.common.harness import (
+    afresh,
+    arrays,
+    axes,
+    compiled,
+    decoding,
+    naively,
+    output_and_gradients,
+    with_gradients,
+)
 from tests.common.table import KERNELS, LEAKING, Sizes
 
 UNGROUPED = Sizes(heads=2, kv_heads=2)
@@ -273,48 +282,59 @@ def test_shard_map(row):
     """Outputs and gradients over a batch cut among devices, parameters replicated, with the default checks."""
     mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     specs = tuple(P() if axis is None else P("batch") for axis in axes(row))
-    fn = functools.partial(row.call, mask=None, segment_ids=None, is_causal=True)
-    mapped = jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=P("batch"))
-    args = arrays(row, Sizes())
-
-    def run(fn):
-        def loss(*args):
-            out = fn(*args)
-            return jnp.sin(out).sum(), out
-
-        return jax.jit(jax.grad(loss, range(len(args)), has_aux=True))(*args)
-
-    (grads, out), (expected_grads, expected) = run(mapped), run(fn)
-    for got, want in zip((out, *grads), (expected, *expected_grads), strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    mapped = jax.shard_map(with_gradients(row), mesh=mesh, in_specs=specs, out_specs=(P("batch"), specs))
+    got = jax.jit(mapped)(*arrays(row, Sizes()))
+    chex.assert_trees_all_close(got, output_and_gradients(row), rtol=1e-4, atol=1e-5)
 
 
 @every_kernel
 def test_steps_in_shard_map(row):
     mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     specs = tuple(P() if axis is None else P("batch") for axis in axes(row))
-    args, local = arrays(row, Sizes()), Sizes(batch=1)
-
-    def decode(*args):
-        state, outs = row.init(local, jnp.float32), []
-        for part in (slice(0, 4), slice(4, 5)):
-            new = (x if axis is None else x[:, part] for x, axis in zip(args, axes(row), strict=True))
-            state, out = row.step(state, *new)
-            outs.append(out)
-        return jnp.concatenate(outs, axis=1)
-
-    out = jax.jit(jax.shard_map(decode, mesh=mesh, in_specs=specs, out_specs=P("batch")))(*args)
-    np.testing.assert_allclose(out, whole(row)(*args)[:, :5], atol=1e-5)
+    mapped = jax.shard_map(decoding(row, Sizes(batch=1)), mesh=mesh, in_specs=specs, out_specs=P("batch"))
+    args = arrays(row, Sizes())
+    np.testing.assert_allclose(jax.jit(mapped)(*args), whole(row)(*args)[:, :5], atol=1e-5)
 
 
 @every_kernel
-def test_export(row):
-    """Exported for all platforms at once from this one; where it runs, it gives what the function itself gives."""
+def test_explicit_mesh(row):
+    """Batch and heads sharded over a mesh of explicit axes: outputs, gradients and steps are those of one device."""
+    mesh = jax.make_mesh((2, 2), ("batch", "heads"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
     args = arrays(row, Sizes())
+    specs = [P() if axis is None else P("batch", None, "heads") for axis in axes(row)]
+    with jax.set_mesh(mesh):
+        placed = [jax.device_put(x, spec) for x, spec in zip(args, specs, strict=True)]
+        run = jax.jit(lambda *args: (with_gradients(row)(*args), decoding(row, Sizes())(*args)))
+        (out, grads), steps = run(*placed)
+    assert out.sharding.spec == steps.sharding.spec == P("batch", None, "heads", None)
+    chex.assert_trees_all_close(jax.device_get((out, grads)), output_and_gradients(row), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(steps, whole(row)(*args)[:, :5], atol=1e-5)
 
-    def run(*args):
-        out, vjp = jax.vjp(whole(row), *args)
-        return out, vjp(out)
 
-    exported = jax.export.export(jax.jit(run), platforms=["cpu", "cuda", "tpu"])(*args)
-    chex.assert_trees_all_close(exported.call(*args), jax.jit(run)(*args), atol=1e-5)
+@every_kernel
+@pytest.mark.usefixtures("no_typecheck")  # which cannot compare symbols
+def test_export(row):
+    """Exported once for all platforms and sizes; here it gives what the function itself gives."""
+    args = arrays(row, Sizes())
+    batch, length = jax.export.symbolic_shape("batch, length")
+    shapes = [
+        x
+        if axis is None
+        else jax.ShapeDtypeStruct((batch, length if row.any_length else 10, *x.shape[2:]), x.dtype)
+        for x, axis in zip(args, axes(row), strict=True)
+    ]
+    exported = jax.export.export(jax.jit(with_gradients(row)), platforms=["cpu", "cuda", "tpu"])(*shapes)
+    chex.assert_trees_all_close(exported.call(*args), output_and_gradients(row), rtol=1e-4, atol=1e-5)
+
+
+@every_kernel
+def test_exported_steps_are_saved(row):
+    pytest.importorskip("flatbuffers")
+    args = tuple(
+        x if axis is None else x[:, :4] for x, axis in zip(arrays(row, Sizes()), axes(row), strict=True)
+    )
+    before = row.init(Sizes(), jnp.float32)
+    saved = jax.export.export(stepper(row))(before, *args).serialize()
+    loaded = jax.export.deserialize(saved)
+    assert loaded.in_tree == jax.tree.structure(((before, *args), {}))
+    assert loaded.out_tree == jax.tree.structure((before, args[0]))
