@@ -3,17 +3,25 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from jaxattn.nn import Attention
 from tests.common import naive
 from tests.common.table import OWN, Kernel, Module, Sizes
+
+
+def first_tier(rows: Sequence[Any], *names: str) -> Any:
+    """Parametrises over all rows; those that are not named are in the slow tier."""
+    return pytest.mark.parametrize(
+        "row", [pytest.param(r, id=r.name, marks=[] if r.name in names else [pytest.mark.slow]) for r in rows]
+    )
 
 
 @functools.lru_cache

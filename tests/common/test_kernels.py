@@ -23,6 +23,7 @@ from tests.common.harness import (
     axes,
     compiled,
     decoding,
+    first_tier,
     naively,
     output_and_gradients,
     with_gradients,
@@ -31,6 +32,10 @@ from tests.common.table import KERNELS, LEAKING, Sizes
 
 UNGROUPED = Sizes(heads=2, kv_heads=2)
 every_kernel = pytest.mark.parametrize("row", KERNELS, ids=lambda row: row.name)
+
+
+# One row for each way of computing: products in memory, loops over blocks, gates, chunks of a state, trees.
+one_row_a_kind = first_tier(KERNELS, "softmax-xla", "softmax-blockwise", "energy-running", "features", "tree")
 
 
 def whole(row, prepare=lambda call: call):
@@ -123,21 +128,21 @@ def test_bfloat16(row):
     assert_close_to_reference(whole(row), reference, args, max_error=2e-2, check_gradients=True)
 
 
-@every_kernel
+@one_row_a_kind
 def test_unbatched(row):
     args = arrays(row, Sizes())
     single = [x if a is None else x[0] for x, a in zip(args, axes(row), strict=True)]
     np.testing.assert_allclose(whole(row)(*single), whole(row)(*args)[0], atol=1e-6)
 
 
-@every_kernel
+@one_row_a_kind
 def test_eager_equals_jit(row):
     args = arrays(row, Sizes())
     eager = row.call(*args, mask=None, segment_ids=None, is_causal=True)
     np.testing.assert_allclose(eager, whole(row)(*args), atol=1e-6)
 
 
-@every_kernel
+@one_row_a_kind
 def test_vmap(row):
     args = arrays(row, Sizes())
     # Over the batch, whose members are then unbatched; parameters are shared.
@@ -194,7 +199,7 @@ def stepper(row):
     return jax.jit(row.step)
 
 
-@every_kernel
+@one_row_a_kind
 def test_rows_without_a_key_give_zero(row):
     """A sequence that is all padding: outputs 0, gradients finite, and the neighbour in the batch unmoved."""
     args = arrays(row, Sizes())
@@ -219,7 +224,7 @@ def test_first_rows_without_a_key_give_zero(row):
     )
 
 
-@every_kernel
+@one_row_a_kind
 def test_huge_scores(row):
     """Scores of 1e5 and gates that are shut: the weights become one-hot, nothing becomes NaN."""
     query, key, value, key_bias, *own = arrays(row, Sizes())
@@ -235,7 +240,7 @@ def test_huge_scores(row):
     assert all(jnp.isfinite(g).all() for g in vjp(jnp.ones_like(out)))
 
 
-@every_kernel
+@one_row_a_kind
 def test_float32_stays_float32_under_x64(row):
     args = arrays(row, Sizes())
     expected = whole(row)(*args)
@@ -250,7 +255,7 @@ def test_float32_stays_float32_under_x64(row):
     np.testing.assert_allclose(first, expected[:, :4], atol=1e-5)
 
 
-@every_kernel
+@one_row_a_kind
 def test_empty_arrays(row):
     for sizes in (Sizes(batch=0), Sizes(length=0)):
         if sizes.length or row.shifts:  # there is no tree over no tokens
@@ -261,7 +266,7 @@ def test_empty_arrays(row):
             assert out.shape == args[0].shape and [g.shape for g in vjp(out)] == [x.shape for x in args]
 
 
-@every_kernel
+@one_row_a_kind
 def test_reverse_over_reverse(row):
     """Second derivatives, where they exist, are those of forward over reverse."""
     query, *rest = arrays(row, Sizes())
@@ -277,7 +282,7 @@ def test_reverse_over_reverse(row):
     np.testing.assert_allclose(reverse, forward, rtol=1e-3, atol=1e-4)
 
 
-@every_kernel
+@one_row_a_kind
 def test_shard_map(row):
     """Outputs and gradients over a batch cut among devices, parameters replicated, with the default checks."""
     mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -287,7 +292,7 @@ def test_shard_map(row):
     chex.assert_trees_all_close(got, output_and_gradients(row), rtol=1e-4, atol=1e-5)
 
 
-@every_kernel
+@one_row_a_kind
 def test_steps_in_shard_map(row):
     mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     specs = tuple(P() if axis is None else P("batch") for axis in axes(row))
@@ -296,7 +301,7 @@ def test_steps_in_shard_map(row):
     np.testing.assert_allclose(jax.jit(mapped)(*args), whole(row)(*args)[:, :5], atol=1e-5)
 
 
-@every_kernel
+@one_row_a_kind
 def test_explicit_mesh(row):
     """Batch and heads sharded over a mesh of explicit axes: outputs, gradients and steps are those of one device."""
     mesh = jax.make_mesh((2, 2), ("batch", "heads"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
@@ -320,7 +325,7 @@ def exported(row, function, batch, length):
     return jax.export.export(jax.jit(function), platforms=["cpu", "cuda", "tpu"])(*shapes)
 
 
-@every_kernel
+@one_row_a_kind
 @pytest.mark.usefixtures("no_typecheck")  # which cannot compare symbols
 def test_export(row):
     """With a symbol for the batch; here the exported function gives what the function itself gives."""
@@ -329,7 +334,7 @@ def test_export(row):
     chex.assert_trees_all_close(found, output_and_gradients(row), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("row", [row for row in KERNELS if row.any_length], ids=lambda row: row.name)
+@first_tier([row for row in KERNELS if row.any_length], "softmax-xla", "energy-running")
 @pytest.mark.usefixtures("no_typecheck")
 def test_export_for_any_length(row):
     call = functools.partial(row.call, mask=None, segment_ids=None, is_causal=True)
@@ -338,7 +343,7 @@ def test_export_for_any_length(row):
     np.testing.assert_allclose(exported(row, call, 2, length).call(*args), whole(row)(*args), atol=1e-5)
 
 
-@every_kernel
+@one_row_a_kind
 def test_exported_steps_are_saved(row):
     pytest.importorskip("flatbuffers")
     args = tuple(

@@ -15,13 +15,13 @@ from jaxattn.testing import (
     assert_matches_reference,
     assert_padding_invariant,
 )
-from tests.common.harness import afresh, layer
+from tests.common.harness import afresh, first_tier, layer
 from tests.common.table import LEAKING_MODULE, MODULES
 
 HOMES = {"Attention": False, "MultiHeadAttention": True}
 # One row a family, and one a kind of gate, is in the first tier everywhere. The other rows combine these: whether
-# they are causal, right and decode is in the first tier, all else in the slow one, as is Flax's layer, whose
-# adapter knows no mechanism.
+# they are causal, right and decode is in the first tier, all else in the slow one. Flax's layer is reached through
+# an adapter that knows no mechanism, so few rows are enough there.
 BASIC = (
     "softmax",
     "energy-running",
@@ -32,20 +32,18 @@ BASIC = (
     "softmax-forget",
     "softmax-outgate",
 )
-
-
-def _tier(row, is_slow):
-    return [pytest.mark.slow] if is_slow and row.name not in BASIC else []
-
-
+IN_FLAX = ("softmax", "energy-running", "features", "tree")
 every_module = pytest.mark.parametrize("row", MODULES, ids=lambda row: row.name)
-basic_modules = pytest.mark.parametrize(
-    "row", [pytest.param(row, id=row.name, marks=_tier(row, True)) for row in MODULES]
-)
+basic_modules = first_tier(MODULES, *BASIC)
 every_module_in_both_homes = pytest.mark.parametrize(
     ("row", "flax"),
     [
-        pytest.param(row, flax, id=f"{home}-{row.name}", marks=_tier(row, flax))
+        pytest.param(
+            row,
+            flax,
+            id=f"{home}-{row.name}",
+            marks=[pytest.mark.slow] if flax and row.name not in IN_FLAX else [],
+        )
         for home, flax in HOMES.items()
         for row in MODULES
     ],

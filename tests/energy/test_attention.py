@@ -329,7 +329,7 @@ def test_attention_refuses_bad_arguments(no_typecheck):
         energy_gated_attention_step(state, q, k, v, energy[:, :1], **kw)
 
 
-@pytest.mark.parametrize("normalization", ["running", "prefix"])
+@pytest.mark.parametrize("normalization", ["running", pytest.param("prefix", marks=pytest.mark.slow)])
 def test_local_window(normalization):
     """The gates are those without the window; the weights are limited to it."""
     q, k, v, energy = qkve()

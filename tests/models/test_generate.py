@@ -15,12 +15,12 @@ KEYS = jax.random.split(jax.random.key(3), 3)
 # One row a family and gate.
 MECHANISMS = [
     "softmax",
-    "softmax+gate=prefix",
+    pytest.param("softmax+gate=prefix", marks=pytest.mark.slow),
     "lags:2+gate",
     "features:oprf-orf:8",
-    "linear+forget",
+    pytest.param("linear+forget", marks=pytest.mark.slow),
     "tree:3x2+alibi",
-    "softmax+outgate",
+    pytest.param("softmax+outgate", marks=pytest.mark.slow),
 ]
 
 

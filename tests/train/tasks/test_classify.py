@@ -66,6 +66,7 @@ def test_it_learns_and_leaves_a_complete_report(finished):
     assert right == pytest.approx(summary["accuracy"]["per_seed"][0])
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_is_bit_for_bit_the_same(finished, tmp_path, stop_before, capsys):
     straight, words = finished
     out = tmp_path / "run"

@@ -35,6 +35,7 @@ def train_file(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_a_classifier_with_trees_learns_and_reports(cli, train_file, tmp_path):
     out = tmp_path / "run"
     code, text, err = cli("classify", *FLAGS, "--train-file", train_file, "--out", out)

@@ -194,6 +194,7 @@ def test_predict_says_what_is_wrong(finished, folder, tmp_path, cli, monkeypatch
     )
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_stays_and_only_the_head_is_optimised(folder, tmp_path, cli):
     """With several labels a text, another attention inside the encoder, and an early end."""
     from jaxattn.models import TextEncoder

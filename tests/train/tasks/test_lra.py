@@ -53,6 +53,7 @@ def pairs():
     )
 
 
+@pytest.mark.slow
 def test_listops_from_the_command_line(cli, tmp_path):
     out = tmp_path / "run"
     words = ["lra", *LISTOPS, *SMALL, "--data-cache", tmp_path / "cache", "--out", out]
