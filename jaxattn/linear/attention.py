@@ -46,7 +46,8 @@ def linear_attention(
         phi_k: (B, S, K, M) features of keys; K divides N (grouped queries).
         value: (B, S, K, V).
         key_bias: (B or 1, S, N or 1), natural log units: multiplies φ_k by its exponential; −inf removes the key.
-            Without normalisation values above 40 count as 40: nothing divides by them.
+            Without normalisation nothing divides by it: values above 40 raise, and count as 40 where a
+            transformation such as jit hides them.
         log_decay: (B or 1, S or 1, N or 1), natural log units, with normalize=False: token t multiplies all sums of
             earlier keys by its exponential, so that key j has the weight exp(Σ_{j<r<=i} log_decay_r) for query i. One
             number a head is RetNet's decay; a number a token and head is a scalar gate, as in GLA and Mamba-2. (With

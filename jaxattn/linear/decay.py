@@ -32,7 +32,8 @@ def check_decay(call: Call, normalize: bool) -> Call:
     """The call, with decays where there is no normalisation.
 
     Raises:
-        ValueError: a decay and normalisation, or a call without normalisation that is not causal.
+        ValueError: a decay and normalisation; without normalisation a call that is not causal, or a key bias above
+            `MAX_KEY_BIAS`, as far as it is known while tracing.
     """
     if normalize:
         if call.log_decay is not None:
@@ -43,6 +44,12 @@ def check_decay(call: Call, normalize: bool) -> Call:
         return call
     if not call.is_causal:
         raise ValueError("normalize=False is for causal attention; got is_causal=False.")
+    bias = call.key_bias
+    if bias is not None and not isinstance(bias, jax.core.Tracer) and (bias > MAX_KEY_BIAS).any():
+        raise ValueError(
+            f"key_bias must be at most {MAX_KEY_BIAS:g} with normalize=False, where nothing divides by its "
+            f"exponential; got {float(bias.max()):g}. Scale the values instead."
+        )
     if call.log_decay is None:
         return call.replace(log_decay=jnp.zeros((1, 1, 1, 1), accumulation_dtype(call.query)))
     return call

@@ -105,6 +105,9 @@ def test_bad_arguments(no_typecheck):
         linear_attention(phi_q, phi_k, value, normalize=False)
     with pytest.raises(ValueError, match=r"log_decay must be broadcastable to \(B, S, N\)"):
         linear_attention(phi_q, phi_k, value, log_decay=log_decay[:, :3], normalize=False, is_causal=True)
+    with pytest.raises(ValueError, match=r"key_bias must be at most 40 with normalize=False.*got 41"):
+        bias = jnp.full((1, 4, 1), 41.0)
+        linear_attention(phi_q, phi_k, value, key_bias=bias, normalize=False, is_causal=True)
     state = linear_attention_init_state(B, K, M, value_dim=V)
     with pytest.raises(ValueError, match="state must have num_heads = 4"):
         linear_attention_step(state, phi_q, phi_k, value, log_decay=log_decay, normalize=False)
