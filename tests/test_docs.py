@@ -8,6 +8,7 @@ import pathlib
 import re
 import shlex
 import textwrap
+import tomllib
 
 import pytest
 import tyro
@@ -69,6 +70,13 @@ def test_the_reference_has_every_public_name(package):
     assert set(importlib.import_module(package).__all__) - documented <= set(jaxattn._SUBPACKAGES) | {
         "positions"
     }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_extras_exist(page):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = re.findall(r"(?:jaxattn|[\s\"']\.)\[([\w,]+)\]", page.read_text(encoding="utf-8"))
+    assert {extra for names in named for extra in names.split(",")} <= set(project["optional-dependencies"])
 
 
 class Parsed(Exception):

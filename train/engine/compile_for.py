@@ -14,7 +14,7 @@ from train.cli.options import TaskConfig
 from train.compiler.flops import product_flops
 from train.compiler.targets import Target, named_target
 from train.compiler.traffic import collectives, hbm_bytes
-from train.engine import loop
+from train.engine import loop, sharding
 from train.engine.compilation import plan_state, trace_step
 from train.engine.functional import Functional
 from train.errors import UserError
@@ -23,28 +23,37 @@ Config = TypeVar("Config", bound=TaskConfig)
 _GIB = 2**30
 
 
-def target_of(config: TaskConfig) -> Target | None:
-    """The target of --compile-for, with its compiler at hand; None without the flag.
+def choose_devices(config: Config) -> tuple[Config, Target | None, Mesh]:
+    """The devices of a run: those that are here, or those of --compile-for.
+
+    Returns:
+        (the configuration with what `auto` means on the target, the target or None, the mesh).
 
     Raises:
-        UserError: an unknown device or topology, or a compiler that is not installed.
+        UserError: an unknown device or topology, a compiler that is not installed, or numbers that do not divide.
     """
-    if config.run.compile_for is None:
-        return None
+    target = None
+    if config.run.compile_for is not None:
+        target = _target(config.run.compile_for)
+        if getattr(config.model, "dtype", None) == "auto":
+            config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
+    mesh = sharding.make_mesh(
+        config.run.fsdp,
+        batch_size=config.optimizer.batch_size,
+        accumulate=config.optimizer.accumulate,
+        devices=None if target is None else target.devices,
+    )
+    return config, target, mesh
+
+
+def _target(name: str) -> Target:
     jax.config.update("jax_platforms", "cpu")  # libtpu would look for a TPU here
     try:
-        target = named_target(config.run.compile_for)
+        target = named_target(name)
         target.devices  # noqa: B018  (raises where there are none)
     except (NotImplementedError, ValueError, RuntimeError) as error:
         raise UserError(f"--compile-for: {error}") from error
     return target
-
-
-def for_target(config: Config, target: Target | None) -> Config:
-    """The configuration with what `auto` means on the target."""
-    if target is None or getattr(config.model, "dtype", None) != "auto":
-        return config
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
 
 
 def report_step(

@@ -9,7 +9,7 @@ import numpy as np
 from train.cli.parsing import resume_command
 from train.engine import resume, sharding
 from train.engine.compilation import start_process
-from train.engine.compile_for import for_target, report_step, target_of
+from train.engine.compile_for import choose_devices, report_step
 from train.engine.description import describe_run
 from train.engine.functional import Functional, Params
 from train.engine.metrics import LN2, clock, mean, mean_and_spread
@@ -43,16 +43,11 @@ def train(config: CharLMConfig, *, command: str = "the same command") -> int:
     """
     # 1. Text, model, devices, batches. Every error of the user's shows here, before anything is written.
     start_process(config.run)
-    target = target_of(config)
-    config = for_target(config, target)
+    config, target, mesh = choose_devices(config)
     seeds, batch_size, context = config.seeds(), config.optimizer.batch_size, config.model.context_length
     corpus = load_corpus(config.data, context_length=context)
     encode(config.evaluation.prompt or "", corpus.vocabulary)
     model = language_model(config.model, len(corpus.vocabulary))
-    mesh = sharding.make_mesh(
-        config.run.fsdp, batch_size=batch_size, accumulate=config.optimizer.accumulate,
-        devices=None if target is None else target.devices,
-    )  # fmt: skip
     model = sharding.gather_before_use(model, mesh)
     windows = jax.ShapeDtypeStruct((len(seeds), batch_size, context + 1), np.int32)
     if target is not None:

@@ -10,7 +10,7 @@ import numpy as np
 from train.cli.parsing import resume_command
 from train.engine import sharding
 from train.engine.compilation import start_process
-from train.engine.compile_for import for_target, report_step, target_of
+from train.engine.compile_for import choose_devices, report_step
 from train.engine.description import describe_run
 from train.engine.functional import Params
 from train.engine.metrics import clock, mean, mean_and_spread
@@ -43,15 +43,10 @@ def train(config: MQARConfig, *, command: str = "the same command") -> int:
     """
     # 1. Model, devices, batches.
     start_process(config.run)
-    target = target_of(config)
-    config = for_target(config, target)
+    config, target, mesh = choose_devices(config)
     seeds, data, m = config.seeds(), config.data, config.model
     batch_size = config.optimizer.batch_size
     model = recall_model(config)
-    mesh = sharding.make_mesh(
-        config.run.fsdp, batch_size=batch_size, accumulate=config.optimizer.accumulate,
-        devices=None if target is None else target.devices,
-    )  # fmt: skip
     model = sharding.gather_before_use(model, mesh)
     rows = jax.ShapeDtypeStruct((len(seeds), batch_size, data.length), np.int32)
     batch = {"tokens": rows, "targets": rows}

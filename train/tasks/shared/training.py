@@ -17,7 +17,7 @@ from train.data.classification import ClassificationData
 from train.data.trees import Shapes, Trees, common_shapes
 from train.engine import sharding
 from train.engine.compilation import start_process
-from train.engine.compile_for import for_target, report_step, target_of
+from train.engine.compile_for import choose_devices, report_step
 from train.engine.description import describe_run
 from train.engine.functional import Functional, Params
 from train.engine.metrics import clock, mean, mean_and_spread
@@ -79,13 +79,8 @@ def train_classifier(
     """
     # 1. Devices, batches, model. Every error of the user's shows here, before anything is written.
     start_process(config.run)
-    target = target_of(config)
-    config = for_target(config, target)
+    config, target, mesh = choose_devices(config)
     seeds, batch_size = config.seeds(), config.optimizer.batch_size
-    mesh = sharding.make_mesh(
-        config.run.fsdp, batch_size=batch_size, accumulate=config.optimizer.accumulate,
-        devices=None if target is None else target.devices,
-    )  # fmt: skip
     shapes = None if data.lengths is None else common_shapes(data.lengths, data.max_length)
     buckets = {
         name: Buckets(
