@@ -45,6 +45,12 @@ def check_dtype(name: str, array: Any, kind: Any, accepted: str) -> None:
         raise ValueError(f"{name} must be {accepted}; got dtype {dtype}.")
 
 
+def check_token_mask(token_mask: Any, shape: tuple[int, ...]) -> None:
+    """Raises unless a mask over tokens is bool, with the (B, T) of the tokens."""
+    check_dtype("token_mask", token_mask, jnp.bool_, "bool, True at real tokens")
+    check_shape("token_mask", token_mask, shape, "(B, T)")
+
+
 def check_pair(
     name: str, value: Any, kind: Any, accepted: str, query_shape: tuple[int, ...], key_shape: tuple[int, ...]
 ) -> tuple[Any, Any]:

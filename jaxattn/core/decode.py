@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from jaxattn.core.call import Call, check_call
-from jaxattn.core.checks import check_rank
+from jaxattn.core.checks import check_dtype, check_rank
 from jaxattn.core.padding import zero_padded_rows
 
 
@@ -74,9 +74,9 @@ def with_heads_of_state(call: Call, batch: int, heads: int) -> Call:
 
 
 def num_new(call: Call) -> Int[Array, "B"] | int:
-    """How many of the T tokens of a step each sequence has: the first of its row."""
-    lengths = call.query_seq_lengths
-    return call.query.shape[1] if lengths is None else lengths.astype(jnp.int32)
+    """How many of the T tokens of a step each sequence has: the first of its row, never more than T."""
+    length, lengths = call.query.shape[1], call.query_seq_lengths
+    return length if lengths is None else jnp.clip(lengths.astype(jnp.int32), 0, length)
 
 
 def write(cache: Array, new: Array, length: Int[Array, "B"], count: Int[Array, "B"] | int) -> Array:
@@ -111,7 +111,7 @@ def replace_rows(state: Any, rows: Int[Array, "R"], new: Any) -> Any:
         The state with `new` in place of these rows.
 
     Raises:
-        ValueError: `new` is no state of R sequences of the same model and length.
+        ValueError: rows are no integers (R,), or `new` is no state of R sequences of the same model and length.
 
     Examples:
         >>> import jax.numpy as jnp, jaxattn
@@ -123,11 +123,15 @@ def replace_rows(state: Any, rows: Int[Array, "R"], new: Any) -> Any:
         [5, 2, 5]
     """
 
+    rows = jnp.asarray(rows)
+    check_dtype("rows", rows, jnp.integer, "integer")
+    check_rank("rows", rows, (1,), "(R,)")
+
     def replace(old: Array, new: Array) -> Array:
-        if new.shape != (*rows.shape, *old.shape[1:]) or rows.ndim != 1:
+        if new.shape != (*rows.shape, *old.shape[1:]):
             raise ValueError(
-                f"new must hold a state of R sequences, and rows R indices: expected an array of shape "
-                f"{(*rows.shape, *old.shape[1:])}; got {new.shape}."
+                f"new must hold a state of R = {rows.size} sequences, one for each of the rows: expected an array of "
+                f"shape {(*rows.shape, *old.shape[1:])}; got {new.shape}."
             )
         return old.at[rows].set(new.astype(old.dtype))
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxattn.core.checks import check_choice
+from jaxattn.core.checks import check_choice, check_dtype, check_rank
 from jaxattn.core.mechanism import Mechanism
 from jaxattn.core.parameters import parameter
 from jaxattn.core.registry import parse_mechanism
@@ -122,6 +122,8 @@ class Backbone(nnx.Module):
         self, tokens: Int[Array, "B T"], positions: Int[Array, "*#B T"] | None
     ) -> Float[Array, "B T D"]:
         """The embedding of the tokens plus that of their positions."""
+        check_dtype("tokens", tokens, jnp.integer, "integer token ids")
+        check_rank("tokens", tokens, (2,), "(B, T)")
         if tokens.shape[1] > self.max_length:
             raise ValueError(
                 f"tokens must have at most max_length = {self.max_length} columns; got {tokens.shape[1]}."

@@ -10,9 +10,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxattn.core.checks import check_dtype, check_shape
+from jaxattn.core.checks import check_dtype, check_rank, check_shape
 from jaxattn.models.language_model import LanguageModel
-from jaxattn.models.sampling import Keys, Temperature, check_sampling, sample_token
+from jaxattn.models.sampling import Keys, Temperature, check_sampling, sample_token, typed_keys
 
 _SMALLEST_BUCKET = 16
 
@@ -77,6 +77,7 @@ def generate(
         >>> bool((alone.tokens[0] == both.tokens[1, :10]).all())
         True
     """
+    prompt = jnp.asarray(prompt)
     request = _request(model, prompt, num_tokens, key, prompt_lengths, end_token, temperature, top_k, top_p)
     tokens, lengths = _generate(*request, num_tokens)
     width = prompt.shape[1] + num_tokens
@@ -128,6 +129,7 @@ def stream(
         >>> streamed == generate(model, prompt, 5, key=key).tokens[0, 3:].tolist()
         True
     """
+    prompt = jnp.asarray(prompt)
     request = _request(model, prompt, num_tokens, key, prompt_lengths, end_token, temperature, top_k, top_p)
 
     def tokens() -> Iterator[np.ndarray]:
@@ -179,13 +181,19 @@ def _request(
     top_p: Any,
 ) -> tuple[_Static, Any, tuple[Array, Array], _Options]:
     """Checked arguments, the prompts padded to their bucket."""
+    vocabulary = model.embedding.shape[0]
     check_dtype("prompt", prompt, jnp.integer, "integer token ids")
+    check_rank("prompt", prompt, (2,), "(B, P)")
     batch, longest = prompt.shape
     if longest < 1:
         raise ValueError("prompt must hold at least one token a row; got none.")
-    if num_tokens < 1:
-        raise ValueError(f"num_tokens must be at least 1; got {num_tokens}.")
-    check_sampling(temperature, top_k, top_p)
+    if not (isinstance(num_tokens, int | np.integer) and num_tokens >= 1):
+        raise ValueError(f"num_tokens must be at least 1, as an integer; got {num_tokens!r}.")
+    if end_token is not None and not (
+        isinstance(end_token, int | np.integer) and 0 <= end_token < vocabulary
+    ):
+        raise ValueError(f"end_token must be None or a token id below {vocabulary}; got {end_token!r}.")
+    check_sampling(temperature, top_k, top_p, batch)
     if prompt_lengths is None:
         prompt_lengths = np.full(batch, longest)
     else:
@@ -214,15 +222,13 @@ def _request(
 
 def _bucket(size: int) -> int:
     """The next power of two, so that few programs are compiled."""
-    return max(1 << (size - 1).bit_length(), _SMALLEST_BUCKET)
+    return max(1 << (int(size) - 1).bit_length(), _SMALLEST_BUCKET)
 
 
 def _row_keys(key: Array, batch: int) -> Array:
     """One key a sequence, whatever the size of the batch."""
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 1:
-        check_shape("key", key, (batch,), "(B,)")
-        return key
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+    key = typed_keys(key, batch)
+    return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
 
 
 def _next(static: _Static, options: _Options, logits: Array, length: Array, ended: Array) -> _Progress:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxattn.core.checks import check_rank, check_token_mask
 from jaxattn.models.backbone import Backbone, BackboneConfig
 from jaxattn.nn.decoder import Decoder
 from jaxattn.tree import Tree
@@ -134,6 +135,7 @@ class LanguageModel(Backbone):
         Returns:
             The state and the logits in float32.
         """
+        check_rank("tokens", tokens, (2,), "(B, T)")
         if token_mask is not None:
             _, tokens, token_mask = _real_first(tokens, token_mask)
         state, x = self._hidden_step(self.init_state(tokens.shape[0], max_length), tokens, token_mask)
@@ -146,6 +148,12 @@ class LanguageModel(Backbone):
         self, state: dict[str, Any], tokens: Int[Array, "B T"], token_mask: Bool[Array, "B T"] | None
     ) -> tuple[dict[str, Any], Float[Array, "B T D"]]:
         """`step` up to the last hidden states, for real tokens that come first in every row."""
+        check_rank("tokens", tokens, (2,), "(B, T)")
+        if tokens.shape[0] != state["position"].shape[0]:
+            raise ValueError(
+                f"tokens must have a row for each of the state's {state['position'].shape[0]} sequences; "
+                f"got shape {tokens.shape}."
+            )
         index, count = jnp.arange(tokens.shape[1])[None], jnp.int32(tokens.shape[1])
         if token_mask is not None:
             count = token_mask.sum(axis=1, dtype=jnp.int32)
@@ -162,5 +170,6 @@ class LanguageModel(Backbone):
 
 def _real_first(tokens: Array, token_mask: Array) -> tuple[Array, Array, Array]:
     """(order, tokens, token_mask) with the real tokens of every row first, in their order: all layers rely on it."""
+    check_token_mask(token_mask, tokens.shape)
     order = jnp.argsort(~token_mask, axis=1, stable=True)
     return order, jnp.take_along_axis(tokens, order, axis=1), jnp.take_along_axis(token_mask, order, axis=1)

@@ -4,10 +4,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, UInt32
+
+from jaxattn.core.checks import check_rank, check_shape
 
 Temperature = float | Float[Array, ""] | Float[Array, "B"]
-Keys = PRNGKeyArray | Key[Array, "B"]
+Keys = PRNGKeyArray | Key[Array, "B"] | UInt32[Array, "B _"]
 
 
 def sample_token(
@@ -44,14 +47,13 @@ def sample_token(
 
     Reference: top_p is nucleus sampling, Holtzman et al. 2020, "The curious case of neural text degeneration".
     """
-    check_sampling(temperature, top_k, top_p)
+    check_sampling(temperature, top_k, top_p, logits.shape[0])
+    key = typed_keys(key, logits.shape[0])
     temperature = jnp.broadcast_to(jnp.asarray(temperature, logits.dtype), logits.shape[:1])
     scores = logits / jnp.where(temperature > 0, temperature, 1)[:, None]
     scores = _likeliest(scores, top_k, top_p)
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 1:
-        drawn = jax.vmap(jax.random.categorical)(key, scores)
-    else:
-        drawn = jax.random.categorical(key, scores)
+    draw = jax.vmap(jax.random.categorical) if key.ndim else jax.random.categorical
+    drawn = draw(key, scores)
     return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1))
 
 
@@ -68,11 +70,28 @@ def _likeliest(scores: Array, top_k: int | None, top_p: Any) -> Array:
     return jnp.where(scores < least, -jnp.inf, scores)
 
 
-def check_sampling(temperature: Any, top_k: int | None, top_p: Any) -> None:
-    """Raises for options out of range, as far as their values are known at trace time."""
-    if not isinstance(temperature, jax.core.Tracer) and (jnp.asarray(temperature) < 0).any():
+def typed_keys(key: Any, batch: int) -> Keys:
+    """`key` as a typed key () or keys (B,), whichever style it has."""
+    if not hasattr(key, "dtype") or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        try:
+            key = jax.random.wrap_key_data(key)
+        except TypeError as error:
+            raise ValueError(f"key must be a key of jax.random, or one a row, (B,); got {key!r}.") from error
+    if key.ndim:
+        check_shape("key", key, (batch,), "(B,)")
+    return key
+
+
+def check_sampling(temperature: Any, top_k: int | None, top_p: Any, batch: int) -> None:
+    """Raises for options that do not fit or, as far as their values are known at trace time, are out of range."""
+    if jnp.shape(temperature) not in ((), (batch,)):
+        raise ValueError(
+            f"temperature must be one number, or one a row, (B,) = {(batch,)}; got shape {jnp.shape(temperature)}."
+        )
+    if not isinstance(temperature, jax.core.Tracer) and not (jnp.asarray(temperature) >= 0).all():
         raise ValueError(f"temperature must be at least 0; got {temperature}.")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1 or None; got {top_k}.")
+    if top_k is not None and not (isinstance(top_k, int | np.integer) and top_k >= 1):
+        raise ValueError(f"top_k must be at least 1, as an integer, or None; got {top_k!r}.")
+    check_rank("top_p", 1.0 if top_p is None else top_p, (0,), "()")
     if top_p is not None and not isinstance(top_p, jax.core.Tracer) and not 0 < float(top_p) <= 1:
         raise ValueError(f"top_p must be above 0 and at most 1, or None; got {top_p}.")

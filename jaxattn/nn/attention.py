@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxattn.core.checks import check_token_mask
 from jaxattn.core.inputs import AttentionInputs, LayerSizes
 from jaxattn.core.mechanism import Mechanism
 from jaxattn.core.parameters import UNDECAYED, Initializer
@@ -277,7 +278,10 @@ class Attention(nnx.Module):
 
 def _zero_padding(x: Array, token_mask: Array | None) -> Array:
     """0 at padding, where a NaN would reach the projections' gradients."""
-    return x if token_mask is None else jnp.where(token_mask[..., None], x, 0)
+    if token_mask is None:
+        return x
+    check_token_mask(token_mask, x.shape[:2])
+    return jnp.where(token_mask[..., None], x, 0)
 
 
 def _refuse(needed: str, arguments: dict[str, Any]) -> None:

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -143,6 +145,10 @@ class HierarchicalModule(MechanismModule):
     def init_state(self, batch: int, max_length: int, dtype: Any, *, gated: bool = False) -> Any:
         """The open families of a tree over `max_length` tokens: O(b log max_length) nodes, in float32."""
         sizes, tree = self.sizes, self.config.tree_over(max_length)
+        if not tree.is_uniform and not tree.is_batched:
+            tree = jax.tree.map(
+                jnp.asarray, Tree.stack([tree] * batch)
+            )  # a row a sequence, as all of a state
         return {
             "nodes": hierarchical_attention_init_state(
                 batch, sizes.kv_heads, sizes.head_dim, tree, num_heads=sizes.num_heads if gated else None

@@ -137,6 +137,23 @@ def test_one_program_for_a_bucket(monkeypatch):
         )
 
 
+def test_keys_of_the_older_style_draw_the_same():
+    model, x = make(), prompts()
+    for typed in (jax.random.key(5), KEYS):
+        raw = jax.random.key_data(typed)
+        same = [generate(model, x, 4, key=key).tokens for key in (typed, raw)]
+        np.testing.assert_array_equal(*same)
+        logits = jax.random.normal(jax.random.key(0), (3, VOCABULARY))
+        np.testing.assert_array_equal(sample_token(logits, typed), sample_token(logits, raw))
+
+
+def test_numpy_numbers_and_lists_are_prompts_and_counts(no_typecheck):
+    model, key = make(), jax.random.key(0)
+    expected = generate(model, jnp.array([[1, 2]]), 3, key=key)
+    for prompt in ([[1, 2]], np.array([[1, 2]])):
+        np.testing.assert_array_equal(generate(model, prompt, np.int64(3), key=key).tokens, expected.tokens)
+
+
 def test_sampling_draws_from_the_likeliest():
     logits = jnp.log(jnp.array([[0.1, 0.15, 0.3, 0.45]]))
     draw = jax.jit(sample_token, static_argnames="top_k")
@@ -157,7 +174,18 @@ def test_sampling_draws_from_the_likeliest():
         ({"num_tokens": 63}, "num_tokens must be at most 60"),
         ({"temperature": -1.0}, "temperature must be at least 0"),
         ({"temperature": jnp.array([1.0, -1.0])}, "temperature must be at least 0"),
+        (
+            {"temperature": jnp.ones(3)},
+            r"temperature must be one number, or one a row, \(B,\) = \(2,\)",
+        ),
+        ({"temperature": float("nan")}, "temperature must be at least 0"),
+        ({"num_tokens": 2.0}, "num_tokens must be at least 1, as an integer"),
+        ({"end_token": VOCABULARY}, "end_token must be None or a token id below 11; got 11"),
+        ({"end_token": 1.5}, "end_token must be None or a token id below 11; got 1.5"),
         ({"top_k": 0}, "top_k must be at least 1"),
+        ({"top_k": 2.5}, "top_k must be at least 1, as an integer"),
+        ({"top_p": jnp.array([0.5, 0.5])}, r"top_p must have shape \(\)"),
+        ({"key": 0}, "key must be a key of jax.random, or one a row"),
         ({"top_p": 0.0}, "top_p must be above 0"),
         ({"prompt_lengths": jnp.array([0, 4])}, r"prompt_lengths must lie in 1\.\.4; got \[0, 4\]"),
         ({"prompt_lengths": jnp.array([4])}, r"prompt_lengths must have shape \(B,\) = \(2,\)"),
@@ -169,3 +197,30 @@ def test_bad_arguments(no_typecheck, call, options, message):
     options = {"num_tokens": 2, "key": jax.random.key(0), **options}
     with pytest.raises(ValueError, match=message):
         call(make(), prompts(2, 4), **options)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "mask", "message"),
+    [
+        (jnp.zeros((2, 5), int), jnp.ones((2, 4), bool), r"token_mask must have shape \(B, T\) = \(2, 5\)"),
+        (jnp.zeros((2, 5), int), jnp.ones((2, 6), bool), r"token_mask must have shape \(B, T\) = \(2, 5\)"),
+        (jnp.zeros((2, 5), int), jnp.ones((2, 5), int), "token_mask must be bool"),
+        (jnp.zeros((2, 5)), None, "tokens must be integer token ids"),
+        (jnp.zeros(5, int), None, r"tokens must have shape \(B, T\)"),
+    ],
+)
+def test_tokens_and_masks_that_do_not_fit(no_typecheck, tokens, mask, message):
+    model = make()
+    for call in (
+        model,
+        model.prefill,
+        lambda *args, **kwargs: model.step(model.init_state(2), *args, **kwargs),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call(tokens, token_mask=mask)
+
+
+def test_a_step_needs_a_row_for_each_sequence_of_its_state(no_typecheck):
+    model = make()
+    with pytest.raises(ValueError, match="tokens must have a row for each of the state's 2 sequences"):
+        model.step(model.init_state(2), jnp.zeros((1, 5), int))

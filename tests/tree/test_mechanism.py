@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxattn import Tree
+from jaxattn import Tree, replace_rows
 from jaxattn.nn import (
     Attention,
     Encoder,
@@ -169,3 +169,18 @@ def test_both_kinds_of_tree_at_once():
         Hierarchical((4,), tree_fn=lambda length: Tree.uniform(length, 2))
     with pytest.raises(ValueError, match="segment_ids cannot be used"):
         layer(Hierarchical((4,)))(X, segment_ids=jnp.zeros((2, 12), jnp.int32))
+
+
+def test_a_state_with_a_tree_of_tables_has_rows_that_give_way():
+    """Every array of a state has a row a sequence, those of the tree included."""
+
+    def tree_fn(length):
+        return Tree.from_lengths([3] * (length // 3))
+
+    module = layer(Hierarchical(tree_fn=tree_fn))
+    x = jax.random.normal(jax.random.key(2), (3, 6, 8))
+    state, _ = module.step(module.init_state(2, 6), x[:2, :4])
+    new, _ = module.step(module.init_state(1, 6), x[2:, :4])
+    _, out = module.step(replace_rows(state, jnp.array([1]), new), x[jnp.array([0, 2]), 4:])
+    whole = module(x, is_causal=True)[jnp.array([0, 2]), 4:]
+    np.testing.assert_allclose(out, whole, atol=1e-5)
