@@ -146,9 +146,8 @@ class HierarchicalModule(MechanismModule):
         """The open families of a tree over `max_length` tokens: O(b log max_length) nodes, in float32."""
         sizes, tree = self.sizes, self.config.tree_over(max_length)
         if not tree.is_uniform and not tree.is_batched:
-            tree = jax.tree.map(
-                jnp.asarray, Tree.stack([tree] * batch)
-            )  # a row a sequence, as all of a state
+            rows = Tree.stack([tree] * batch)  # as in all arrays of a state
+            tree = jax.tree.map(jnp.asarray, rows)
         return {
             "nodes": hierarchical_attention_init_state(
                 batch, sizes.kv_heads, sizes.head_dim, tree, num_heads=sizes.num_heads if gated else None
