@@ -170,6 +170,8 @@ def check_qk(query: Array, key: Array) -> None:
         check_dtype(name, array, jnp.floating, "floating point")
     check_rank("query", query, (3, 4), "(T, N, H) or (B, T, N, H)")
     *batch, _, num_heads, head_dim = jnp.shape(query)
+    if head_dim == 0:
+        raise ValueError("query must have a head width H of at least 1; got 0.")
     layout = "(B, S, K, H)" if batch else "(S, K, H)"
     check_rank("key", key, (jnp.ndim(query),), f"{layout}, batched as query is")
     length, num_kv_heads = jnp.shape(key)[-3:-1]

@@ -45,10 +45,12 @@ def check_dtype(name: str, array: Any, kind: Any, accepted: str) -> None:
         raise ValueError(f"{name} must be {accepted}; got dtype {dtype}.")
 
 
-def check_token_mask(token_mask: Any, shape: tuple[int, ...]) -> None:
+def check_token_mask(
+    token_mask: Any, shape: tuple[int, ...], name: str = "token_mask", layout: str = "(B, T)"
+) -> None:
     """Raises unless a mask over tokens is bool, with the (B, T) of the tokens."""
-    check_dtype("token_mask", token_mask, jnp.bool_, "bool, True at real tokens")
-    check_shape("token_mask", token_mask, shape, "(B, T)")
+    check_dtype(name, token_mask, jnp.bool_, "bool, True at real tokens")
+    check_shape(name, token_mask, shape, layout)
 
 
 def check_pair(

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxattn.core.checks import check_token_mask
+from jaxattn.core.checks import check_rank, check_shape, check_token_mask
 from jaxattn.core.inputs import AttentionInputs, LayerSizes
 from jaxattn.core.mechanism import Mechanism
 from jaxattn.core.parameters import UNDECAYED, Initializer
@@ -184,7 +184,7 @@ class Attention(nnx.Module):
         x = _zero_padding(x, token_mask)
         of_context = {"context_mask": context_mask, "context_positions": context_positions}
         if context is None:
-            _refuse("context", of_context)
+            refuse("context", of_context)
             key, value = self._keys_and_values(x, positions)
             given = AttentionInputs(
                 inputs=x,
@@ -196,11 +196,8 @@ class Attention(nnx.Module):
             )
         else:
             own = {"segment_ids": segment_ids, "is_causal": is_causal or None, "tree": tree}
-            _refuse("self-attention, without a context", own)
-            if isinstance(context, ProjectedContext):
-                _refuse("a context that is not projected yet", of_context)
-            else:
-                context = self.project_context(context, **of_context)
+            refuse("self-attention, without a context", own)
+            context = self.project_context(context, **of_context)
             key, value = context.key, context.value
             given = AttentionInputs(
                 inputs=context.inputs,
@@ -214,13 +211,19 @@ class Attention(nnx.Module):
 
     def project_context(
         self,
-        context: Float[Array, "B S D"],
+        context: Float[Array, "B S D"] | ProjectedContext,
         *,
         context_mask: Bool[Array, "B S"] | None = None,
         context_positions: Int[Array, "*#B S"] | None = None,
     ) -> ProjectedContext:
         """Keys and values of a context, for any number of calls that attend to it; arguments as in a call."""
-        context = _zero_padding(context, context_mask)
+        if isinstance(context, ProjectedContext):
+            of_context = {"context_mask": context_mask, "context_positions": context_positions}
+            refuse("a context that is not projected yet", of_context)
+            return context
+        check_rank("context", context, (3,), "(B, S, D)")
+        check_shape("context", context, (*context.shape[:2], *self.key.in_features), "(B, S, D)")
+        context = _zero_padding(context, context_mask, "context_mask", "(B, S)")
         key, value = self._keys_and_values(context, context_positions)
         return ProjectedContext(key, value, context, context_mask)
 
@@ -276,15 +279,17 @@ class Attention(nnx.Module):
         return key if self.rotary is None else self.rotary(key, positions), value
 
 
-def _zero_padding(x: Array, token_mask: Array | None) -> Array:
+def _zero_padding(
+    x: Array, token_mask: Array | None, name: str = "token_mask", layout: str = "(B, T)"
+) -> Array:
     """0 at padding, where a NaN would reach the projections' gradients."""
     if token_mask is None:
         return x
-    check_token_mask(token_mask, x.shape[:2])
+    check_token_mask(token_mask, x.shape[:2], name, layout)
     return jnp.where(token_mask[..., None], x, 0)
 
 
-def _refuse(needed: str, arguments: dict[str, Any]) -> None:
+def refuse(needed: str, arguments: dict[str, Any]) -> None:
     """Raises if one of the arguments is given."""
     for name, value in arguments.items():
         if value is not None:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn.core.mechanism import Mechanism
 from jaxattn.core.parameters import Initializer
-from jaxattn.nn.attention import Attention
+from jaxattn.nn.attention import Attention, refuse
 from jaxattn.nn.context import ProjectedContext
 from jaxattn.nn.layers import DEFAULT_INIT, layer_norm, linear
 from jaxattn.positions import Rotary
@@ -146,7 +146,7 @@ class Block(nnx.Module):
         Raises:
             ValueError: a context without cross-attention, or cross-attention without a context.
         """
-        self._check_context(context)
+        self._check_context(context, context_mask, context_positions)
 
         def attend(x: Array) -> Array:
             return self.attention(
@@ -186,7 +186,7 @@ class Block(nnx.Module):
         max_length: int,
         dtype: Any = jnp.float32,
         *,
-        context: Float[Array, "B S D"] | None = None,
+        context: Float[Array, "B S D"] | ProjectedContext | None = None,
         context_mask: Bool[Array, "B S"] | None = None,
         context_positions: Int[Array, "*#B S"] | None = None,
     ) -> dict[str, Any]:
@@ -196,7 +196,7 @@ class Block(nnx.Module):
             ValueError: a context without cross-attention, or cross-attention without a context; a mechanism there
                 that reads earlier queries, which no step remembers.
         """
-        self._check_context(context)
+        self._check_context(context, context_mask, context_positions)
         state = self.attention.init_state(batch, max_length, dtype)
         if self.cross_attention is None or context is None:
             return state
@@ -231,13 +231,15 @@ class Block(nnx.Module):
             new = {"attention": new, "context": state["context"]}
         return new, x + self.mlp(self.mlp_norm(x))
 
-    def _check_context(self, context: Any) -> None:
+    def _check_context(self, context: Any, context_mask: Any, context_positions: Any) -> None:
         if (context is None) != (self.cross_attention is None):
             has = "no cross-attention" if self.cross_attention is None else "cross-attention"
             got = None if context is None else type(context).__name__
             raise ValueError(
                 f"context must be given where a block has cross-attention: it has {has}; got {got}."
             )
+        if context is None:
+            refuse("context", {"context_mask": context_mask, "context_positions": context_positions})
 
 
 def _normalised(norm: nnx.LayerNorm | None, x: Array) -> Array:

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxattn.nn.encoder import Stack
+from jaxattn.nn.encoder import Stack, check_not_projected
 
 
 class Decoder(Stack):
@@ -60,6 +60,7 @@ class Decoder(Stack):
             context_mask: True at the context's real tokens.
             context_positions: positions of the context for rotary embedding; None for 0 to S − 1.
         """
+        check_not_projected(context)
         of_context = {"context_mask": context_mask, "context_positions": context_positions}
         return [
             block.init_state(batch, max_length, dtype, context=context, **of_context) for block in self.blocks

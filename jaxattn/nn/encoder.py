@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxattn.core.mechanism import Mechanism
 from jaxattn.core.parameters import Initializer
 from jaxattn.nn.blocks import TransformerBlock
+from jaxattn.nn.context import ProjectedContext
 from jaxattn.nn.layers import DEFAULT_INIT, layer_norm
 from jaxattn.positions import Rotary
 from jaxattn.tree import Tree
@@ -89,9 +90,11 @@ class Stack(nnx.Module):
         """Applies all blocks; the arguments are those of `TransformerBlock`.
 
         Raises:
-            ValueError: a tree, where no block attends over one; blocks that do not are called without it.
+            ValueError: a tree, where no block attends over one; blocks that do not are called without it. A context
+                that one attention has projected.
         """
         check_tree(tree, self.blocks)
+        check_not_projected(context)
         for block in self.blocks:
             x = block(
                 x,
@@ -130,6 +133,15 @@ class Encoder(Stack):
     """
 
     is_causal = False
+
+
+def check_not_projected(context: Any) -> None:
+    """Raises for a `ProjectedContext`: in a stack every block has projections of its own."""
+    if isinstance(context, ProjectedContext):
+        raise ValueError(
+            "context must be an array (B, S, D), which every block projects with its own weights; got "
+            "ProjectedContext."
+        )
 
 
 def check_tree(tree: Tree | None, blocks: Iterable[Any]) -> None:

@@ -140,7 +140,9 @@ def dot_product_attention(
         query_offset=query_offset,
         return_residual=return_residual,
     )
-    out, log_total = _of_empty(call) if call.is_empty else _attend(fold_key_mask(call), implementation)
+    # Values of width 0 leave the normaliser to compute.
+    skipped = call.is_empty and not (return_residual and 0 not in (*query.shape, *key.shape))
+    out, log_total = _without_keys(call) if skipped else _attend(fold_key_mask(call), implementation)
     out = call.merge_heads(out)
     if not return_residual:
         return out
@@ -148,13 +150,13 @@ def dot_product_attention(
     return out, call.merge_heads(log_total[..., None])[..., 0]
 
 
-def _of_empty(call: Call) -> Result:
-    """Without keys or outputs: zeros, and a normaliser of the sinks alone."""
+def _without_keys(call: Call) -> Result:
+    """Zeros, and a normaliser of the sinks alone."""
     *rows, _ = call.query.shape
     dtype = accumulation_dtype(call.query, call.key, call.value)
     sinks = jnp.full((), -jnp.inf, dtype) if call.sinks is None else call.sinks.astype(dtype)
     out = jnp.zeros((*rows, call.value.shape[-1]), call.query.dtype)
-    return out, jnp.broadcast_to(sinks, rows)
+    return _for_valid_queries(call, out, jnp.broadcast_to(sinks, rows))
 
 
 def _attend(call: Call, implementation: str | None) -> Result:
@@ -182,6 +184,11 @@ def _attend_with(implementation: str, call: Call) -> Result:
     else:
         backend = {"xla": xla_attention, "blockwise": blockwise_attention}[implementation]
         out, log_total = backend(fold_lengths(call))
+    return _for_valid_queries(call, out, log_total)
+
+
+def _for_valid_queries(call: Call, out: Array, log_total: Array | None) -> Result:
+    """What is returned: in padded query rows 0 and −inf."""
     out = zero_padded_rows(call, out)
     if log_total is None or not call.return_residual:
         return out, None

@@ -4,9 +4,11 @@ import dataclasses
 import re
 from typing import Any
 
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxattn.core.checks import check_choice
 from jaxattn.core.inputs import AttentionInputs, LayerSizes
 from jaxattn.core.mechanism import Flops, Mechanism, MechanismModule
 from jaxattn.core.parameters import UndecayedParam, parameter
@@ -33,7 +35,7 @@ class Softmax(Mechanism):
             attend to any token.
 
     Raises:
-        ValueError: a wrong `local_window_size` or `logits_soft_cap`.
+        ValueError: an option is not what it must be.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -52,6 +54,9 @@ class Softmax(Mechanism):
     def __post_init__(self):
         check_window(self.local_window_size)
         check_soft_cap(self.logits_soft_cap)
+        check_choice("implementation", self.implementation, IMPLEMENTATIONS)
+        if not isinstance(self.sinks, bool):
+            raise ValueError(f"sinks must be True or False; got {type(self.sinks).__name__}.")
 
     def build(self, sizes: LayerSizes, *, rngs: nnx.Rngs) -> "SoftmaxModule":
         """The module; it has no parameters but sinks."""
@@ -160,10 +165,13 @@ class SoftmaxModule(MechanismModule):
         )
 
 
-_OPTION = re.compile(r"window=(?P<left>\d+)(,(?P<right>\d+))?|cap=(?P<cap>[0-9.]+)|(?P<sinks>sinks)")
+_OPTION = re.compile(r"window=(?P<left>\d+)(,(?P<right>\d+))?|cap=(?P<cap>\d+(\.\d+)?)|(?P<sinks>sinks)")
 
 
 def _parse(*options: str) -> Softmax:
+    names = [option.partition("=")[0] for option in options]
+    if len(set(names)) < len(names):
+        raise ValueError(f"an option of softmax may come once; got {':'.join(options)!r}")
     fields: dict[str, Any] = {}
     for option in options:
         found = _OPTION.fullmatch(option)
@@ -185,9 +193,11 @@ def _spell(mechanism: Softmax) -> tuple[str, ...]:
     window, cap = mechanism.local_window_size, mechanism.logits_soft_cap
     options = []
     if window is not None:
-        options.append(f"window={window}" if isinstance(window, int) else f"window={window[0]},{window[1]}")
+        sides = window if isinstance(window, tuple | list) else (window,)
+        options.append(f"window={','.join(map(str, sides))}")
     if cap is not None:
-        options.append(f"cap={cap:g}")
+        # Every digit and no exponent, whose plus would begin a gate.
+        options.append(f"cap={np.format_float_positional(cap, trim='-')}")
     if mechanism.sinks:
         options.append("sinks")
     return tuple(options)

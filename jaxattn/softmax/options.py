@@ -1,6 +1,5 @@
 """Options of softmax attention that no other family has, checked."""
 
-import math
 from numbers import Real
 from typing import Any
 
@@ -10,6 +9,9 @@ import jax.numpy as jnp
 from jaxattn.core.call import Call
 from jaxattn.core.checks import check_dtype, check_shape
 from jaxattn.softmax.reach import check_query_offset, check_window
+
+# Caps that scores can be divided and multiplied by within float32.
+_LEAST_CAP, _LARGEST_CAP = 1e-30, 1e30
 
 
 def with_options(
@@ -40,14 +42,15 @@ def check_soft_cap(logits_soft_cap: Any) -> float | None:
     """The cap as a Python float.
 
     Raises:
-        ValueError: it is neither None nor a positive number known at trace time.
+        ValueError: it is neither None nor a number known at trace time that float32 scores can be divided by.
     """
     if logits_soft_cap is None:
         return None
-    known = isinstance(logits_soft_cap, Real) and not isinstance(logits_soft_cap, jax.core.Tracer)
-    if not known or not 0 < logits_soft_cap < math.inf:
+    known = isinstance(logits_soft_cap, Real) and not isinstance(logits_soft_cap, jax.core.Tracer | bool)
+    if not known or not _LEAST_CAP <= logits_soft_cap <= _LARGEST_CAP:
         raise ValueError(
-            f"logits_soft_cap must be None or a positive number known at trace time; got {logits_soft_cap!r}."
+            f"logits_soft_cap must be None or a positive number known at trace time, {_LEAST_CAP} to "
+            f"{_LARGEST_CAP}; got {logits_soft_cap!r}."
         )
     return float(logits_soft_cap)
 

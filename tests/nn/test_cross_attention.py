@@ -192,13 +192,41 @@ def test_decoding_cross_attention_that_reads_earlier_queries_is_refused():
     ({"segment_ids": jnp.zeros((B, T), int)}, "segment_ids is for self-attention, without a context"),
     ({"context": "none", "context_mask": KEPT}, "context_mask is for context; got"),
     ({"context": "projected", "context_mask": KEPT}, "context_mask is for a context that is not projected yet"),
+    ({"context": "narrow"}, "context must have shape (B, S, D) = (2, 7, 8); got (2, 7, 4)"),
+    ({"context": "alone"}, "context must have shape (B, S, D); got shape (7, 8)"),
+    ({"context_mask": KEPT[:, :T]}, "context_mask must have shape (B, S) = (2, 7); got (2, 5)"),
+    ({"context_mask": jnp.zeros((B, S))}, "context_mask must be bool, True at real tokens; got dtype float32"),
+    ({"token_mask": KEPT}, "token_mask must have shape (B, T) = (2, 5); got (2, 7)"),
 ])  # fmt: skip
-def test_bad_calls(options, message):
+def test_bad_calls(no_typecheck, options, message):
     attention = Attention(HEADS, D, rngs=nnx.Rngs(0))
     contexts = {"array": CONTEXT, "projected": attention.project_context(CONTEXT), "none": None}
+    contexts |= {"narrow": CONTEXT[..., :4], "alone": CONTEXT[0]}
     options = {**options, "context": contexts[options.get("context", "array")]}
     with pytest.raises(ValueError, match=re.escape(message)):
         attention(X, **options)
+
+
+@pytest.mark.parametrize("options", [{"context_mask": KEPT}, {"context_positions": jnp.arange(S)}])
+def test_what_is_said_of_no_context_is_refused(options):
+    decoder, message = Decoder(1, D, HEADS, rngs=nnx.Rngs(0)), f"{next(iter(options))} is for context; got"
+    with pytest.raises(ValueError, match=message):
+        decoder(X, **options)
+    with pytest.raises(ValueError, match=message):
+        decoder.init_state(B, T, **options)
+
+
+def test_a_projected_context_is_of_one_block(no_typecheck):
+    """A block decodes from it as it attends to it; a stack refuses it, as each block has its own projections."""
+    decoder = Decoder(1, D, HEADS, **BLOCK, rngs=nnx.Rngs(0))
+    block = decoder.blocks[0]
+    projected = block.cross_attention.project_context(CONTEXT, context_mask=KEPT)
+    _, got = block.step(block.init_state(B, T, context=projected), X)
+    expected = block(X, context=CONTEXT, context_mask=KEPT, is_causal=True)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    for call in (lambda: decoder(X, context=projected), lambda: decoder.init_state(B, T, context=projected)):
+        with pytest.raises(ValueError, match=r"context must be an array .*; got ProjectedContext"):
+            call()
 
 
 def test_a_tree_with_a_context_is_refused_in_a_block():

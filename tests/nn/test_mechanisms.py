@@ -61,7 +61,12 @@ SOFTMAX_OPTIONS = "options of softmax are window=LEFT, window=LEFT,RIGHT, cap=CA
         ("softmax:3", f"{SOFTMAX_OPTIONS}'3'; accepted: softmax["),
         ("softmax:", f"{SOFTMAX_OPTIONS}''; accepted: softmax["),
         ("softmax:window=-1", f"{SOFTMAX_OPTIONS}'window=-1'"),
-        ("softmax:cap=0", "logits_soft_cap must be None or a positive number known at trace time; got 0.0;"),
+        (
+            "softmax:cap=0",
+            "logits_soft_cap must be None or a positive number known at trace time, 1e-30 to 1e+30",
+        ),
+        ("softmax:cap=1.2.3", f"{SOFTMAX_OPTIONS}'cap=1.2.3'"),
+        ("softmax:window=3:window=4", "an option of softmax may come once; got 'window=3:window=4'"),
         ("lags:x", "lags must be a whole number; got 'x'; accepted: lags[:LAGS]."),
         ("lags:", "lags must be a whole number; got ''; accepted: lags[:LAGS]."),
         ("lags:1:2", "lags does not take the options '1', '2'; accepted: lags[:LAGS]."),
@@ -98,6 +103,9 @@ def test_bad_spellings_say_what_is_wrong_and_what_is_accepted(text, message):
         "softmax",
         "softmax:window=3:cap=2.5:sinks",
         "softmax:window=3,0+gate=prefix",
+        "softmax:cap=0.0000001",
+        "softmax:cap=0.3333333333333333",
+        "softmax:cap=20000000000000000",
         "lags:3",
         "features:oprf-p_model:32:redraw=500",
         "tree:given:noself",
@@ -108,6 +116,22 @@ def test_bad_spellings_say_what_is_wrong_and_what_is_accepted(text, message):
 )
 def test_spelling_is_the_inverse_of_parsing(text):
     assert spell_mechanism(parse_mechanism(text, allow_leak="sequence" in text)) == text
+
+
+def test_windows_of_numpy_are_spelled(no_typecheck):
+    assert spell_mechanism(Softmax(local_window_size=np.int64(4))) == "softmax:window=4"
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"implementation": "flash"}, "implementation must be one of"),
+        ({"sinks": "no"}, "sinks must be True or"),
+    ],
+)
+def test_softmax_checks_its_options_when_made(no_typecheck, options, message):
+    with pytest.raises(ValueError, match=message):
+        Softmax(**options)
 
 
 def test_options_without_a_spelling_are_not_lost():

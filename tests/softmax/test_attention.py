@@ -122,6 +122,17 @@ def test_sinks_and_log_sum_exp(attention, options, with_sinks):
     np.testing.assert_array_equal((log_total == -jnp.inf)[..., None], (out == 0).all(axis=-1, keepdims=True))
 
 
+def test_log_sum_exp_without_values_or_keys(attention):
+    """It needs no values; padded queries have none, with keys or without."""
+    query, key, value = qkv()
+    options = {"query_seq_lengths": jnp.asarray([T, 9]), "sinks": normal(N), "return_residual": True}
+    whole = attention(query, key, value, **options)[1]
+    np.testing.assert_allclose(attention(query, key, value[..., :0], **options)[1], whole, rtol=1e-6)
+    alone = attention(query, key[:, :0], value[:, :0], **options)[1]
+    valid = jnp.arange(T) < options["query_seq_lengths"][:, None]
+    np.testing.assert_allclose(alone, jnp.where(valid[..., None], options["sinks"], -jnp.inf))
+
+
 def test_log_sum_exp_joins_attention_over_parts(attention):
     query, key, value = qkv()
     first, second = (attention(query, key[:, part], value[:, part], return_residual=True) for part in PARTS)
@@ -390,6 +401,15 @@ BAD = {
     "cap traced": (
         lambda q, k, v: {"logits_soft_cap": jnp.ones(())},
         "logits_soft_cap must be .*known at trace",
+    ),
+    "cap beyond float32": (
+        lambda q, k, v: {"logits_soft_cap": 1e39},
+        r"logits_soft_cap must be .*got 1e\+39",
+    ),
+    "cap bool": (lambda q, k, v: {"logits_soft_cap": True}, "logits_soft_cap must be .*got True"),
+    "head width of zero": (
+        lambda q, k, v: {"query": q[..., :0], "key": k[..., :0]},
+        "query must have a head width H of at least 1; got 0",
     ),
     "sinks shape": (
         lambda q, k, v: {"sinks": jnp.zeros(K)},
