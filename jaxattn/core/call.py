@@ -9,7 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxattn.core.checks import check_broadcastable, check_dtype, check_pair, check_rank, check_shape
+from jaxattn.core.checks import (
+    check_broadcastable,
+    check_dtype,
+    check_flag,
+    check_pair,
+    check_rank,
+    check_shape,
+)
 from jaxattn.core.pytree import register
 
 
@@ -265,6 +272,6 @@ def check_call(
         query_seq_lengths=lengths("query_seq_lengths", query_seq_lengths),
         key_value_seq_lengths=lengths("key_value_seq_lengths", key_value_seq_lengths),
         scale=check_scale(scale, head_dim),
-        is_causal=bool(is_causal),
+        is_causal=check_flag("is_causal", is_causal),
         batched=batched,
     )

@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import export
 
 
@@ -12,6 +13,13 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
     if value not in choices:
         accepted = ", ".join(repr(c) for c in choices)
         raise ValueError(f"{name} must be one of {accepted}; got {value!r}.")
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """`value`, unless it is anything but True or False: a string such as "no" would count as true."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False, known at trace time; got {value!r}.")
+    return bool(value)
 
 
 def is_known(*sizes: Any) -> bool:

@@ -126,6 +126,10 @@ def replace_rows(state: Any, rows: Int[Array, "R"], new: Any) -> Any:
     rows = jnp.asarray(rows)
     check_dtype("rows", rows, jnp.integer, "integer")
     check_rank("rows", rows, (1,), "(R,)")
+    batch = min((len(array) for array in jax.tree.leaves(state)), default=0)
+    known = not isinstance(rows, jax.core.Tracer)
+    if known and not ((rows >= -batch) & (rows < batch)).all():
+        raise ValueError(f"rows must lie below the state's B = {batch} sequences; got {rows.tolist()}.")
 
     def replace(old: Array, new: Array) -> Array:
         if new.shape != (*rows.shape, *old.shape[1:]):

@@ -3,6 +3,7 @@
 from jaxtyping import Array, Float, Int
 
 from jaxattn.core.call import Call, check_call
+from jaxattn.core.checks import check_flag
 from jaxattn.core.explicit import automatic_axes, but_width
 from jaxattn.core.platform import by_platform
 from jaxattn.linear.decay import attend_decayed, check_decay
@@ -87,7 +88,7 @@ def linear_attention(
         is_causal=is_causal,
         segment_ids=segment_ids,
     )
-    call = check_decay(call, normalize)
+    call = check_decay(call, check_flag("normalize", normalize))
     if normalize:
         return attend_features(call, IDENTITY, [], chunk_size).astype(value.dtype)
     call = call.with_key_weights()

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxattn.core.call import Call
+from jaxattn.core.checks import check_flag
 from jaxattn.core.decode import check_sizes, check_step, with_heads_of_state
 from jaxattn.core.explicit import automatic_axes, but_width, same
 from jaxattn.core.padding import fold_lengths, query_is_valid, zero_padded_rows, zero_padding
@@ -114,7 +115,7 @@ def linear_attention_step(
         (1, 3, 2, 8)
     """
     call = check_step(phi_q, phi_k, value, key_bias, query_seq_lengths=query_seq_lengths, log_decay=log_decay)
-    call = check_decay(call, normalize)
+    call = check_decay(call, check_flag("normalize", normalize))
     if normalize:
         state, out = step_features(state, call, IDENTITY, [], chunk_size)
     else:

@@ -185,6 +185,11 @@ def _request(
     check_dtype("prompt", prompt, jnp.integer, "integer token ids")
     check_rank("prompt", prompt, (2,), "(B, P)")
     batch, longest = prompt.shape
+    known = prompt.size and not isinstance(prompt, jax.core.Tracer)
+    if known and not (prompt.min() >= 0 and prompt.max() < vocabulary):
+        raise ValueError(
+            f"prompt must hold token ids from 0 to {vocabulary - 1}; got {prompt.min()} to {prompt.max()}."
+        )
     if longest < 1:
         raise ValueError("prompt must hold at least one token a row; got none.")
     if not (isinstance(num_tokens, int | np.integer) and num_tokens >= 1):
@@ -199,6 +204,8 @@ def _request(
     else:
         check_dtype("prompt_lengths", prompt_lengths, jnp.integer, "integer")
         check_shape("prompt_lengths", prompt_lengths, (batch,), "(B,)")
+        if isinstance(prompt_lengths, jax.core.Tracer):
+            raise ValueError("prompt_lengths decide which program is compiled; got a traced array.")
         prompt_lengths = np.asarray(prompt_lengths)
         if prompt_lengths.min() < 1 or prompt_lengths.max() > longest:
             raise ValueError(f"prompt_lengths must lie in 1..{longest}; got {prompt_lengths.tolist()}.")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxattn.core.call import Call
-from jaxattn.core.checks import check_dtype, check_shape
+from jaxattn.core.checks import check_dtype, check_flag, check_shape
 from jaxattn.softmax.reach import check_query_offset, check_window
 
 # Caps that scores can be divided and multiplied by within float32.
@@ -32,7 +32,7 @@ def with_options(
         window=check_window(local_window_size),
         logits_soft_cap=check_soft_cap(logits_soft_cap),
         sinks=_split_sinks(sinks, call),
-        return_residual=bool(return_residual),
+        return_residual=check_flag("return_residual", return_residual),
     )
     offset = check_query_offset(query_offset, call.query.shape[0], call.batched, call.reach)
     return call.replace(query_offset=offset)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxattn.core.call import Call
-from jaxattn.core.checks import check_broadcastable, check_dtype
+from jaxattn.core.checks import check_broadcastable, check_dtype, check_flag
 from jaxattn.core.platform import by_platform
 from jaxattn.tree.blocks import BLOCK, cut
 from jaxattn.tree.pooling import Biases, Leaves
@@ -101,6 +101,7 @@ class Plan(NamedTuple):
 
 def over_batch(function: Function, tree: Tree, call: Call, biases: Biases, include_self: bool) -> Array:
     """`function` of each sequence of a checked call, heads first."""
+    include_self = check_flag("include_self", include_self)
 
     def choose(platform: str) -> Plan:
         in_blocks = platform != "cpu" and cut(tree, BLOCK)

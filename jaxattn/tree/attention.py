@@ -168,7 +168,7 @@ def hierarchical_energy(
     call, biases = check_whole(call, tree, sibling_bias)
     if call.is_empty:
         return jnp.zeros((0, call.query.shape[2] * call.query.shape[3]), call.key_bias.dtype)
-    phi = over_batch(energy, tree, call, biases, bool(include_self))
+    phi = over_batch(energy, tree, call, biases, include_self)
     phi = phi.reshape(phi.shape[0], -1)
     return phi if call.batched else phi[0]
 
@@ -178,5 +178,5 @@ def _attend(call: Call, tree: Tree, sibling_bias: SiblingBias, include_self: boo
     call, biases = check_whole(call, tree, sibling_bias)
     if call.is_empty:
         return call.zeros(call.query.dtype)
-    out = over_batch(attend_causal if call.is_causal else attend, tree, call, biases, bool(include_self))
+    out = over_batch(attend_causal if call.is_causal else attend, tree, call, biases, include_self)
     return call.merge_heads(jnp.moveaxis(out, 2, 1))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxattn.core.checks import check_flag
 from jaxattn.core.decode import check_sizes, check_step, finish, num_new, with_heads_of_state
 from jaxattn.core.explicit import automatic_axes, but_width, same
 from jaxattn.core.padding import fold_lengths, zero_padding
@@ -154,6 +155,7 @@ def hierarchical_attention_step(
     dtype = call.key_bias.dtype
     arrays = *(x.astype(dtype) for x in (call.query, call.key, call.value)), call.key_bias[..., 0]
     count = jnp.broadcast_to(num_new(call), state.length.shape)
+    include_self = check_flag("include_self", include_self)
     levels, out = _advance(tree, state, Token(*arrays), count, biases, call.scale, include_self)
     length = state.length + count
     out = finish(call, out, length, tree.length)

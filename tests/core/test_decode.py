@@ -19,6 +19,7 @@ def state_after(batch, length):
         (1, r"rows must have shape \(R,\)"),
         ([1.0], "rows must be integer"),
         ([True, False, False], "rows must be integer"),
+        ([3], r"rows must lie below the state's B = 3 sequences; got \[3\]"),
         ([0, 1], "new must hold a state of R = 2 sequences"),
     ],
 )

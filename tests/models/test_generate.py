@@ -189,14 +189,16 @@ def test_sampling_draws_from_the_likeliest():
         ({"top_p": 0.0}, "top_p must be above 0"),
         ({"prompt_lengths": jnp.array([0, 4])}, r"prompt_lengths must lie in 1\.\.4; got \[0, 4\]"),
         ({"prompt_lengths": jnp.array([4])}, r"prompt_lengths must have shape \(B,\) = \(2,\)"),
+        ({"prompt": jnp.array([[1, VOCABULARY]])}, "prompt must hold token ids from 0 to 10; got 1 to 11"),
+        ({"prompt": jnp.array([[1, -1]])}, "prompt must hold token ids from 0 to 10; got -1 to 1"),
         ({"key": KEYS}, r"key must have shape \(B,\) = \(2,\)"),
     ],
 )
 @pytest.mark.parametrize("call", [generate, stream])
 def test_bad_arguments(no_typecheck, call, options, message):
-    options = {"num_tokens": 2, "key": jax.random.key(0), **options}
+    options = {"prompt": prompts(2, 4), "num_tokens": 2, "key": jax.random.key(0), **options}
     with pytest.raises(ValueError, match=message):
-        call(make(), prompts(2, 4), **options)
+        call(make(), **options)
 
 
 @pytest.mark.parametrize(
