@@ -1,4 +1,4 @@
-"""Arrows between the rooms run one way: train → models → encoders → nn → families → core; no import circles."""
+"""Arrows between the rooms run one way: jaxattn_train → models → encoders → nn → families → core, without circles."""
 
 import ast
 import pathlib
@@ -8,7 +8,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PROJECT = ("jaxattn", "train", "benchmarks", "tests")
+PROJECT = ("jaxattn", "jaxattn_train", "benchmarks", "tests")
 
 CORE = {"jaxattn.core"}
 # What each room may import of the project besides itself. A family imports another through its public functions only.
@@ -28,20 +28,21 @@ FAMILIES = {
 }
 NN = CORE | {room.replace("/", ".") for room in FAMILIES}
 ENCODERS = NN | {"jaxattn.nn"}
+TRAIN = {"jaxattn_train.errors", "jaxattn"}
 ALLOWED = {
     **FAMILIES,
     "jaxattn/nn": NN,
     "jaxattn/encoders": ENCODERS,
     "jaxattn/models": ENCODERS | {"jaxattn.encoders"},
     "jaxattn/testing": set(),
-    "train/cli": {"train.errors", "jaxattn"},
-    "train/compiler": set(),
-    "train/engine": {"train.errors", "train.cli", "train.data", "train.compiler", "jaxattn"},
-    "train/data": {"train.errors", "jaxattn"},
-    "train/tasks": {"train.errors", "train.cli", "train.engine", "train.data", "jaxattn"},
-    "train/studies": {"train.errors", "train.cli", "train.engine", "train.data", "train.tasks", "jaxattn"},
+    "jaxattn_train/cli": TRAIN,
+    "jaxattn_train/compiler": set(),
+    "jaxattn_train/engine": TRAIN | {"jaxattn_train.cli", "jaxattn_train.data", "jaxattn_train.compiler"},
+    "jaxattn_train/data": TRAIN,
+    "jaxattn_train/tasks": TRAIN | {"jaxattn_train.cli", "jaxattn_train.engine", "jaxattn_train.data"},
+    "jaxattn_train/studies": TRAIN | {f"jaxattn_train.{room}" for room in ("cli", "engine", "data", "tasks")},
     "benchmarks/measure": {"jaxattn"},
-    "benchmarks/suites": {"benchmarks.measure", "jaxattn", "train"},
+    "benchmarks/suites": {"benchmarks.measure", "jaxattn", "jaxattn_train"},
     "benchmarks/report": {"benchmarks.measure", "benchmarks.suites", "jaxattn"},
 }
 # The rooms that hold Flax modules, and the files of the others that do.
@@ -58,7 +59,7 @@ def _module(path: pathlib.Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {_module(p): p for room in ("jaxattn", "train", "benchmarks") for p in _sources(room)}
+MODULES = {_module(p): p for room in ("jaxattn", "jaxattn_train", "benchmarks") for p in _sources(room)}
 
 
 def _imports(path: pathlib.Path, *, at_import: bool = False) -> set[str]:
@@ -96,7 +97,7 @@ def test_a_room_imports_only_what_lies_below(room):
 
 
 def test_every_room_is_listed():
-    for top in ("jaxattn", "train", "benchmarks"):
+    for top in ("jaxattn", "jaxattn_train", "benchmarks"):
         rooms = {f"{top}/{p.parent.name}" for p in (ROOT / top).glob("*/__init__.py")}
         assert rooms <= set(ALLOWED), rooms - set(ALLOWED)
 
@@ -116,7 +117,7 @@ def test_families_do_not_reach_into_each_other():
                     assert name.count(".") == 1, f"{path} imports the inside of a family: {name}"
 
 
-@pytest.mark.parametrize("top", ["jaxattn", "train", "benchmarks"])
+@pytest.mark.parametrize("top", ["jaxattn", "jaxattn_train", "benchmarks"])
 def test_no_import_circles(top):
     """No file imports itself through others, deferred imports included; a package's face is not one of its files."""
     graph = {
@@ -140,7 +141,7 @@ def test_no_import_circles(top):
 
 def test_no_crowded_folder():
     """At most 15 modules in a folder; weights and components are tables with one file a row."""
-    for top in ("jaxattn", "train", "benchmarks"):
+    for top in ("jaxattn", "jaxattn_train", "benchmarks"):
         for folder in {p.parent for p in _sources(top)}:
             if folder.name not in ("weights", "components"):
                 modules = [p for p in folder.glob("*.py") if p.name not in ("__init__.py", "__main__.py")]

@@ -14,7 +14,7 @@ import pytest
 import tyro
 
 import jaxattn
-import train.__main__
+from jaxattn_train.cli.commands import main
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -86,7 +86,7 @@ class Parsed(Exception):
 def training_commands():
     for page in PAGES:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-        for command in re.findall(r"python -m train ([^`|\n]*--[^`|\n]*)", text):
+        for command in re.findall(r"jaxattn-train ([^`|\n]*--[^`|\n]*)", text):
             yield pytest.param(shlex.split(command, comments=True), id=f"{page.stem}-{command[:40]}")
 
 
@@ -101,4 +101,4 @@ def test_training_commands_are_accepted(words, monkeypatch):
 
     monkeypatch.setattr(tyro, "cli", parse_and_stop)
     with pytest.raises(Parsed):
-        train.__main__.main(words)
+        main(words)

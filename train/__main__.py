@@ -1,12 +1,6 @@
-"""Entry point of `python -m train`."""
+"""`python -m train` in a checkout: the same as `jaxattn-train`."""
 
-import io
-import sys
-
-from train.cli.commands import main
+from jaxattn_train.__main__ import run
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # characters that the locale lacks are escaped, not an error
-            stream.reconfigure(errors="backslashreplace")
-    sys.exit(main())
+    run()

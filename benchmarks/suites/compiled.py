@@ -19,7 +19,7 @@ from benchmarks.measure.results import Row, say, write
 from benchmarks.suites import ours
 from benchmarks.suites.cases import Case, full_spelling, inner, inputs, parse
 from jaxattn.nn import AttentionInputs
-from train.compiler.targets import TARGETS, measure_compiled
+from jaxattn_train.compiler.targets import TARGETS, measure_compiled
 
 DIRECTIONS = ("forward", "both", "decode")
 MECHANISMS = (

@@ -51,7 +51,7 @@ def add_head_arguments(parser: argparse.ArgumentParser, results: pathlib.Path) -
         "--heads",
         nargs="+",
         default=["mean", "cls", "no-convolution", "no-attention", "kernel-3", "inceptive"],
-        help="variants of the study of heads in train/studies; ratios are to the first",
+        help="variants of the study of heads in jaxattn_train/studies; ratios are to the first",
     )
     add("--length", type=int, default=32, help="tokens of a text")
     add("--batch", type=int, default=32, help="texts")
@@ -98,7 +98,7 @@ def _say_rows(rows: dict[str, dict[str, Any]], peer: str, where: str = "") -> No
 
 
 def training_step(task: str, attention: str, length: int, batch: int) -> Prepared:
-    """The compiled step of `python -m train lra --preset paper` on random tokens of full length.
+    """The compiled step of `jaxattn-train lra --preset paper` on random tokens of full length.
 
     Args:
         task: of the Long Range Arena; it determines the model, the optimiser and the vocabulary.
@@ -109,11 +109,11 @@ def training_step(task: str, attention: str, length: int, batch: int) -> Prepare
     Raises:
         UserError: no such task or attention.
     """
-    from train.engine import loop
-    from train.tasks.lra.command import lra_classifier
-    from train.tasks.lra.config import parse
-    from train.tasks.lra.registry import LRA_TASKS
-    from train.tasks.shared.losses import make_loss
+    from jaxattn_train.engine import loop
+    from jaxattn_train.tasks.lra.command import lra_classifier
+    from jaxattn_train.tasks.lra.config import parse
+    from jaxattn_train.tasks.lra.registry import LRA_TASKS
+    from jaxattn_train.tasks.shared.losses import make_loss
 
     config = parse(["--task", task, "--preset", "paper", "--attention", attention])
     this = LRA_TASKS[task]
@@ -131,7 +131,7 @@ def training_step(task: str, attention: str, length: int, batch: int) -> Prepare
 
 
 def head_step(head: str, *, length: int, batch: int) -> Prepared:
-    """The compiled step of `python -m train finetune` for one seed on random tokens.
+    """The compiled step of `jaxattn-train finetune` for one seed on random tokens.
 
     Args:
         head: a variant of the study of heads.
@@ -144,10 +144,10 @@ def head_step(head: str, *, length: int, batch: int) -> Prepared:
     from flax import nnx
 
     from jaxattn.models import EncoderConfig, TextEncoder
-    from train.studies.heads import VARIANTS
-    from train.tasks.finetune.config import parse
-    from train.tasks.finetune.model import make_optimizer, text_classifier
-    from train.tasks.shared.losses import make_loss
+    from jaxattn_train.studies.heads import VARIANTS
+    from jaxattn_train.tasks.finetune.config import parse
+    from jaxattn_train.tasks.finetune.model import make_optimizer, text_classifier
+    from jaxattn_train.tasks.shared.losses import make_loss
 
     if head not in VARIANTS:
         raise ValueError(f"head must be one of {', '.join(VARIANTS)}; got {head!r}.")
@@ -173,7 +173,7 @@ def _random_rows(shape: tuple[int, ...], vocab_size: int, num_classes: int) -> d
 
 def _compiled_steps(model: Any, optimizer: Any, loss: Any, batch: Any) -> Prepared:
     """Steps on one batch, each from where the one before it ended."""
-    from train.engine import loop
+    from jaxattn_train.engine import loop
 
     start = time.perf_counter()
     state = jax.jit(loop.make_init(model, optimizer, (0,)))()

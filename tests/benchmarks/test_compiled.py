@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks.__main__ import main, parser
 from benchmarks.suites import compiled
+from jaxattn_train.compiler import targets
 from tests.benchmarks.cases import between
-from train.compiler import targets
 
 SMALL = ["compile", "--lengths", "32", "--heads", "2", "--head-dim", "8", "--dtype", "float32"]
 KERNELS = ["softmax+gate=running", "features:oprf-orf:16", "tree:4x2", "linear:16"]

@@ -13,7 +13,7 @@ import threading
 import pytest
 import requests
 
-from train.data.batches import BatchStream
+from jaxattn_train.data.batches import BatchStream
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TEXT = "the quick brown fox jumps over the lazy dog. " * 60
@@ -39,7 +39,7 @@ def tiny():
 @pytest.fixture(scope="session")
 def charlm_run(tmp_path_factory):
     """Folder and words of a run with two layers and seeds, gate, Morlet positions, dropout, fsdp, report, sample."""
-    from train.cli.commands import main
+    from jaxattn_train.cli.commands import main
 
     folder = tmp_path_factory.mktemp("charlm")
     text = folder / "text.txt"
@@ -51,8 +51,8 @@ def charlm_run(tmp_path_factory):
 
 @pytest.fixture
 def cli(capsys):
-    """Runs `python -m train ...` in this process: (exit code, stdout, stderr)."""
-    from train.cli.commands import main
+    """Runs `jaxattn-train ...` in this process: (exit code, stdout, stderr)."""
+    from jaxattn_train.cli.commands import main
 
     def run(*words):
         capsys.readouterr()
@@ -74,7 +74,7 @@ def _environment(devices):
 
 @pytest.fixture(scope="session")
 def start():
-    """Starts `python -m train ...` as a process of its own with so many devices; it is killed at the end."""
+    """Starts `jaxattn-train ...` as a process of its own with so many devices; it is killed at the end."""
     processes = []
 
     def run(*words, devices=1, **environment):

@@ -6,10 +6,12 @@ import pkgutil
 
 import pytest
 
-import train
+import jaxattn_train
 
 
-@pytest.mark.parametrize("name", sorted(m.name for m in pkgutil.walk_packages(train.__path__, "train.")))
+@pytest.mark.parametrize(
+    "name", sorted(m.name for m in pkgutil.walk_packages(jaxattn_train.__path__, "jaxattn_train."))
+)
 def test_examples_run(name):
     module = importlib.import_module(name)
     failures, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)

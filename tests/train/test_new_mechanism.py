@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from jaxattn.nn import MECHANISMS, EnergyGated, mechanism_help, parse_mechanism, spell_mechanism
+from jaxattn_train.__main__ import main
 from tests.common import naive, test_modules
 from tests.common.table import Module
 from tests.recency.mechanism import Recency
-from train.__main__ import main
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -91,7 +91,7 @@ def _names(path):
 
 def test_a_family_is_known_in_four_places():
     """Its folder (the row is in its mechanism.py), the faces of the package, the test table, the documentation."""
-    files = [p for top in ("jaxattn", "train", "benchmarks") for p in (ROOT / top).rglob("*.py")]
+    files = [p for top in ("jaxattn", "jaxattn_train", "benchmarks") for p in (ROOT / top).rglob("*.py")]
     own = {"CrossCorrelation", "CrossCorrelationModule", "jaxattn.lags", "jaxattn.lags.mechanism", "lags"}
     knowing = {p.relative_to(ROOT) for p in files if _names(p) & own}
     outside = {str(p) for p in knowing if p.parts[:2] != ("jaxattn", "lags")}

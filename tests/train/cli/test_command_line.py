@@ -9,9 +9,9 @@ import typing
 import pytest
 import tyro
 
-from train.cli.commands import COMMANDS
-from train.errors import UserError
-from train.tasks.charlm.config import PRESETS, parse
+from jaxattn_train.cli.commands import COMMANDS
+from jaxattn_train.errors import UserError
+from jaxattn_train.tasks.charlm.config import PRESETS, parse
 
 
 def test_no_subcommand_prints_the_list(cli):

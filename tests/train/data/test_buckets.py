@@ -3,9 +3,9 @@ import jax
 import numpy as np
 import pytest
 
-from train.data.batches import BatchStream, make_batch
-from train.data.buckets import Buckets, Chosen, Kind, bucket_lengths
-from train.data.sequences import Sequences
+from jaxattn_train.data.batches import BatchStream, make_batch
+from jaxattn_train.data.buckets import Buckets, Chosen, Kind, bucket_lengths
+from jaxattn_train.data.sequences import Sequences
 
 LENGTHS = np.random.default_rng(0).integers(1, 60, 103)
 PART = Sequences.of([np.arange(1, n + 1) for n in LENGTHS], np.arange(103) % 3)

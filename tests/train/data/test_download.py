@@ -2,9 +2,9 @@ import hashlib
 
 import pytest
 
-from train.data.download import RemoteFile, download
-from train.data.files import obtain
-from train.errors import UserError
+from jaxattn_train.data.download import RemoteFile, download
+from jaxattn_train.data.files import obtain
+from jaxattn_train.errors import UserError
 
 DATA = bytes(range(256)) * 700
 SHA256 = hashlib.sha256(DATA).hexdigest()

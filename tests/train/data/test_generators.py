@@ -11,17 +11,17 @@ import time
 import numpy as np
 import pytest
 
-from train.data.generators import shards
-from train.data.generators.array_file import read_arrays, write_arrays
-from train.data.generators.counter_random import Stream
-from train.data.generators.listops import ListOpsSpec, load_listops
-from train.errors import UserError
+from jaxattn_train.data.generators import shards
+from jaxattn_train.data.generators.array_file import read_arrays, write_arrays
+from jaxattn_train.data.generators.counter_random import Stream
+from jaxattn_train.data.generators.listops import ListOpsSpec, load_listops
+from jaxattn_train.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 # Of the first 20 examples of shard 0 of seed 0: on every Python, numpy and machine.
 DIGEST = """
 import hashlib
-from train.data.generators import listops, pathfinder
+from jaxattn_train.data.generators import listops, pathfinder
 for made in (listops.make_shard(0, 0, 20, listops.TreeSpec()), pathfinder.make_shard(0, 0, 20)):
     print(hashlib.sha256(b"".join(array.tobytes() for array in made.values())).hexdigest())
 """
@@ -31,7 +31,7 @@ SHA256 = [
 ]
 KILLED = """
 import pathlib
-from train.data.generators.listops import ListOpsSpec, load_listops
+from jaxattn_train.data.generators.listops import ListOpsSpec, load_listops
 if __name__ == "__main__":
     spec = ListOpsSpec(sizes=(40, 15, 10), shard_size=16)
     load_listops(spec, folder=pathlib.Path({folder!r}), workers={workers})

@@ -4,11 +4,11 @@ import random
 import numpy as np
 import pytest
 
-from train.data.generators import listops
-from train.data.generators.counter_random import Stream
-from train.data.generators.listops import ListOpsSpec, load_listops, make_shard, to_text
-from train.data.generators.listops_trees import TOKENS, TreeSpec, draw_expressions
-from train.errors import UserError
+from jaxattn_train.data.generators import listops
+from jaxattn_train.data.generators.counter_random import Stream
+from jaxattn_train.data.generators.listops import ListOpsSpec, load_listops, make_shard, to_text
+from jaxattn_train.data.generators.listops_trees import TOKENS, TreeSpec, draw_expressions
+from jaxattn_train.errors import UserError
 
 SMALL = ListOpsSpec(sizes=(40, 15, 10), shard_size=16)
 # Of the three parts of SMALL.

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from train.data.generators.counter_random import Stream
-from train.data.generators.mqar import NO_QUESTION, recall_rows, vocab_size
+from jaxattn_train.data.generators.counter_random import Stream
+from jaxattn_train.data.generators.mqar import NO_QUESTION, recall_rows, vocab_size
 
 LENGTH, KEYS = 64, 16
 

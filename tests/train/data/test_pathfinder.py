@@ -5,11 +5,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from train.data.generators.pathfinder import PathfinderSpec, describe_shard, load_pathfinder, make_shard
-from train.data.generators.pathfinder_paths import DISTRACTOR, SIZE, TARGET
-from train.data.generators.pathfinder_tables import DEGREES, tables
-from train.errors import UserError
-from train.tasks.lra.pathfinder_released import load_released
+from jaxattn_train.data.generators.pathfinder import (
+    PathfinderSpec,
+    describe_shard,
+    load_pathfinder,
+    make_shard,
+)
+from jaxattn_train.data.generators.pathfinder_paths import DISTRACTOR, SIZE, TARGET
+from jaxattn_train.data.generators.pathfinder_tables import DEGREES, tables
+from jaxattn_train.errors import UserError
+from jaxattn_train.tasks.lra.pathfinder_released import load_released
 
 SMALL = PathfinderSpec(seed=0, sizes=(30, 6, 4), shard_size=20)
 COUNT = 200

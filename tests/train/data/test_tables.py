@@ -4,8 +4,8 @@ import lzma
 
 import pytest
 
-from train.data.tables import Texts, read_table, split_labels
-from train.errors import UserError
+from jaxattn_train.data.tables import Texts, read_table, split_labels
+from jaxattn_train.errors import UserError
 
 COLUMNS = {"text_column": "text", "label_column": "label"}
 

@@ -10,12 +10,12 @@ import tarfile
 import numpy as np
 import pytest
 
-from train.data import text_classification
-from train.data.tables import Texts, split_by_hash
-from train.data.text_classification import LabelledTexts, load_files, load_imdb, load_sst2
-from train.data.text_examples import text_examples
-from train.data.words import UNKNOWN
-from train.errors import UserError
+from jaxattn_train.data import text_classification
+from jaxattn_train.data.tables import Texts, split_by_hash
+from jaxattn_train.data.text_classification import LabelledTexts, load_files, load_imdb, load_sst2
+from jaxattn_train.data.text_examples import text_examples
+from jaxattn_train.data.words import UNKNOWN
+from jaxattn_train.errors import UserError
 
 REAL = os.environ.get("JAXATTN_DATA")
 COLUMNS = {"text_column": "text", "label_column": "label"}

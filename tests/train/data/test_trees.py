@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 
 from jaxattn.tree.tree import Tree
-from train.data import trees as trees_module
-from train.data.batches import BatchStream, make_batch
-from train.data.buckets import Buckets, Kind
-from train.data.sequences import Sequences
-from train.data.trees import Trees, bounded, common_shapes, shape_of
+from jaxattn_train.data import trees as trees_module
+from jaxattn_train.data.batches import BatchStream, make_batch
+from jaxattn_train.data.buckets import Buckets, Kind
+from jaxattn_train.data.sequences import Sequences
+from jaxattn_train.data.trees import Trees, bounded, common_shapes, shape_of
 
 RNG = np.random.default_rng(0)
 

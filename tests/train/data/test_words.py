@@ -3,8 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
-from train.data.sentences import join_short, paragraphs, sentence_lengths, sentence_starts
-from train.data.words import PADDING, UNKNOWN, Vocabulary, plain, split_words
+from jaxattn_train.data.sentences import join_short, paragraphs, sentence_lengths, sentence_starts
+from jaxattn_train.data.words import PADDING, UNKNOWN, Vocabulary, plain, split_words
 
 
 def test_words_keep_their_places_in_the_text():

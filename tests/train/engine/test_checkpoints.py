@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from train.engine import checkpoints, resume, sharding
-from train.engine.checkpoints import Checkpoints
-from train.engine.loop import TrainState
-from train.errors import TrainingFailed, UserError
+from jaxattn_train.engine import checkpoints, resume, sharding
+from jaxattn_train.engine.checkpoints import Checkpoints
+from jaxattn_train.engine.loop import TrainState
+from jaxattn_train.errors import TrainingFailed, UserError
 
 IDENTITY = {"lr": 0.1, "seeds": 1}
 

@@ -3,9 +3,9 @@
 import jax
 import pytest
 
-from train.cli.options import RunOptions
-from train.engine import compilation
-from train.engine.compilation import start_process
+from jaxattn_train.cli.options import RunOptions
+from jaxattn_train.engine import compilation
+from jaxattn_train.engine.compilation import start_process
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from train.compiler.targets import TARGETS, Chip
+from jaxattn_train.compiler.targets import TARGETS, Chip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,9 @@ class Here:
 
 @pytest.mark.parametrize("memory", [2**30, 2**16])
 def test_a_step_is_described_and_nothing_trained(memory, cli, tiny, text_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("train.engine.compile_for.named_target", lambda name: Here(Chip(memory, 1e12, 1e9)))
+    monkeypatch.setattr(
+        "jaxattn_train.engine.compile_for.named_target", lambda name: Here(Chip(memory, 1e12, 1e9))
+    )
     out = tmp_path / "run"
     words = (*tiny, "--text-file", text_file, "--fsdp", 2, "--batch-size", 32, "--seeds", 2, "--out", out)
     code, text, err = cli("charlm", *words, "--compile-for", "here")

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from train.engine.checkpoints import Checkpoints
+from jaxattn_train.engine.checkpoints import Checkpoints
 
 # Evaluating often makes the run slow enough to be hit in the middle; dropout and redrawn features make
 # the random keys matter, and features have statistics to go on from.

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.cli.options import OptimizerOptions
-from train.engine import loop
-from train.tasks.charlm.config import ModelConfig
-from train.tasks.charlm.evaluation import next_token_loss, prefix_losses
-from train.tasks.charlm.model import language_model
+from jaxattn_train.cli.options import OptimizerOptions
+from jaxattn_train.engine import loop
+from jaxattn_train.tasks.charlm.config import ModelConfig
+from jaxattn_train.tasks.charlm.evaluation import next_token_loss, prefix_losses
+from jaxattn_train.tasks.charlm.model import language_model
 
 MODEL = ModelConfig(attention="softmax", num_layers=1, num_heads=2, features=16, context_length=8)
 OPTIMIZER = OptimizerOptions(steps=20, warmup=2, lr=1e-2)

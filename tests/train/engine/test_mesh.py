@@ -3,12 +3,12 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from train.cli.options import OptimizerOptions
-from train.engine import loop, sharding
-from train.errors import UserError
-from train.tasks.charlm.config import ModelConfig
-from train.tasks.charlm.evaluation import evaluate_prefixes, make_evaluate, next_token_loss
-from train.tasks.charlm.model import language_model
+from jaxattn_train.cli.options import OptimizerOptions
+from jaxattn_train.engine import loop, sharding
+from jaxattn_train.errors import UserError
+from jaxattn_train.tasks.charlm.config import ModelConfig
+from jaxattn_train.tasks.charlm.evaluation import evaluate_prefixes, make_evaluate, next_token_loss
+from jaxattn_train.tasks.charlm.model import language_model
 
 MODEL = ModelConfig(
     attention="softmax+gate=running", num_layers=1, num_heads=2, features=16, context_length=8

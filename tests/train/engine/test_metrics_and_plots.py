@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from train.engine import plots
-from train.engine.metrics import MetricsLog, Progress, clock, mean, spread
+from jaxattn_train.engine import plots
+from jaxattn_train.engine.metrics import MetricsLog, Progress, clock, mean, spread
 
 HISTORY = [
     {"step": 1, "kind": "train", "loss": [3.0, 4.0], "tokens_per_second": 10.0},

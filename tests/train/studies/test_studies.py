@@ -5,8 +5,8 @@ import pathlib
 
 import pytest
 
-from train.errors import UserError
-from train.studies import classify, gates, heads, recall
+from jaxattn_train.errors import UserError
+from jaxattn_train.studies import classify, gates, heads, recall
 
 RESULTS = pathlib.Path(__file__).resolve().parents[3] / "benchmarks/results"
 SCORES = ("accuracy", "loss", "val_accuracy", "last_val_accuracy", "f1", "weighted_f1", "val_f1")

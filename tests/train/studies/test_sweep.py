@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from train.errors import UserError
-from train.studies.sweep import report as lra_report
-from train.studies.sweep import runs as sweep_runs
-from train.studies.sweep.command import SweepOptions, main
-from train.studies.sweep.ledger import Ledger, read
-from train.studies.sweep.runs import SweepRun
+from jaxattn_train.errors import UserError
+from jaxattn_train.studies.sweep import report as lra_report
+from jaxattn_train.studies.sweep import runs as sweep_runs
+from jaxattn_train.studies.sweep.command import SweepOptions, main
+from jaxattn_train.studies.sweep.ledger import Ledger, read
+from jaxattn_train.studies.sweep.runs import SweepRun
 
 TINY = shlex.split(
     "--sizes 64 16 16 --min-length 4 --max-length 16 --max-depth 3 --workers 1 --num-layers 1 --features 8 "
@@ -137,7 +137,7 @@ def runs(monkeypatch, tmp_path):
             self.returncode = 128 + number
 
     monkeypatch.setattr(sweep_runs.subprocess, "Popen", Process)
-    monkeypatch.setattr("train.tasks.lra.command.load_data", lambda config: None)
+    monkeypatch.setattr("jaxattn_train.tasks.lra.command.load_data", lambda config: None)
     return found
 
 
@@ -234,7 +234,7 @@ def test_mistakes_show_before_anything_runs(runs, tmp_path, flags, message):
 def test_a_folder_belongs_to_one_sweep_at_a_time(monkeypatch, tmp_path):
     settings = {"task": "listops", "preset": "quick", "flags": []}
     ledger = Ledger(tmp_path, settings)
-    monkeypatch.setattr("train.studies.sweep.ledger.PATIENCE", 0.0)
+    monkeypatch.setattr("jaxattn_train.studies.sweep.ledger.PATIENCE", 0.0)
     with pytest.raises(UserError, match="another sweep is running"):
         Ledger(tmp_path, settings)
     ledger.add({"attention": "softmax", "seed": 0, "status": "failed"})

@@ -23,16 +23,16 @@ from jaxattn.nn import (
     replace_attention,
 )
 from jaxattn.tree.mechanism import Hierarchical
+from jaxattn_train.__main__ import main
+from jaxattn_train.data.sequences import Sequences
+from jaxattn_train.errors import UserError
+from jaxattn_train.studies.zero_shot.command import ZeroShotConfig, layer_numbers, make_variants
+from jaxattn_train.studies.zero_shot.divergence import attention_weights, divergence, has_distribution
+from jaxattn_train.studies.zero_shot.layers import LayeredClassifier
+from jaxattn_train.studies.zero_shot.measure import batches_of, calibration_batch
+from jaxattn_train.studies.zero_shot.table import table
+from jaxattn_train.tasks.finetune.predict import load
 from tests.train.tiny_encoder import save_tiny_encoder
-from train.__main__ import main
-from train.data.sequences import Sequences
-from train.errors import UserError
-from train.studies.zero_shot.command import ZeroShotConfig, layer_numbers, make_variants
-from train.studies.zero_shot.divergence import attention_weights, divergence, has_distribution
-from train.studies.zero_shot.layers import LayeredClassifier
-from train.studies.zero_shot.measure import batches_of, calibration_batch
-from train.studies.zero_shot.table import table
-from train.tasks.finetune.predict import load
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 LENGTH, HEADS, WIDTH = 12, 2, 4

@@ -1,4 +1,4 @@
-"""`python -m train charlm | sample`: one run with everything, its report, what is refused, what is sampled."""
+"""`jaxattn-train charlm | sample`: one run with everything, its report, what is refused, what is sampled."""
 
 import json
 

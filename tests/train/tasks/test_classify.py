@@ -4,9 +4,9 @@ import shlex
 import numpy as np
 import pytest
 
-from train.cli.commands import main
-from train.errors import UserError
-from train.tasks.classify.config import PRESETS, parse
+from jaxattn_train.cli.commands import main
+from jaxattn_train.errors import UserError
+from jaxattn_train.tasks.classify.config import PRESETS, parse
 
 TINY = shlex.split(
     "--dataset files --num-layers 1 --num-heads 2 --features 16 --batch-size 16 --max-length 32 --steps 32 "
@@ -73,7 +73,7 @@ def test_interrupted_and_resumed_is_bit_for_bit_the_same(finished, tmp_path, sto
     stop_before(11)
     assert main([*words, "--out", str(out)]) == 143
     assert "stopped after step 11" in (text := capsys.readouterr().out)
-    assert "to resume: python -m train classify" in text
+    assert "to resume: jaxattn-train classify" in text
     assert main([*words, "--out", str(out)]) == 0
     assert "resuming after step 11" in capsys.readouterr().out
     for kind in ("train", "eval"):

@@ -5,13 +5,13 @@ import jax
 import numpy as np
 import pytest
 
-from train.data.batches import BatchStream, make_batch
-from train.data.buckets import Buckets, Chosen, Kind
-from train.data.trees import common_shapes
-from train.tasks.classify.command import load_data
-from train.tasks.classify.config import parse
-from train.tasks.shared.model import sequence_classifier
-from train.tasks.shared.training import make_trees
+from jaxattn_train.data.batches import BatchStream, make_batch
+from jaxattn_train.data.buckets import Buckets, Chosen, Kind
+from jaxattn_train.data.trees import common_shapes
+from jaxattn_train.tasks.classify.command import load_data
+from jaxattn_train.tasks.classify.config import parse
+from jaxattn_train.tasks.shared.model import sequence_classifier
+from jaxattn_train.tasks.shared.training import make_trees
 
 FLAGS = shlex.split(
     "--dataset files --attention tree --max-branching 4 --num-layers 1 --num-heads 2 --features 16 --batch-size 16 "

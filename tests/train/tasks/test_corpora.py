@@ -3,10 +3,10 @@ import hashlib
 import numpy as np
 import pytest
 
-from train.errors import UserError
-from train.tasks.charlm import corpora
-from train.tasks.charlm.config import DataConfig
-from train.tasks.charlm.corpora import decode, encode, load_corpus
+from jaxattn_train.errors import UserError
+from jaxattn_train.tasks.charlm import corpora
+from jaxattn_train.tasks.charlm.config import DataConfig
+from jaxattn_train.tasks.charlm.corpora import decode, encode, load_corpus
 
 SHAKESPEARE = DataConfig(corpus="tinyshakespeare")
 

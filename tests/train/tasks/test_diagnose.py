@@ -1,10 +1,10 @@
-"""`python -m train diagnose` on a run of a few steps."""
+"""`jaxattn-train diagnose` on a run of a few steps."""
 
 import jax.numpy as jnp
 import numpy as np
 
-from train.tasks.charlm.diagnose import attention_tensors
-from train.tasks.charlm.sample import load
+from jaxattn_train.tasks.charlm.diagnose import attention_tensors
+from jaxattn_train.tasks.charlm.sample import load
 
 
 def test_diagnoses_every_layer_and_saves_its_tensors(charlm_run, cli, text_file, tmp_path):

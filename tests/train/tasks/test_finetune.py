@@ -9,9 +9,9 @@ import chex
 import numpy as np
 import pytest
 
+from jaxattn_train.cli.commands import main
+from jaxattn_train.engine.checkpoints import Checkpoints
 from tests.train.tiny_encoder import save_tiny_encoder
-from train.cli.commands import main
-from train.engine.checkpoints import Checkpoints
 
 TINY = shlex.split(
     "--dataset files --batch-size 16 --max-length 16 --epochs 6 --warmup 2 --lr 3e-3 --head-lr 1e-2 --log-every 3 "

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
+from jaxattn_train.data import tweeteval
+from jaxattn_train.data.tables import Texts
+from jaxattn_train.data.text_classification import LabelledTexts, load_files
+from jaxattn_train.data.token_examples import token_examples
+from jaxattn_train.errors import UserError
+from jaxattn_train.tasks.classify.config import parse as parse_classify
+from jaxattn_train.tasks.finetune.config import FinetuneOptimizer, parse
+from jaxattn_train.tasks.finetune.model import make_optimizer, rate_share
+from jaxattn_train.tasks.shared.losses import balanced_weights, example_loss, example_losses, probabilities
+from jaxattn_train.tasks.shared.scores import confusion, predictions, scores
 from tests.train.tiny_encoder import save_tiny_encoder
-from train.data import tweeteval
-from train.data.tables import Texts
-from train.data.text_classification import LabelledTexts, load_files
-from train.data.token_examples import token_examples
-from train.errors import UserError
-from train.tasks.classify.config import parse as parse_classify
-from train.tasks.finetune.config import FinetuneOptimizer, parse
-from train.tasks.finetune.model import make_optimizer, rate_share
-from train.tasks.shared.losses import balanced_weights, example_loss, example_losses, probabilities
-from train.tasks.shared.scores import confusion, predictions, scores
 
 RNG = np.random.default_rng(0)
 

@@ -6,17 +6,17 @@ import jax
 import numpy as np
 import pytest
 
-from train.cli.commands import main
-from train.data.batches import BatchStream
-from train.data.buckets import Buckets
-from train.data.sequences import Sequences, Splits
-from train.engine.loop import learning_rate
-from train.errors import UserError
-from train.tasks.lra.command import lra_classifier, train
-from train.tasks.lra.config import PRESETS, parse
-from train.tasks.lra.data import as_classification
-from train.tasks.lra.registry import LRA_TASKS
-from train.tasks.shared import training as classification
+from jaxattn_train.cli.commands import main
+from jaxattn_train.data.batches import BatchStream
+from jaxattn_train.data.buckets import Buckets
+from jaxattn_train.data.sequences import Sequences, Splits
+from jaxattn_train.engine.loop import learning_rate
+from jaxattn_train.errors import UserError
+from jaxattn_train.tasks.lra.command import lra_classifier, train
+from jaxattn_train.tasks.lra.config import PRESETS, parse
+from jaxattn_train.tasks.lra.data import as_classification
+from jaxattn_train.tasks.lra.registry import LRA_TASKS
+from jaxattn_train.tasks.shared import training as classification
 
 SMALL = shlex.split(
     "--num-layers 1 --features 16 --head-features 8 --batch-size 16 --warmup 2 --lr 2e-2 --log-every 8 "

@@ -10,16 +10,16 @@ import tarfile
 import numpy as np
 import pytest
 
-from train.data.tables import Texts
-from train.data.text_classification import LabelledTexts
-from train.errors import UserError
-from train.tasks.lra import image, retrieval, text
-from train.tasks.lra.image import load_image, to_grey
-from train.tasks.lra.options import LRADataOptions
-from train.tasks.lra.published import TASKS
-from train.tasks.lra.registry import LRA_TASKS
-from train.tasks.lra.retrieval import load_retrieval
-from train.tasks.lra.text import load_text
+from jaxattn_train.data.tables import Texts
+from jaxattn_train.data.text_classification import LabelledTexts
+from jaxattn_train.errors import UserError
+from jaxattn_train.tasks.lra import image, retrieval, text
+from jaxattn_train.tasks.lra.image import load_image, to_grey
+from jaxattn_train.tasks.lra.options import LRADataOptions
+from jaxattn_train.tasks.lra.published import TASKS
+from jaxattn_train.tasks.lra.registry import LRA_TASKS
+from jaxattn_train.tasks.lra.retrieval import load_retrieval
+from jaxattn_train.tasks.lra.text import load_text
 
 REAL = os.environ.get("JAXATTN_DATA", "")
 

@@ -1,4 +1,4 @@
-"""`python -m train mqar`: a run, its report, how it resumes, what is refused."""
+"""`jaxattn-train mqar`: a run, its report, how it resumes, what is refused."""
 
 import json
 import shlex
@@ -6,8 +6,8 @@ import shlex
 import numpy as np
 import pytest
 
-from train.tasks.mqar.config import parse
-from train.tasks.mqar.data import RecallStreams, held_out
+from jaxattn_train.tasks.mqar.config import parse
+from jaxattn_train.tasks.mqar.data import RecallStreams, held_out
 
 TINY = shlex.split(
     "--attention linear:elu --num-layers 1 --features 8 --length 32 --num-keys 8 --pairs 2 8 --batch-size 8 "

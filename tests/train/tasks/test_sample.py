@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from train.tasks.charlm.config import ModelConfig
-from train.tasks.charlm.model import language_model
-from train.tasks.charlm.sample import write
+from jaxattn_train.tasks.charlm.config import ModelConfig
+from jaxattn_train.tasks.charlm.model import language_model
+from jaxattn_train.tasks.charlm.sample import write
 
 VOCABULARY = "abcdefgh"
 

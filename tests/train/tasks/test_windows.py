@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from train.tasks.charlm.windows import SeedStreams, consecutive_windows, random_windows
+from jaxattn_train.tasks.charlm.windows import SeedStreams, consecutive_windows, random_windows
 
 TEXT = np.arange(200, dtype=np.int32)
 SIZES = {"context_length": 8, "batch_size": 4}

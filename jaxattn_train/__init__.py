@@ -1,0 +1,1 @@
+"""The training application on top of jaxattn: `jaxattn-train`, in a checkout also `jaxattn-train`."""

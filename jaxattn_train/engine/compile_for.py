@@ -1,0 +1,164 @@
+"""What a training step would need on devices that this machine lacks, by their own compiler (--compile-for)."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeVar
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from jaxattn_train.cli.options import TaskConfig
+from jaxattn_train.compiler.flops import product_flops
+from jaxattn_train.compiler.targets import Target, named_target
+from jaxattn_train.compiler.traffic import collectives, hbm_bytes
+from jaxattn_train.engine import loop, sharding
+from jaxattn_train.engine.compilation import plan_state, trace_step
+from jaxattn_train.engine.functional import Functional
+from jaxattn_train.errors import UserError
+
+Config = TypeVar("Config", bound=TaskConfig)
+_GIB = 2**30
+
+
+def choose_devices(config: Config) -> tuple[Config, Target | None, Mesh]:
+    """The devices of a run: those that are here, or those of --compile-for.
+
+    Returns:
+        (the configuration with what `auto` means on the target, the target or None, the mesh).
+
+    Raises:
+        UserError: an unknown device or topology, a compiler that is not installed, or numbers that do not divide.
+    """
+    target = None
+    if config.run.compile_for is not None:
+        target = _target(config.run.compile_for)
+        if getattr(config.model, "dtype", None) == "auto":
+            config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
+    mesh = sharding.make_mesh(
+        config.run.fsdp,
+        batch_size=config.optimizer.batch_size,
+        accumulate=config.optimizer.accumulate,
+        devices=None if target is None else target.devices,
+    )
+    return config, target, mesh
+
+
+def _target(name: str) -> Target:
+    jax.config.update("jax_platforms", "cpu")  # libtpu would look for a TPU here
+    try:
+        target = named_target(name)
+        target.devices  # noqa: B018  (raises where there are none)
+    except (NotImplementedError, ValueError, RuntimeError) as error:
+        raise UserError(f"--compile-for: {error}") from error
+    return target
+
+
+def report_step(
+    config: TaskConfig,
+    target: Target,
+    model: Functional,
+    mesh: Mesh,
+    loss: loop.Loss,
+    batches: Sequence[Any],
+    optimizer: Callable[[Collection[str]], optax.GradientTransformation] | None = None,
+) -> int:
+    """Compiles the training step for the target, prints what it needs, and trains nothing.
+
+    Args:
+        config: of the run.
+        target: what to compile for.
+        model: the model as functions.
+        mesh: of the target's devices.
+        loss: what is minimised.
+        batches: one of every shape; that with the most numbers is compiled.
+        optimizer: names of the parameters that decay -> the update rule; None for `loop.make_optimizer`.
+
+    Returns:
+        0 if the step fits into the memory of a device, else 1.
+    """
+    plan = plan_state(config, model, mesh, optimizer)
+    batch = max(batches, key=lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree)))
+    start = time.monotonic()
+    traced = trace_step(
+        model, plan, loss, mesh, batch,
+        config=config.optimizer, seeds=config.seeds(),
+        mode="sequential" if config.run.seed_mode == "sequential" else "vmap",
+    )  # fmt: skip
+    print(f"target      {config.run.compile_for}: {mesh.size} devices, mesh {dict(mesh.shape)}")
+    own = {
+        "parameters": _bytes_a_device(plan.target.params),
+        "optimiser": _bytes_a_device(plan.target.opt_state),
+    }
+    try:
+        compiled = traced.lower(lowering_platforms=(target.platform,)).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"memory      DOES NOT FIT: {' '.join(str(error).split())[:300]}")
+        _advise(config, mesh, own, target)
+        return 1
+    seconds = time.monotonic() - start
+    sizes: Any = compiled.memory_analysis()
+    own["activations"] = sizes.temp_size_in_bytes
+    total = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    total += sizes.temp_size_in_bytes
+    fits = total <= target.chip.memory
+    print(
+        f"memory      {_size(total)} of {_size(target.chip.memory)} a device, {'fits' if fits else 'DOES NOT FIT'}: "
+        f"{', '.join(f'{name} {_size(size)}' for name, size in own.items())}"
+    )
+    _describe_work(compiled.as_text(), product_flops(traced.jaxpr) / mesh.size, target)
+    print(f"compiled    in {seconds:.1f} s with {', '.join(' '.join(x) for x in target.versions().items())}")
+    if not fits:
+        _advise(config, mesh, own, target)
+    return 0 if fits else 1
+
+
+def _describe_work(hlo: str, flops: float, target: Target) -> None:
+    """Prints what a step computes, moves and exchanges, and the time that published peaks imply."""
+    times = {"matrix products": flops / target.chip.flops}
+    line, exchanged = f"{flops / 1e12:.3g} TFLOPs of matrix products", "not counted"
+    try:
+        moved, kinds = hbm_bytes(hlo), collectives(hlo)
+        times["memory"] = moved / target.chip.bandwidth
+        line += f", {_size(moved)} read and written in memory"
+        exchanged = "; ".join(
+            f"{count} {kind}, {_size(size)}" for kind, (count, size) in sorted(kinds.items())
+        )
+    except ValueError as error:
+        line += f"; bytes not counted: {error}"
+    bound = max(times, key=lambda name: times[name])
+    print(f"a step      {line}, a device")
+    print(f"roofline    {times[bound] * 1e3:.3g} ms by {bound}: predicted from published peaks, not measured")
+    print(f"collectives {exchanged or 'none'}")
+
+
+def _size(count: float) -> str:
+    """Bytes in the unit that suits them."""
+    return f"{count / _GIB:.2f} GiB" if count >= _GIB / 10 else f"{count / 2**20:.2f} MiB"
+
+
+def _bytes_a_device(tree: Any) -> int:
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+        if hasattr(x.dtype, "itemsize")
+    )
+
+
+def _advise(config: TaskConfig, mesh: Mesh, own: dict[str, int], target: Target) -> None:
+    """What would make the step fit, the least costly first."""
+    state = own["parameters"] + own["optimiser"]
+    accumulate, batch_size = config.optimizer.accumulate, config.optimizer.batch_size
+    found = []
+    if state > target.chip.memory / 4 and config.run.fsdp < mesh.size:
+        found.append(f"--fsdp {mesh.size} (parameters and optimiser over all devices)")
+    if batch_size % (mesh.size * 2 * accumulate) == 0:
+        found.append(f"--accumulate {2 * accumulate} (half the activations, the same gradient)")
+    elif batch_size > mesh.size:
+        found.append(f"a smaller --batch-size than {batch_size}")
+    found.append("more devices, or devices with more memory")
+    print(f"to fit      {'; '.join(found)}")
