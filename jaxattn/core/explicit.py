@@ -2,11 +2,13 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import jax
-from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxattn.core.mesh import mesh_of
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -58,8 +60,8 @@ def automatic_axes(*rules: Rule) -> Callable[[Callable[Arguments, Result]], Call
         def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
             leaves, structure = jax.tree.flatten((args, kwargs))
             arrays = {i: x for i, x in enumerate(leaves) if isinstance(x, jax.Array)}
-            mesh = _explicit_mesh(arrays.values())
-            if mesh is None:
+            mesh = mesh_of(arrays)
+            if mesh is None or not mesh.explicit_axes:
                 return function(*args, **kwargs)
 
             def run(arrays: dict[int, jax.Array]) -> Result:
@@ -76,10 +78,3 @@ def automatic_axes(*rules: Rule) -> Callable[[Callable[Arguments, Result]], Call
         return wrapper
 
     return decorate
-
-
-def _explicit_mesh(arrays: Iterable[jax.Array]) -> AbstractMesh | None:
-    """The mesh of the context, or else of the arrays, if it has explicit axes."""
-    meshes = (jax.sharding.get_abstract_mesh(), *(jax.typeof(x).sharding.mesh for x in arrays))
-    mesh = next((mesh for mesh in meshes if not mesh.empty), None)
-    return mesh if mesh is not None and mesh.explicit_axes else None

@@ -1,6 +1,7 @@
-"""Padding: as a key bias of −inf, and zeroed so that a NaN in it reaches nothing."""
+"""Padding: as a key bias of −inf, zeroed so that a NaN in it reaches nothing, or made of the last entry."""
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxattn.core.call import Call, accumulation_dtype
@@ -28,6 +29,15 @@ def padding_key_bias(
         return key_bias
     # `where`, not a sum: a NaN bias at a padded token is dropped with the token.
     return jnp.where(token_mask[..., None], 0.0 if key_bias is None else key_bias, -jnp.inf)
+
+
+def repeat_last(x: Array, count: int, axis: int) -> Array:
+    """`x` with the last entry of one axis repeated `count` more times.
+
+    `jnp.pad(mode="edge")` slices the other axes too, which moves data where those are cut among devices.
+    """
+    last = lax.slice_in_dim(x, x.shape[axis] - 1, None, axis=axis)
+    return jnp.concatenate([x, jnp.repeat(last, count, axis=axis)], axis=axis)
 
 
 def fold_key_mask(call: Call) -> Call:

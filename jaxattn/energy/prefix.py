@@ -8,6 +8,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn.core.checks import is_known
+from jaxattn.core.padding import repeat_last
 from jaxattn.energy.gate import log_gate
 from jaxattn.energy.statistics import Statistics, standardize
 from jaxattn.softmax import dot_product_attention
@@ -126,8 +127,7 @@ def _heads_first(parameter: Array | float) -> Float[Array, "N 1 1"] | Float[Arra
 def _cut(x: Array, axis: int, chunk: int) -> Array:
     """Pads `axis` with its last entry to whole chunks and moves the chunks to the front."""
     count = -(-x.shape[axis] // chunk)
-    missing = count * chunk - x.shape[axis]
     # The last entry rather than 0: padded queries then compute finite values, and get no cotangent.
-    x = jnp.pad(x, [(0, missing if a == axis else 0) for a in range(x.ndim)], mode="edge")
+    x = repeat_last(x, count * chunk - x.shape[axis], axis)
     x = x.reshape(*x.shape[:axis], count, chunk, *x.shape[axis + 1 :])
     return jnp.moveaxis(x, axis, 0)

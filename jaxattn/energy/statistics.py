@@ -8,6 +8,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn.core.checks import is_known
+from jaxattn.core.padding import repeat_last
 from jaxattn.core.pytree import serializable
 
 RADIX = 8
@@ -91,8 +92,8 @@ def _inclusive(each: Statistics, run: Int[Array, "B S"] | None) -> Statistics:
     chunks = -(-length // RADIX)
 
     def chunked(array: Array) -> Array:
-        widths = [(0, 0), (0, chunks * RADIX - length)] + [(0, 0)] * (array.ndim - 2)
-        return jnp.pad(array, widths, mode="edge").reshape(batch, chunks, RADIX, *array.shape[2:])
+        array = repeat_last(array, chunks * RADIX - length, axis=1)
+        return array.reshape(batch, chunks, RADIX, *array.shape[2:])
 
     run = None if run is None else chunked(run)
     inside = _prefixes(jax.tree.map(chunked, each), _same_run(run, run) & jnp.tri(RADIX, dtype=bool))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxattn.core.mesh import is_partitioned
 from jaxattn.linear.plan import Parameters, Plan
 
 
@@ -26,7 +27,7 @@ def over_heads(
             [a if b is None else b for a, b in zip(common, split, strict=True)], shared, heads, tokens
         )
 
-    if not plan.on_cpu:
+    if not plan.on_cpu or is_partitioned(tokens):
         return jax.vmap(one, (0, 0, 1), (0, 1))(split, heads, tokens)
     count = jax.tree.leaves(tokens)[0].shape[1]
     results = []
@@ -44,7 +45,7 @@ def over_heads(
 
 def over_batch(plan: Plan, function: Callable[[Any], Any], tree: Any) -> Any:
     """`function` of one sequence, over the leading axis of all arrays."""
-    if not plan.on_cpu:
+    if not plan.on_cpu or is_partitioned(tree):
         return jax.vmap(function)(tree)
     if jax.tree.leaves(tree)[0].shape[0] == 1:
         return jax.tree.map(lambda x: x[None], function(jax.tree.map(lambda x: x[0], tree)))

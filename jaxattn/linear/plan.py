@@ -76,8 +76,8 @@ class Tiling(NamedTuple):
         block: the most tokens worked on at a time: they should stay in the cache of a CPU, in the VMEM of a TPU.
         chunk: the most tokens inside which causal pairs meet one by one: a larger one has larger products and more
             such pairs.
-        on_cpu: whether batch and heads are looped over and bfloat16 becomes float32 in products, which suits those of
-            a CPU; else they are vmapped, and bfloat16 stays what it is.
+        on_cpu: whether bfloat16 becomes float32 in products and, on a single device, batch and heads are looped over,
+            which suits the caches of a CPU; else they are vmapped, and bfloat16 stays what it is.
     """
 
     block: int

@@ -1,12 +1,14 @@
 """Every check over every kernel of the table."""
 
 import functools
+import re
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxattn
@@ -318,6 +320,30 @@ def test_explicit_mesh(row):
     assert out.sharding.spec == steps.sharding.spec == P("batch", None, "heads", None)
     chex.assert_trees_all_close(jax.device_get((out, grads)), output_and_gradients(row), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(steps, whole(row)(*args)[:, :5], atol=1e-5)
+
+
+@first_tier(KERNELS, "features")
+def test_work_divides_among_devices(row):
+    """Under jit, arrays cut by batch and heads: each device has its share of the work, and moves no tokens."""
+    mesh = jax.make_mesh((2, 2), ("batch", "heads"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+    def compiled_for(spec):
+        shapes = [
+            jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=NamedSharding(mesh, P() if axis is None else spec)
+            )
+            for x, axis in zip(arrays(row, UNGROUPED), axes(row), strict=True)
+        ]
+        return jax.jit(with_gradients(row)).lower(*shapes).compile()
+
+    on_each, shared = compiled_for(P()), compiled_for(P("batch", None, "heads"))
+    assert shared.cost_analysis()["flops"] < 0.3 * on_each.cost_analysis()["flops"]
+    # Gradients of parameters, which all devices have, are summed.
+    moved = re.findall(r"(all-gather|all-to-all|reduce-scatter|collective-permute)[\w-]*\(", shared.as_text())
+    assert not moved
+    args = arrays(row, UNGROUPED)
+    out, _ = shared(*jax.device_put(args, shared.input_shardings[0]))
+    np.testing.assert_allclose(out, whole(row)(*args), atol=1e-5)
 
 
 def exported(row, function, batch, length):

@@ -1,0 +1,25 @@
+"""The device mesh that arrays are part of, as far as it is known while a program is traced."""
+
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType
+
+
+def mesh_of(tree: Any) -> AbstractMesh | None:
+    """The mesh of the context, or else of the first array that has one; None without any."""
+    arrays = (x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array))
+    meshes = (jax.sharding.get_abstract_mesh(), *(jax.typeof(x).sharding.mesh for x in arrays))
+    return next((mesh for mesh in meshes if not mesh.empty), None)
+
+
+def is_partitioned(tree: Any) -> bool:
+    """Whether the compiler may cut arrays among devices: there is a mesh, and `shard_map` has not cut them already.
+
+    An axis of batch or heads must then be no axis of a loop: the compiler would gather it on every device.
+    """
+    mesh = mesh_of(tree)
+    return mesh is not None and any(
+        size > 1 and kind != AxisType.Manual
+        for size, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+    )
