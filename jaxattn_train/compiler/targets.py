@@ -119,7 +119,8 @@ def measure_compiled(name: str, function: Callable[..., Any], arguments: Sequenc
         arguments: what it is called with, arrays or their shapes.
 
     Returns:
-        `bytes` read from and written to HBM, see `hbm_bytes`, None if the rounds of a loop depend on data;
+        `bytes` read from and written to HBM, see `hbm_bytes`, None if the rounds of a loop depend on data (then
+        `bytes_unknown` says which);
         `ideal_bytes`, every argument and result once; `temp_bytes` of temporaries; `compile_s`, tracing included.
 
     Raises:
@@ -137,12 +138,13 @@ def measure_compiled(name: str, function: Callable[..., Any], arguments: Sequenc
     seconds = time.perf_counter() - start
     plan: Any = compiled.memory_analysis()
     whole = jax.tree.leaves((shapes, traced.out_info))
+    moved: dict[str, Any]
     try:
-        moved = hbm_bytes(compiled.as_text())
-    except ValueError:
-        moved = None
+        moved = {"bytes": hbm_bytes(compiled.as_text())}
+    except ValueError as error:
+        moved = {"bytes": None, "bytes_unknown": str(error)}
     return {
-        "bytes": moved,
+        **moved,
         "ideal_bytes": sum(x.size * x.dtype.itemsize for x in whole),
         "temp_bytes": plan.temp_size_in_bytes,
         "compile_s": round(seconds, 2),

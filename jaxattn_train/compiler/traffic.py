@@ -3,20 +3,18 @@
 XLA's own count (`compiled.cost_analysis()["bytes accessed"]`) takes the body of a loop once, and counts an array that
 every round slices in full. Here the body counts as often as it runs, a slice as the slice, an update in place as the
 update, and an array in on-chip memory (VMEM on a TPU) not at all. Sizes are those of the layout: an axis of 64 tiled
-by 128 takes 128.
+by 128 takes 128. A loop whose rounds depend on the counter of another (causal blocks) is counted round by round.
 """
 
-import functools
-import math
-import re
+from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple
 
-_BITS = {"pred": 8, "token": 0, "opaque": 0}  # the other names of types have their number of bits
-_ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([\d,]*)(?::([^}]*))?\})?")
-_HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
-_NAME = r"%?([\w.\-]+)"
-# These name buffers and move nothing.
+from jaxattn_train.compiler.hlo import Buffer, Computation, Instruction, Program
+from jaxattn_train.compiler.integers import Frame
+
+_Where = tuple[str, str]  # names of a computation and of an instruction in it
+_Runs = Counter[_Where]  # how often each runs
+# These name buffers, or their computations are counted, and move nothing themselves.
 _FREE = (
     "parameter",
     "constant",
@@ -26,65 +24,10 @@ _FREE = (
     "after-all",
     "opt-barrier",
     "partition-id",
+    *("while", "conditional", "call", "async-start"),
 )
 _SLICES = ("slice", "dynamic-slice", "gather")
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # opcode -> which operand is the update
-
-
-class Buffer(NamedTuple):
-    """One array: its bytes with padding, and whether it lies in HBM."""
-
-    size: int
-    in_hbm: bool
-
-
-class Instruction(NamedTuple):
-    """One line of HLO."""
-
-    name: str
-    buffers: tuple[Buffer, ...]  # of the result, which may be a tuple
-    opcode: str
-    operands: tuple[str, ...]
-    text: str  # operands and attributes as written
-    is_root: bool
-
-    @property
-    def size(self) -> int:
-        """Bytes of the result."""
-        return sum(buffer.size for buffer in self.buffers)
-
-    @property
-    def hbm(self) -> int:
-        """Bytes of the result that lie in HBM."""
-        return sum(buffer.size for buffer in self.buffers if buffer.in_hbm)
-
-    def attribute(self, pattern: str) -> str:
-        """The first group of `pattern` in the attributes, "" if it does not occur."""
-        found = re.search(pattern, self.text)
-        return found[1] if found else ""
-
-
-class Computation(dict[str, Instruction]):
-    """The instructions of one computation by name."""
-
-    @functools.cached_property
-    def root(self) -> Instruction:
-        """The instruction whose result is the computation's."""
-        return next(instruction for instruction in self.values() if instruction.is_root)
-
-    @functools.cached_property
-    def parameters(self) -> dict[int, str]:
-        """Names of the parameters by number."""
-        return {int(i.attribute(r"^(\d+)")): i.name for i in self.values() if i.opcode == "parameter"}
-
-    @functools.cached_property
-    def users(self) -> dict[str, list[Instruction]]:
-        """The instructions that read the result of each."""
-        found: dict[str, list[Instruction]] = {name: [] for name in self}
-        for instruction in self.values():
-            for operand in dict.fromkeys(instruction.operands):
-                found[operand].append(instruction)
-        return found
 
 
 def hbm_bytes(hlo: str) -> int:
@@ -98,7 +41,7 @@ def hbm_bytes(hlo: str) -> int:
         hlo: `compiled.as_text()`.
 
     Raises:
-        ValueError: the number of rounds of a loop is not a constant.
+        ValueError: the number of rounds of a loop depends on data.
 
     Examples:
         >>> import jax
@@ -106,8 +49,8 @@ def hbm_bytes(hlo: str) -> int:
         >>> hbm_bytes(jax.jit(lambda x: 2 * x + 1).lower(x).compile().as_text())
         8000
     """
-    program = _Program(hlo)
-    return program.cost(program.entry)
+    count = _Count(hlo)
+    return count.bytes(count.runs())
 
 
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -120,7 +63,7 @@ def collectives(hlo: str) -> dict[str, tuple[int, int]]:
         hlo: `compiled.as_text()`.
 
     Raises:
-        ValueError: the number of rounds of a loop is not a constant.
+        ValueError: the number of rounds of a loop depends on data.
 
     Examples:
         >>> collectives('''ENTRY %main (x: f32[4]) -> f32[4] {
@@ -129,8 +72,8 @@ def collectives(hlo: str) -> dict[str, tuple[int, int]]:
         ... }''')
         {'all-reduce': (1, 16)}
     """
-    program, found = _Program(hlo), dict[str, tuple[int, int]]()
-    for instruction, rounds in program.executed(program.entry):
+    found: dict[str, tuple[int, int]] = {}
+    for instruction, rounds in _Count(hlo).instructions():
         kind = instruction.opcode.removesuffix("-start")
         if kind in _COLLECTIVES:
             # What starts gives (operands, results), and perhaps more.
@@ -144,38 +87,60 @@ def collectives(hlo: str) -> dict[str, tuple[int, int]]:
     return found
 
 
-class _Program:
-    """The computations of one HLO text, and what each costs."""
+class _Count:
+    """How often the instructions of one HLO text run, and what each costs."""
 
     def __init__(self, hlo: str):
-        self.computations: dict[str, Computation] = {}
-        self.costs: dict[str, int] = {}
-        self.entry = ""
-        current = Computation()
-        for line in re.sub(r"/\*.*?\*/", "", hlo).splitlines():
-            if header := _HEADER.match(line):
-                current = self.computations[header[2]] = Computation()
-                self.entry = header[2] if header[1] else self.entry
-            elif instruction := _parse(line):
-                current[instruction.name] = instruction
+        self.program = Program(hlo)
+        self._alone: dict[str, _Runs | None] = {}
 
-    def executed(self, name: str, rounds: int = 1) -> Iterator[tuple[Instruction, int]]:
-        """The instructions of a computation and of those it calls, each with how often it runs."""
-        computation = self.computations[name]
-        for instruction in computation.values():
-            yield instruction, rounds
-            times = rounds * (self._rounds(instruction, computation) if instruction.opcode == "while" else 1)
-            if instruction.opcode in ("while", "call", "async-start"):
-                yield from self.executed(instruction.attribute(f"(?:body|to_apply|calls)={_NAME}"), times)
+    def bytes(self, runs: _Runs) -> int:
+        """What instructions read from and write to HBM."""
+        return sum(times * self._cost(*self._find(where)) for where, times in runs.items())
 
-    def cost(self, name: str) -> int:
-        """Bytes of one run of a computation."""
-        if name not in self.costs:
-            computation = self.computations[name]
-            self.costs[name] = sum(
-                self._cost(instruction, computation) for instruction in computation.values()
-            )
-        return self.costs[name]
+    def instructions(self) -> Iterator[tuple[Instruction, int]]:
+        """What runs, and how often."""
+        return ((self._find(where)[0], times) for where, times in self.runs().items())
+
+    def runs(self, frame: Frame | None = None) -> _Runs:
+        """The instructions of one run of a computation (None for the program) and of what it calls."""
+        frame = frame or Frame(self.program, self.program.entry)
+        found = Counter({(frame.computation.name, name): 1 for name in frame.computation})
+        for this in frame.computation.values():
+            if this.opcode in ("call", "async-start"):
+                found.update(self.runs(frame.called(this)))
+            elif this.opcode == "conditional":
+                found.update(max(map(self.runs, frame.branches(this)), key=self.bytes))
+            elif this.opcode == "while":
+                found.update(self._loop_runs(this, frame))
+        return found
+
+    def _loop_runs(self, loop: Instruction, frame: Frame) -> _Runs:
+        body, found, rounds = self._alone_runs(self.program.named(loop, "body")), Counter[_Where](), 0
+        if body is not None and loop.trip_count is not None:
+            rounds = loop.trip_count
+        else:
+            for run in frame.rounds(loop):
+                rounds += 1
+                if body is None:
+                    found.update(self.runs(run))
+        condition = self.runs(Frame(self.program, self.program.named(loop, "condition")))
+        for runs, times in ((body or {}, rounds), (condition, rounds + 1)):
+            found.update({where: times * count for where, count in runs.items()})
+        return found
+
+    def _alone_runs(self, body: Computation) -> _Runs | None:
+        """Those of a body that runs the same in every round, None for others."""
+        if body.name not in self._alone:
+            try:
+                self._alone[body.name] = self.runs(Frame(self.program, body))
+            except ValueError:
+                self._alone[body.name] = None
+        return self._alone[body.name]
+
+    def _find(self, where: _Where) -> tuple[Instruction, Computation]:
+        computation = self.program.computations[where[0]]
+        return computation[where[1]], computation
 
     def _cost(self, this: Instruction, computation: Computation) -> int:
         """Bytes of one instruction that is not part of a fusion."""
@@ -183,20 +148,8 @@ class _Program:
         free = opcode in _FREE or opcode.endswith(("-done", "-update"))
         if free or (opcode == "custom-call" and "AllocateBuffer" in this.text):
             return 0
-        if opcode == "while":
-            body, condition = this.attribute(f"body={_NAME}"), this.attribute(f"condition={_NAME}")
-            rounds = self._rounds(this, computation)
-            return rounds * self.cost(body) + (rounds + 1) * self.cost(condition)
-        if opcode == "conditional":
-            branches = this.attribute(r"branch_computations=\{([^}]*)\}")
-            names = re.findall(r"[\w.\-]+", branches) or re.findall(
-                f"(?:true|false)_computation={_NAME}", this.text
-            )
-            return max(map(self.cost, names))
-        if opcode in ("call", "async-start"):
-            return self.cost(this.attribute(f"(?:to_apply|calls)={_NAME}"))
         if opcode == "fusion":
-            fused = self._called(this)
+            fused = self.program.named(this, "calls")
             reads = (self._read(fused, fused.parameters[i], x.size) for i, x in enumerate(operands) if x.hbm)
             return sum(reads) + sum(self._written(fused, fused.root, this.buffers))
         written = this.hbm
@@ -212,9 +165,6 @@ class _Program:
             return min(this.size, operands[0].hbm) + written
         return written + sum(operand.hbm for operand in operands)
 
-    def _called(self, fusion: Instruction) -> Computation:
-        return self.computations[fusion.attribute(f"calls={_NAME}")]
-
     def _read(self, fused: Computation, name: str, whole: int) -> int:
         """Bytes that a fusion reads of an operand of `whole` bytes: all, or the slices that are used."""
         total = 0
@@ -225,7 +175,7 @@ class _Program:
             elif (sliced and user.opcode in _UPDATES) or user.opcode == "bitcast":
                 total += self._read(fused, user.name, whole)  # what is not updated stays where it is
             elif user.opcode == "fusion":
-                inner = self._called(user)
+                inner = self.program.named(user, "calls")
                 places = [inner.parameters[i] for i, operand in enumerate(user.operands) if operand == name]
                 # A fusion inside that reads nothing passes the array on to its users.
                 inside = sum(self._read(inner, place, whole) for place in places)
@@ -242,7 +192,7 @@ class _Program:
         elif root.opcode == "bitcast":
             yield from self._written(fused, fused[root.operands[0]], buffers)
         elif root.opcode == "fusion":
-            inner = self._called(root)
+            inner = self.program.named(root, "calls")
             yield from self._written(inner, inner.root, buffers)
         elif root.opcode in _UPDATES and self._is_parameter(fused, root.operands[0]):
             yield fused[root.operands[_UPDATES[root.opcode]]].size if buffers[0].in_hbm else 0
@@ -253,59 +203,3 @@ class _Program:
         while fused[name].opcode in ("bitcast", *_UPDATES):
             name = fused[name].operands[0]
         return fused[name].opcode == "parameter"
-
-    def _rounds(self, loop: Instruction, computation: Computation) -> int:
-        """The trip count that XLA notes, or the one that follows from a counter that is compared with a constant."""
-        if known := loop.attribute(r'"known_trip_count":\{"n":"(\d+)"'):
-            return int(known)
-        condition = self.computations[loop.attribute(f"condition={_NAME}")]
-        compare = condition.root
-        counter, limit = (condition[name] for name in compare.operands[:2])
-        if compare.opcode == "compare" and "direction=LT" in compare.text and limit.opcode == "constant":
-            start = computation[loop.operands[0]]
-            index = counter.attribute(r"index=(\d+)")
-            if index and start.opcode == "tuple":
-                first = computation[start.operands[int(index)]]
-                while first.opcode in ("copy", "bitcast"):
-                    first = computation[first.operands[0]]
-                if first.opcode == "constant":
-                    return int(limit.attribute(r"^(-?\d+)")) - int(first.attribute(r"^(-?\d+)"))
-        raise ValueError(f"the number of rounds of {loop.name} is not a constant.")
-
-
-def _parse(line: str) -> Instruction | None:
-    found = re.match(r"\s*(ROOT )?%?([\w.\-]+) = (.*)", line)
-    if not found:
-        return None
-    type_length = _closing(found[3], 0) if found[3].startswith("(") else found[3].index(" ")
-    result, rest = found[3][:type_length], found[3][type_length:].lstrip()
-    opcode, _, text = rest.partition("(")
-    operands = text[: _closing("(" + text, 0) - 2]
-    names = re.findall(r"%([\w.\-]+)", operands) if opcode not in ("constant", "parameter") else []
-    buffers = tuple(_buffer(*array.groups()) for array in _ARRAY.finditer(result))
-    return Instruction(found[2], buffers, opcode, tuple(names), text, bool(found[1]))
-
-
-def _closing(text: str, start: int) -> int:
-    """The index behind the parenthesis that closes the one at `start`."""
-    depth = 0
-    for i in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[i], 0)
-        if depth == 0:
-            return i + 1
-    raise ValueError(f"unbalanced parentheses in HLO: {text[:80]!r}.")
-
-
-def _buffer(kind: str, sizes: str, order: str | None, layout: str | None) -> Buffer:
-    """Of an array such as bf16[2,64]{1,0:T(8,128)(2,1)S(1)}; S(n) is memory other than HBM."""
-    shape = [int(size.lstrip("<=")) for size in sizes.split(",") if size]
-    bits = _BITS[kind] if kind in _BITS else int(re.findall(r"\d+", kind)[0])
-    layout = layout or ""
-    tile = re.search(r"T\(([\d,]+)\)", layout)
-    if shape and tile and order:
-        physical = [shape[int(axis)] for axis in order.split(",")]  # minor first
-        for i, size in enumerate(reversed([int(x) for x in tile[1].split(",")])):
-            if i < len(physical):
-                physical[i] = -(-physical[i] // size) * size
-        shape = physical
-    return Buffer(math.ceil(math.prod(shape) * bits / 8), "S(" not in layout)

@@ -60,6 +60,23 @@ def test_nested_loops_multiply():
     assert count(nested, (K, K), (K,)) == pytest.approx(15 * 4 * K * K, rel=1e-2)
 
 
+@pytest.mark.parametrize(
+    "bounds", [lambda i: (0, i + 1), lambda i: (i, 8), lambda i: (8 * i // 9, 8 - i // 2)]
+)
+def test_rounds_that_depend_on_the_counter_of_an_outer_loop(bounds):
+    """Causal blocks: every inner round reads a row of `xs` and adds it to a sum of the same size."""
+
+    def sums(xs):
+        add = lambda j, total: total + jnp.sin(xs[j])  # noqa: E731
+        outer = lambda _, i: (None, jax.lax.fori_loop(*bounds(i), add, jnp.zeros(64 * K)))  # noqa: E731
+        return jax.lax.scan(outer, None, jnp.arange(8))[1]
+
+    rounds = sum(max(high - low, 0) for low, high in map(bounds, range(8)))
+    row = 4 * 64 * K
+    # Besides, every outer round makes a sum of zeros and copies it to the results, which start as zeros.
+    assert count(sums, (8, 64 * K)) == pytest.approx(row * (3 * rounds + 4 * 8), rel=0.02)
+
+
 HEADER = "HloModule m, is_scheduled=true\n\n"
 LOOP = (
     HEADER
@@ -112,8 +129,10 @@ def test_updates_in_place_and_the_trip_count():
     assert hbm_bytes(loop()) == 2 * size, "every slice is read once and written once"
     config = ', backend_config={"known_trip_count":{"n":"6"},"other":1}'
     assert hbm_bytes(loop(config=config)) == 3 * 2 * size, "XLA's note comes before the comparison"
-    with pytest.raises(ValueError, match="rounds of while"):
-        hbm_bytes(loop().replace("direction=LT", "direction=NE"))
+    counted = loop().replace("one = s32[]{:T(128)S(6)} constant(1)", "one = s32[]{:T(128)S(6)} constant(2)")
+    assert hbm_bytes(counted) == size, "by twos it runs once"
+    with pytest.raises(ValueError, match="rounds of while depends on data"):
+        hbm_bytes(loop().replace("constant(2)", "custom-call()"))
 
 
 def test_on_chip_memory_is_free():
