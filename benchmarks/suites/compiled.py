@@ -23,14 +23,12 @@ from jaxattn_train.compiler.targets import TARGETS, measure_compiled
 
 DIRECTIONS = ("forward", "both", "decode")
 MECHANISMS = (
-    *("softmax", "softmax+gate=running", "softmax+gate=prefix", "lags:8"),
-    *(
-        "features:oprf-orf:128",
-        "features:oprf-orf:128+gate=running",
-        "tree:64x16x16",
-        "tree:64x16x16+gate=running",
-    ),
+    *("softmax", "softmax+gate=running", "softmax+gate=prefix", "lags:8", "retention"),
+    *("features:oprf-orf:128", "features:oprf-orf:128+gate=running", "features:saderf-sorf:128"),
+    *("tree:64x16x16", "tree:64x16x16+gate=running"),
 )
+# Fused kernels of softmax exist on one platform each; decoding does not use them.
+FUSED = {"splash": "tpu", "cudnn": "cuda"}
 # Feature attention without the features: phi_q, phi_k and v are given.
 LINEAR = "linear:128"
 Program = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -40,11 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser, results: pathlib.Path) -> Non
     """Command-line options."""
     add = parser.add_argument
     add("--targets", nargs="+", choices=TARGETS, default=["v5e"], help="devices to compile for")
-    add("--lengths", type=int, nargs="+", default=[8192, 16384], help="tokens T")
+    add("--lengths", type=int, nargs="+", default=[16384, 32768], help="tokens T")
     kernels = f"mechanisms spelled as for training, and {LINEAR.partition(':')[0]}:NUMBER for features that are given"
     add("--kernels", nargs="+", default=[*MECHANISMS, LINEAR], help=kernels)
-    names = "implementations; each is compiled with the mechanisms that it has"
-    add("--implementations", nargs="+", default=["blockwise", "linear", ours.UNIFORM_TREE], help=names)
+    names = "implementations; each is compiled with the mechanisms that it has, fused ones where they exist"
+    implementations = ["blockwise", *FUSED, "linear", ours.UNIFORM_TREE]
+    add("--implementations", nargs="+", default=implementations, help=names)
     both = "what to compile; both: forward + backward, decode: one token with a state for T"
     add("--directions", nargs="+", choices=DIRECTIONS, default=list(DIRECTIONS), help=both)
     masks = "1: causal, 0: not"
@@ -62,6 +61,8 @@ def run(arguments: argparse.Namespace) -> None:
     old: list[Row] = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
     rows = {key(row): row for row in old}
     for target, case in itertools.product(arguments.targets, cases(arguments)):
+        if not _exists(case, TARGETS[target].platform):
+            continue
         row: dict[str, Any] = {
             "kernel": case.mechanism,
             "implementation": case.implementation,
@@ -110,6 +111,12 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
         if causal or direction != "decode"
         for length in arguments.lengths
     ]
+
+
+def _exists(case: Case, platform: str) -> bool:
+    return FUSED.get(case.implementation, platform) == platform and (
+        case.implementation not in FUSED or case.direction != "decode"
+    )
 
 
 def _has(implementation: str, kernel: str) -> bool:

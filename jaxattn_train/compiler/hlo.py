@@ -29,6 +29,7 @@ class Instruction(NamedTuple):
     operands: tuple[str, ...]
     text: str  # operands and attributes as written
     is_root: bool
+    number: int  # of a parameter, or of the element of a tuple; else -1
 
     @property
     def size(self) -> int:
@@ -67,7 +68,7 @@ class Computation(dict[str, Instruction]):
     @functools.cached_property
     def parameters(self) -> dict[int, str]:
         """Names of the parameters by number."""
-        return {int(i.attribute(r"^(\d+)")): i.name for i in self.values() if i.opcode == "parameter"}
+        return {i.number: i.name for i in self.values() if i.opcode == "parameter"}
 
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
@@ -112,7 +113,11 @@ def _parse(line: str) -> Instruction | None:
     operands = text[: _closing("(" + text, 0) - 2]
     names = re.findall(r"%([\w.\-]+)", operands) if opcode not in ("constant", "parameter") else []
     buffers = tuple(_buffer(*array.groups()) for array in _ARRAY.finditer(result))
-    return Instruction(found[2], buffers, opcode, tuple(names), text, bool(found[1]))
+    pattern = {"parameter": r"(\d+)", "get-tuple-element": r".*?index=(\d+)"}.get(opcode)
+    number = re.match(pattern, text) if pattern else None
+    return Instruction(
+        found[2], buffers, opcode, tuple(names), text, bool(found[1]), int(number[1]) if number else -1
+    )
 
 
 def _closing(text: str, start: int) -> int:

@@ -1,9 +1,10 @@
 """Integers of an HLO program that do not depend on its inputs: counters of loops, and what is computed from them."""
 
 import itertools
+import math
 import operator
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,11 @@ class Frame:
         """The value of the root."""
         return self[self.computation.root.name]
 
+    def elements(self, numbers: Collection[int]) -> tuple[Value, ...]:
+        """Of the root, a tuple, those of these numbers; the others are taken as unknown."""
+        names = self.computation.root.operands
+        return tuple(self[name] if i in numbers else None for i, name in enumerate(names))
+
     def called(self, this: Instruction) -> "Frame":
         """The run of the computation that an instruction calls with its operands."""
         arguments = [self[name] for name in this.operands]
@@ -85,11 +91,9 @@ class Frame:
             ValueError: how many there are depends on data.
         """
         condition, body = (self.program.named(loop, name) for name in ("condition", "body"))
-        state = self[loop.operands[0]]
+        state, noted, followed = self[loop.operands[0]], loop.trip_count, _followed(condition, body)
         for i in itertools.count():
-            goes_on = Frame(self.program, condition, [state]).result
-            if loop.trip_count is not None:
-                goes_on = i < loop.trip_count
+            goes_on = Frame(self.program, condition, [state]).result if noted is None else i < noted
             if goes_on is None or i == _MOST_ROUNDS:
                 raise ValueError(
                     f"the number of rounds of {loop.name} depends on data, or is above {_MOST_ROUNDS}."
@@ -98,20 +102,19 @@ class Frame:
                 return
             run = Frame(self.program, body, [state])
             yield run
-            state = run.result
+            state = run.result if followed is None else run.elements(followed)
 
     def _value(self, this: Instruction) -> Value:
         opcode, first = this.opcode, this.buffers[0] if len(this.buffers) == 1 else None
-        if first and (first.kind not in _KINDS or np.prod(first.shape) > _LARGEST):
+        if first and (first.kind not in _KINDS or math.prod(first.shape) > _LARGEST):
             return None
         if opcode == "parameter":
-            number = int(this.attribute(r"^(\d+)"))
-            return self.arguments[number] if self.arguments else None
+            return self.arguments[this.number] if self.arguments else None
         if opcode == "tuple":
             return tuple(self[name] for name in this.operands)
         if opcode == "get-tuple-element":
             whole = self[this.operands[0]]
-            return None if whole is None else whole[int(this.attribute(r"index=(\d+)"))]
+            return None if whole is None else whole[this.number]
         if opcode in ("fusion", "call"):
             return self.called(this).result
         if opcode == "while":
@@ -124,15 +127,46 @@ class Frame:
         return _array(this, [self[name] for name in this.operands]) if first else None
 
 
+def _followed(condition: Computation, body: Computation) -> set[int] | None:
+    """Elements of a loop's state that decide how often it runs; None for all, which a loop inside may read."""
+    root = body.root
+    if root.opcode != "tuple" or any(
+        this.opcode in ("while", "call", "conditional") for this in body.values()
+    ):
+        return None
+    found, new = set[int](), _reads(condition, [condition.root.name])
+    while new - found:
+        found |= new
+        new = _reads(body, [root.operands[i] for i in found])
+    return found
+
+
+def _reads(computation: Computation, names: Iterable[str]) -> set[int]:
+    """Elements of the parameter that instructions are computed from."""
+    found, waiting, seen = set[int](), list(names), set[str]()
+    while waiting:
+        this = computation[waiting.pop()]
+        if this.opcode == "get-tuple-element" and computation[this.operands[0]].opcode == "parameter":
+            found.add(this.number)
+        elif this.name not in seen:
+            seen.add(this.name)
+            waiting += this.operands
+    return found
+
+
 def _array(this: Instruction, operands: list[Value]) -> Value:
     """The value of an instruction whose result is one array."""
     if any(operand is None for operand in operands):
         return None
     shape, dtype = this.buffers[0].shape, np.dtype(_KINDS[this.buffers[0].kind])
     opcode, value = this.opcode, None
-    if opcode == "constant":
+    if opcode in ("divide", "remainder") and not operands[1].all():
+        return None
+    if opcode in _ELEMENTWISE:
+        value = _ELEMENTWISE[opcode](*operands)
+    elif opcode == "constant":
         numbers = re.findall(r"-?\d+|true|false", this.text.partition(")")[0])
-        if len(numbers) == np.prod(shape):  # long arrays are not written out
+        if len(numbers) == math.prod(shape):  # long arrays are not written out
             value = [number == "true" if number.isalpha() else int(number) for number in numbers]
     elif opcode == "iota":
         axis = int(this.attribute(r"iota_dimension=(\d+)"))
@@ -147,14 +181,9 @@ def _array(this: Instruction, operands: list[Value]) -> Value:
         value = whole[tuple(slice(i, i + size) for i, size in zip(corner, shape, strict=True))]
     elif opcode == "compare":
         value = getattr(operator, this.attribute(r"direction=(\w+)").lower())(*operands)
-    elif opcode in ("divide", "remainder") and not operands[1].all():
-        value = None
-    elif opcode in _ELEMENTWISE:
-        with np.errstate(over="ignore"):
-            value = _ELEMENTWISE[opcode](*operands)
     elif (
         opcode in _RENAMINGS
-        and operands[0].size == np.prod(shape)
+        and operands[0].size == math.prod(shape)
         and max(operands[0].shape, default=1) == operands[0].size
     ):
         value = operands[0]  # of one axis, so that layouts do not matter

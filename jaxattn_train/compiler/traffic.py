@@ -105,12 +105,13 @@ class _Count:
     def runs(self, frame: Frame | None = None) -> _Runs:
         """The instructions of one run of a computation (None for the program) and of what it calls."""
         frame = frame or Frame(self.program, self.program.entry)
-        found = Counter({(frame.computation.name, name): 1 for name in frame.computation})
+        found: _Runs = Counter({(frame.computation.name, name): 1 for name in frame.computation})
         for this in frame.computation.values():
             if this.opcode in ("call", "async-start"):
                 found.update(self.runs(frame.called(this)))
             elif this.opcode == "conditional":
-                found.update(max(map(self.runs, frame.branches(this)), key=self.bytes))
+                costs = [(self.bytes(runs), runs) for runs in map(self.runs, frame.branches(this))]
+                found.update(max(costs, key=lambda pair: pair[0])[1])
             elif this.opcode == "while":
                 found.update(self._loop_runs(this, frame))
         return found
@@ -125,8 +126,10 @@ class _Count:
                 if body is None:
                     found.update(self.runs(run))
         condition = self.runs(Frame(self.program, self.program.named(loop, "condition")))
-        for runs, times in ((body or {}, rounds), (condition, rounds + 1)):
-            found.update({where: times * count for where, count in runs.items()})
+        for where, count in (body or _Runs()).items():
+            found[where] += count * rounds
+        for where, count in condition.items():
+            found[where] += count * (rounds + 1)
         return found
 
     def _alone_runs(self, body: Computation) -> _Runs | None:
