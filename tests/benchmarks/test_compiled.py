@@ -12,6 +12,7 @@ from jaxattn_train.compiler import targets
 from tests.benchmarks.cases import between
 
 SMALL = ["compile", "--lengths", "32", "--heads", "2", "--head-dim", "8", "--dtype", "float32"]
+SMALL += ["--implementations", "blockwise", "linear", "hierarchical"]
 KERNELS = ["softmax+gate=running", "features:oprf-orf:16", "tree:4x2", "linear:16"]
 
 
