@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from benchmarks.report import check, documents
-from benchmarks.suites import attention, compiled, features, steps
+from benchmarks.suites import attention, compiled, features, sentences, steps
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
@@ -37,6 +37,11 @@ SUITES: dict[str, tuple[str, Callable[..., None], Callable[..., None]]] = {
         "time of a fine-tuning step with different heads",
         steps.add_head_arguments,
         steps.run_heads,
+    ),
+    "sentences": (
+        "texts a second of a sentence encoder, beside sentence-transformers",
+        sentences.add_arguments,
+        sentences.run,
     ),
     "compile": (
         "HBM bytes, temporaries and compile time for accelerators that are not present",

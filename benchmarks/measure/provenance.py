@@ -25,6 +25,7 @@ PACKAGES = (
     "jax-cuda13-plugin",
     "torch",
     "performer-pytorch",
+    "sentence-transformers",
 )
 
 

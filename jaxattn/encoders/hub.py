@@ -1,5 +1,6 @@
 """Local folders of models, downloaded from the Hugging Face hub where needed."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxattn.encoders.extra import optional
@@ -22,6 +23,7 @@ def find_folder(
     revision: str | None = None,
     local_files_only: bool = False,
     cache_dir: str | Path | None = None,
+    files: Sequence[str] = FILES,
 ) -> Path:
     """The folder itself, or that of a repository of the Hugging Face hub, downloaded into its cache.
 
@@ -30,6 +32,7 @@ def find_folder(
         revision: branch, tag or commit of the repository; None for its main branch.
         local_files_only: use the cache alone.
         cache_dir: the cache's folder; None for the usual one.
+        files: names or patterns of the files to download.
 
     Returns:
         The folder.
@@ -58,7 +61,7 @@ def find_folder(
                 revision=revision,
                 local_files_only=local_files_only,
                 cache_dir=cache_dir,
-                allow_patterns=list(FILES),
+                allow_patterns=list(files),
             )
         )
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:

@@ -26,11 +26,11 @@ def setting(source: Mapping[str, Any], name: str, default: Any) -> Any:
     return value
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """The content of folder/config.json."""
-    path = folder / "config.json"
+def read_settings(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """The content of a JSON file of a folder."""
+    path = folder / name
     if not path.is_file():
-        raise ValueError(f"name_or_path must hold a config.json; {folder} has none.")
+        raise ValueError(f"name_or_path must hold a {name}; {folder} has none.")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -19,7 +19,7 @@ from jaxattn.encoders.embeddings import TextEmbeddings
 from jaxattn.encoders.hub import find_folder
 from jaxattn.encoders.layers import make_norm
 from jaxattn.encoders.pretrained import Placement, load_parameters, save_encoder
-from jaxattn.encoders.tokenizer import Ids, Mask, TextTokenizer
+from jaxattn.encoders.tokenizer import Ids, Mask, TextTokenizer, needed
 from jaxattn.nn.encoder import check_tree
 from jaxattn.tree import Tree
 
@@ -224,12 +224,7 @@ class TextEncoder(nnx.Module):
         truncation: bool,
         pad_to: int | None,
     ) -> tuple[Ids, Mask, Ids]:
-        if self.tokenizer is None:
-            raise ValueError(
-                "tokenize needs the tokenizer.json of the model, and its folder has none. With transformers, "
-                "AutoTokenizer.from_pretrained(name).save_pretrained(folder) writes one for most models."
-            )
-        return self.tokenizer.encode(
+        return needed(self.tokenizer).encode(
             texts, second, self.config, max_length=max_length, truncation=truncation, pad_to=pad_to
         )
 

@@ -5,7 +5,7 @@ import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32
@@ -57,48 +57,87 @@ class TextTokenizer:
         pad_to: int | None,
     ) -> tuple[Ids, Mask, Ids]:
         """Ids, mask of real tokens and token types; see `TextEncoder.tokenize` and `tokenize_pairs`."""
-        if isinstance(texts, str) or not len(texts):
-            raise ValueError(f"texts must be a list of at least one text; got {texts!r}.")
-        columns = {"texts": texts} if second is None else {"first": texts, "second": second}
-        for name, column in columns.items():
-            for index, text in enumerate(column):
-                _check_text(f"{name}[{index}]", text)
-        for name, value in (("max_length", max_length), ("pad_to", pad_to)):
-            if value is not None and not 1 <= value <= config.max_length:
-                raise ValueError(
-                    f"{name} must be between 1 and the model's limit of {config.max_length}; got {value}."
-                )
-        limit = config.max_length if max_length is None else max_length
-        files = dict(self.files)
-        tokenizer = _tokenizer(files[TOKENIZER], files.get(SETTINGS, "{}"), limit if truncation else None)
-        inputs = texts if second is None else zip(texts, second, strict=True)
-        encodings = tokenizer.encode_batch(list(inputs))
-        lengths = [len(encoding.ids) for encoding in encodings]
-        for index, length in enumerate(lengths):
-            if length > limit:
-                raise ValueError(
-                    f"texts[{index}] has {length} tokens, and the limit is {limit}. Split it, or cut long texts with "
-                    "truncation=True."
-                )
+        rows = self.rows(texts, second, config, max_length=max_length, truncation=truncation)
+        lengths = [len(row.ids) for row in rows]
+        _check_limit("pad_to", pad_to, config)
         width = max(lengths) if pad_to is None else pad_to
         if max(lengths) > width:
             raise ValueError(
                 f"pad_to must be at least the longest text's {max(lengths)} tokens (texts[{np.argmax(lengths)}]); "
                 f"got {pad_to}."
             )
-        ids = np.full((len(lengths), width), config.pad_token_id, np.int32)
-        mask = np.zeros(ids.shape, bool)
-        types = np.zeros(ids.shape, np.int32)
-        for row, encoding in enumerate(encodings):
-            ids[row, : lengths[row]] = encoding.ids
-            mask[row, : lengths[row]] = True
-            types[row, : lengths[row]] = encoding.type_ids
-        if ids.max(initial=0) >= config.vocab_size:
-            raise ValueError(
-                f"tokenizer.json is not this model's: it gave the id {ids.max()}, and the vocabulary has "
-                f"{config.vocab_size}."
-            )
-        return ids, mask, types
+        ids, mask = pad([row.ids for row in rows], width, config.pad_token_id)
+        return ids, mask, pad([row.types for row in rows], width, 0)[0]
+
+    def rows(
+        self,
+        texts: Sequence[str],
+        second: Sequence[str] | None,
+        config: EncoderConfig,
+        *,
+        max_length: int | None,
+        truncation: bool,
+    ) -> "list[Tokens]":
+        """The tokens of every text or pair, not padded; see `TextEncoder.tokenize` and `tokenize_pairs`."""
+        if isinstance(texts, str) or not len(texts):
+            raise ValueError(f"texts must be a list of at least one text; got {texts!r}.")
+        columns = {"texts": texts} if second is None else {"first": texts, "second": second}
+        for name, column in columns.items():
+            for index, text in enumerate(column):
+                _check_text(f"{name}[{index}]", text)
+        _check_limit("max_length", max_length, config)
+        limit = config.max_length if max_length is None else max_length
+        files = dict(self.files)
+        tokenizer = _tokenizer(files[TOKENIZER], files.get(SETTINGS, "{}"), limit if truncation else None)
+        inputs = texts if second is None else zip(texts, second, strict=True)
+        found = [
+            Tokens(np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int32))
+            for encoding in tokenizer.encode_batch(list(inputs))
+        ]
+        for index, (ids, _) in enumerate(found):
+            if len(ids) > limit:
+                raise ValueError(
+                    f"texts[{index}] has {len(ids)} tokens, and the limit is {limit}. Split it, or cut long texts "
+                    "with truncation=True."
+                )
+            if ids.max(initial=0) >= config.vocab_size:
+                raise ValueError(
+                    f"tokenizer.json is not this model's: it gave the id {ids.max()}, and the vocabulary has "
+                    f"{config.vocab_size}."
+                )
+        return found
+
+
+def needed(tokenizer: TextTokenizer | None) -> TextTokenizer:
+    """Raises if there is none."""
+    if tokenizer is None:
+        raise ValueError(
+            "tokenize needs the tokenizer.json of the model, and its folder has none. With transformers, "
+            "AutoTokenizer.from_pretrained(name).save_pretrained(folder) writes one for most models."
+        )
+    return tokenizer
+
+
+class Tokens(NamedTuple):
+    """The tokens of one text or pair."""
+
+    ids: np.ndarray
+    types: np.ndarray
+
+
+def pad(rows: Sequence[np.ndarray], width: int, value: int) -> tuple[Ids, Mask]:
+    """Rows of integers as one array (B, width), filled with `value`, and True where they are."""
+    mask = np.arange(width) < np.array([len(row) for row in rows])[:, None]
+    padded = np.full(mask.shape, value, np.int32)
+    padded[mask] = np.concatenate(rows)
+    return padded, mask
+
+
+def _check_limit(name: str, value: int | None, config: EncoderConfig) -> None:
+    if value is not None and not 1 <= value <= config.max_length:
+        raise ValueError(
+            f"{name} must be between 1 and the model's limit of {config.max_length}; got {value}."
+        )
 
 
 def _check_text(name: str, text: Any) -> None:

@@ -36,7 +36,7 @@ class Checkpoint:
         self.folder = folder
         self.files: dict[str, Any] = {}
         for path in weight_files(folder):
-            file = stack.enter_context(_open(path))
+            file = stack.enter_context(open_file(path))
             self.files |= dict.fromkeys(file.keys(), file)
         found = [name for name in self.files if name == family.anchor or name.endswith(f".{family.anchor}")]
         if len(found) != 1:
@@ -88,7 +88,12 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
-def _open(path: Path) -> Any:
+def open_file(path: Path) -> Any:
+    """A safetensors file whose tensors are read when asked for.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     safetensors = optional("safetensors")
     try:
         return safetensors.safe_open(path, framework="np")

@@ -8,6 +8,7 @@ from jaxattn.models.generate import Generation, generate, stream
 from jaxattn.models.language_model import LanguageModel
 from jaxattn.models.pair_classifier import PairClassifier
 from jaxattn.models.sampling import sample_token
+from jaxattn.models.sentence_encoder import SentenceEncoder
 from jaxattn.models.sequence_classifier import SequenceClassifier
 from jaxattn.models.text_classifier import TextClassifier
 
@@ -17,6 +18,7 @@ __all__ = [
     "Generation",
     "LanguageModel",
     "PairClassifier",
+    "SentenceEncoder",
     "SequenceClassifier",
     "TextClassifier",
     "TextEncoder",

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "fine-tune a pretrained text encoder: irony, emotion, SST-2 or your own texts",
     ),
     "predict": ("jaxattn_train.tasks.finetune.predict", "label texts with a fine-tuned encoder"),
+    "embed": ("jaxattn_train.tasks.embed", "vectors of texts, by a pretrained sentence encoder"),
     "lra": ("jaxattn_train.tasks.lra.command", "train on a task of the Long Range Arena"),
     "mqar": ("jaxattn_train.tasks.mqar.command", "train on multi-query associative recall"),
     "study": ("jaxattn_train.studies.gates", "compare attentions and positions over seeds"),

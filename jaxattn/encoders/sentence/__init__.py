@@ -1,0 +1,1 @@
+"""What sentence-transformers puts behind an encoder: its files, and the layers in them."""
