@@ -57,11 +57,13 @@ def with_key_columns(call: Call) -> Call:
         part = rest + lax.stop_gradient(rounded - rest)
         rest = rest - part
         columns.append(part)
-    key_columns = jnp.broadcast_to(jnp.stack(columns, axis=-1), (*call.key.shape[:3], COLUMNS))
+    # The barrier keeps a TPU's compiler from giving everything above, which has no axis of columns, the layout of one.
+    stacked = lax.optimization_barrier(jnp.stack(columns).astype(call.key.dtype))
+    key_columns = jnp.broadcast_to(jnp.moveaxis(stacked, 0, -1), (*call.key.shape[:3], COLUMNS))
     query_columns = jnp.full((*call.query.shape[:4], COLUMNS), factor, call.query.dtype)
     return call.replace(
         query=jnp.concatenate([call.query, query_columns], axis=-1),
-        key=jnp.concatenate([call.key, key_columns.astype(call.key.dtype)], axis=-1),
+        key=jnp.concatenate([call.key, key_columns], axis=-1),
         value=jnp.where(removed[..., None], 0, call.value),
         key_bias=None,
     )

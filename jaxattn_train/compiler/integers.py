@@ -13,7 +13,7 @@ from jaxattn_train.compiler.hlo import NAME, Computation, Instruction, Program
 
 # An array of integers or booleans, a tuple of values, or None: not known.
 Value = Any
-_LARGEST = 4096  # numbers in an array that is followed
+_LARGEST = 2**18  # numbers in an array that is followed
 _MOST_ROUNDS = 10**6  # of one loop
 _KINDS = {"pred": "bool"} | {
     f"{kind[0]}{bits}": f"{name}{bits}"
@@ -175,6 +175,12 @@ def _array(this: Instruction, operands: list[Value]) -> Value:
         axes = [int(axis) for axis in this.attribute(r"dimensions=\{([\d,]*)\}").split(",") if axis]
         sizes = [shape[axis] if axis in axes else 1 for axis in range(len(shape))]
         value = np.broadcast_to(operands[0].reshape(sizes), shape)
+    elif opcode == "slice":
+        bounds = [
+            map(int, axis.split(":"))
+            for axis in re.findall(r"\[([\d:]+)\]", this.attribute(r"slice=\{(.*?)\}"))
+        ]
+        value = operands[0][tuple(slice(*axis) for axis in bounds)]
     elif opcode == "dynamic-slice":
         whole, *starts = operands
         corner = [np.clip(i, 0, n - size) for i, n, size in zip(starts, whole.shape, shape, strict=True)]
