@@ -147,6 +147,7 @@ class FeatureMap:
         token_mask: Bool[Array, "*B S"] | None = None,
         query_mask: Bool[Array, "*B T"] | None = None,
         momentum: float | Float[Array, ""] = 0.0,
+        refit: Bool[Array, ""] | None = None,
     ) -> "FeatureMap":
         """The map with the best component parameters for these queries and keys, a set for each key/value head.
 
@@ -161,6 +162,7 @@ class FeatureMap:
             query_mask: True at queries that count.
             momentum: share of the statistics so far that is kept, for a moving average; the first calibration
                 ignores it.
+            refit: whether the parameters follow the statistics this time, for a map that has some; None for always.
 
         Returns:
             A new map. Components without statistics (`calibrates` False) are left as they are.
@@ -187,9 +189,11 @@ class FeatureMap:
                 lambda x: x[None], (query, key, token_mask, query_mask)
             )
         moments = Moments.of(root * query, root * key, query_mask, token_mask)
-        return self.with_moments(moments, momentum)
+        return self.with_moments(moments, momentum, refit)
 
-    def with_moments(self, moments: Moments, momentum: Any = 0.0) -> "FeatureMap":
+    def with_moments(
+        self, moments: Moments, momentum: Any = 0.0, refit: Bool[Array, ""] | None = None
+    ) -> "FeatureMap":
         """The map with the best component parameters for given statistics of scaled queries and keys."""
         heads = moments.query_mean.shape[0]
         if self.moments is not None:
@@ -197,7 +201,11 @@ class FeatureMap:
                 lambda old, new: momentum * old + (1 - momentum) * new, self.moments, moments
             )
         axis = None if self.component_heads is None else 0
-        component = _in_float32(jax.vmap(lambda c, m: c.calibrated(m), (axis, 0))(self.component, moments))
+
+        def fitted() -> Component:
+            return _in_float32(jax.vmap(lambda c, m: c.calibrated(m), (axis, 0))(self.component, moments))
+
+        component = fitted() if refit is None else jax.lax.cond(refit, fitted, lambda: self.component)
         return dataclasses.replace(self, component=component, moments=moments, component_heads=heads)
 
     def resample(self, key: PRNGKeyArray) -> "FeatureMap":

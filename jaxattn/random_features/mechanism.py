@@ -42,7 +42,10 @@ class RandomFeatures(Mechanism):
     Components with statistics start without any: oprf, sderf, aderf and saderf as posrf. While the module's
     `calibrating` is True (`model.set_attributes(calibrating=True)`, as in training), each call ends by moving the
     statistics towards those of its own queries and keys. The next call is the first to use them, so no token of a
-    causal model depends on later ones. They are fixed in evaluation and decoding.
+    causal model depends on later ones. They are fixed in evaluation and decoding. The eigendecompositions of sderf
+    and aderf are made in each of the first `refit_every` such calls and then in every `refit_every`-th: in between
+    the statistics move on and the map stays. (Under `jax.vmap`, as over seeds, they are computed in every call, and
+    used in the same ones.)
 
     Attributes:
         component: a name of `jaxattn.COMPONENTS`.
@@ -51,6 +54,7 @@ class RandomFeatures(Mechanism):
         draw_per_head: whether each key/value head has its own weights.
         redraw_every: calibrating calls between redraws of the random numbers; None keeps the first draw.
         momentum: of the moving average of the statistics; the first calls are averaged with equal weights.
+        refit_every: calibrating calls between eigendecompositions, in components that need them.
         component_options: the component's own options, such as {"hyperbolic": True} for posrf.
         weight_options: the weight family's own options.
         stabilizer: "global", or "per_key" as in the published code, which then does not estimate softmax.
@@ -77,6 +81,7 @@ class RandomFeatures(Mechanism):
     draw_per_head: bool = False
     redraw_every: int | None = None
     momentum: float = 0.99
+    refit_every: int = 10
     component_options: Options = ()
     weight_options: Options = ()
     stabilizer: str = "global"
@@ -87,7 +92,7 @@ class RandomFeatures(Mechanism):
         check_choice("weights", self.weights, WEIGHTS)
         check_usable(self.component, self.weights)
         check_choice("stabilizer", self.stabilizer, STABILIZERS)
-        for name in ("num_features", "redraw_every", "chunk_size"):
+        for name in ("num_features", "redraw_every", "refit_every", "chunk_size"):
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise ValueError(f"{name} must be at least 1; got {size}.")
@@ -140,6 +145,7 @@ class RandomFeaturesModule(MechanismModule):
         self.chunk_size = config.chunk_size
         self.redraw_every = config.redraw_every
         self.momentum = config.momentum
+        self.refit_every = config.refit_every
         self.calibrating = False
         leaves, self.structure = jax.tree_util.tree_flatten_with_path(feature_map)
         self.names = tuple("_".join(str(getattr(key, "name", key)) for key in path) for path, _ in leaves)
@@ -180,13 +186,21 @@ class RandomFeaturesModule(MechanismModule):
         token_mask: Bool[Array, "B S"] | None = None,
         query_mask: Bool[Array, "B T"] | None = None,
     ) -> None:
-        """Moves the statistics towards those of these queries and keys; the masks are those of `AttentionInputs`."""
+        """Moves the statistics towards those of these queries and keys, and fits the map to them.
+
+        The masks are those of `AttentionInputs`.
+        """
+        self._calibrate(query, key, token_mask, query_mask, refit=None)
+
+    def _calibrate(
+        self, query: Array, key: Array, token_mask: Any, query_mask: Any, refit: Array | None
+    ) -> None:
         if self.feature_map.component.calibrates:
             calls = self.calls[...]
             # The mean over the first calls, then a moving average.
             momentum = jnp.minimum(self.momentum, calls / (calls + 1))
             masks: dict[str, Any] = {"token_mask": token_mask, "query_mask": query_mask}
-            self._hold(self.feature_map.calibrate(query, key, **masks, momentum=momentum))
+            self._hold(self.feature_map.calibrate(query, key, **masks, momentum=momentum, refit=refit))
             self.calls[...] = calls + 1
 
     def redraw(self, key: jax.Array) -> None:
@@ -194,7 +208,11 @@ class RandomFeaturesModule(MechanismModule):
         self._hold(self.feature_map.resample(key))
 
     def _after_training_call(self, query: Array, key: Array, given: AttentionInputs) -> None:
-        self.calibrate(query, key, given.token_mask, given.query_mask)
+        refit = None
+        if self.feature_map.component.decomposes:
+            calls = self.calls[...]
+            refit = (calls < self.refit_every) | (calls % self.refit_every == 0)
+        self._calibrate(query, key, given.token_mask, given.query_mask, refit)
         if self.redraw_every is None:
             return
         count = self.since_redraw[...] + 1

@@ -57,7 +57,7 @@ def with_key_columns(call: Call) -> Call:
         part = rest + lax.stop_gradient(rounded - rest)
         rest = rest - part
         columns.append(part)
-    # The barrier keeps a TPU's compiler from giving everything above, which has no axis of columns, the layout of one.
+    # The barrier keeps a TPU's compiler from giving all of the above the layout of columns, 128 times as large.
     stacked = lax.optimization_barrier(jnp.stack(columns).astype(call.key.dtype))
     key_columns = jnp.broadcast_to(jnp.moveaxis(stacked, 0, -1), (*call.key.shape[:3], COLUMNS))
     query_columns = jnp.full((*call.query.shape[:4], COLUMNS), factor, call.query.dtype)

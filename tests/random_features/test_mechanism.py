@@ -64,6 +64,24 @@ def test_statistics_are_those_of_calibrate_then_a_moving_average():
     )
 
 
+def test_eigendecompositions_are_made_now_and_then_and_statistics_in_every_call():
+    module = attention(component="aderf", refit_every=3)
+    held, changed = module.mechanism, []
+    for n in range(8):
+        before = held.feature_map
+        call(module, X * (1 + n))
+        after = held.feature_map
+        assert abs(after.moments.key_second - before.moments.key_second).max() > 1e-4
+        changed.append(bool(abs(after.component.key_map - before.component.key_map).max() > 1e-4))
+        fitted = after.with_moments(after.moments).component.key_map
+        assert changed[-1] == bool(abs(fitted - after.component.key_map).max() < 1e-5), n
+    assert changed == [True, True, True, True, False, False, True, False]
+    query, (key, _) = module._queries(X, None), module._keys_and_values(X, None)
+    held.calibrate(query, key)
+    fitted = held.feature_map.with_moments(held.feature_map.moments).component.key_map
+    np.testing.assert_allclose(held.feature_map.component.key_map, fitted, atol=1e-5)
+
+
 def test_redraws_follow_a_schedule_that_depends_on_nothing_else():
     def draws(module):
         found = []
@@ -139,6 +157,7 @@ def test_bad_spelling(text, message):
 def test_bad_options():
     with pytest.raises(ValueError, match="momentum must be at least 0 and below 1; got 1"):
         RandomFeatures(momentum=1.0)
-    with pytest.raises(ValueError, match="redraw_every must be at least 1; got 0"):
-        RandomFeatures(redraw_every=0)
+    for name in ("redraw_every", "refit_every"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1; got 0"):
+            RandomFeatures(**{name: 0})
     assert hash(RandomFeatures("posrf", component_options={"hyperbolic": True}))

@@ -28,6 +28,7 @@ class Component(abc.ABC):
         takes_quadrature: whether nodes of a quadrature rule for polynomials may stand in for random rows.
         positive: whether the features, and so the attention weights, are positive for every input.
         calibrates: whether the best parameters depend on statistics of queries and keys.
+        decomposes: whether finding them takes eigendecompositions.
         trainable: names of the fields that are learned.
         random: names of the fields that are random numbers, redrawn with the weights.
     """
@@ -36,6 +37,7 @@ class Component(abc.ABC):
     takes_quadrature: ClassVar[bool] = False
     positive: ClassVar[bool] = True
     calibrates: ClassVar[bool] = False
+    decomposes: ClassVar[bool] = False
     trainable: ClassVar[tuple[str, ...]] = ()
     random: ClassVar[tuple[str, ...]] = ()
 

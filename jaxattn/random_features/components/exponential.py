@@ -161,6 +161,8 @@ class SDERF(_Calibrated):
     Reference: Likhosherstov et al. 2023, "Dense-exponential random features", theorem 3.
     """
 
+    decomposes: ClassVar[bool] = True
+
     a: Any  # (H,)
     rotation: Any  # (H, H)
 
@@ -189,6 +191,8 @@ class ADERF(_Calibrated):
 
     Reference: Likhosherstov et al. 2023, "Dense-exponential random features", theorem 2.
     """
+
+    decomposes: ClassVar[bool] = True
 
     a: Any  # (H,)
     query_map: Any  # (H, H)
