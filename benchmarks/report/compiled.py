@@ -10,7 +10,7 @@ DIRECTIONS = {"forward": "forward", "both": "forward + backward", "decode": "dec
 
 
 def section(document: Mapping[str, Any]) -> str:
-    """A table for each target, at its largest number of tokens."""
+    """A table for each target, at its smallest number of tokens; larger ones show how temporaries grow."""
     rows = document["rows"]
     return "\n\n".join(
         _target([row for row in rows if row["target"] == name]) for name in _distinct(rows, "target")
@@ -18,7 +18,7 @@ def section(document: Mapping[str, Any]) -> str:
 
 
 def _target(rows: Sequence[Row]) -> str:
-    tokens = max(row["tokens"] for row in rows)
+    tokens = min(row["tokens"] for row in rows)
     rows = [row for row in rows if row["tokens"] == tokens]
     columns = [direction for direction in DIRECTIONS if direction in _distinct(rows, "direction")]
     lines: dict[str, list[str]] = {}

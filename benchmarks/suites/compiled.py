@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser, results: pathlib.Path) -> Non
     """Command-line options."""
     add = parser.add_argument
     add("--targets", nargs="+", choices=TARGETS, default=["v5e"], help="devices to compile for")
-    add("--lengths", type=int, nargs="+", default=[16384, 32768], help="tokens T")
+    lengths = "tokens T; temporaries at T and 2T are compared, where no array of all tokens should fit on the chip"
+    add("--lengths", type=int, nargs="+", default=[16384, 65536, 131072], help=lengths)
     kernels = f"mechanisms spelled as for training, and {LINEAR.partition(':')[0]}:NUMBER for features that are given"
     add("--kernels", nargs="+", default=[*MECHANISMS, LINEAR], help=kernels)
     names = "implementations; each is compiled with the mechanisms that it has, fused ones where they exist"
@@ -71,10 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
             "target": target,
             "tokens": case.length,
         }
-        try:
-            row |= {"status": "ok"} | measure_compiled(target, *program(case))
-        except Exception as error:
-            row |= failure(error)
+        row |= _measure(target, case)
         row["versions"] = TARGETS[target].versions() | {"jaxattn": jaxattn.__version__}
         rows[key(row)] = row
         write(list(rows.values()), arguments.out)
@@ -83,6 +81,18 @@ def run(arguments: argparse.Namespace) -> None:
             moved = f"{row['bytes'] / row['ideal_bytes']:.1f} x ideal" if row["bytes"] else "bytes unknown"
             found = f"{moved}, {row['temp_bytes'] / 2**20:.0f} MiB, {row['compile_s']:.1f} s"
         say(" ".join(map(str, (*key(row), row["status"], found))))
+
+
+def _measure(target: str, case: Case) -> dict[str, Any]:
+    try:
+        function, arguments = program(case)
+        try:
+            jax.eval_shape(function, *arguments)
+        except ValueError as error:  # what a mechanism or an implementation refuses, such as to look ahead
+            return {"status": "refused", "message": str(error)}
+        return {"status": "ok"} | measure_compiled(target, function, arguments)
+    except Exception as error:
+        return failure(error)
 
 
 def key(row: Row) -> tuple[Any, ...]:

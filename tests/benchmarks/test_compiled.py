@@ -50,6 +50,25 @@ def test_a_missing_compiler_is_recorded(tmp_path, monkeypatch):
     assert main(["check", str(out)]) == 1
 
 
+def test_what_is_refused_is_recorded_and_no_failure(tmp_path, capsys):
+    out = tmp_path / "compiled.json"
+    options = [
+        "--kernels",
+        "softmax+gate=prefix",
+        "--causal",
+        "0",
+        "--directions",
+        "forward",
+        "--out",
+        str(out),
+    ]
+    assert main([*SMALL, *options]) == 0
+    (row,) = json.loads(out.read_text())
+    assert row["status"] == "refused" and "is_causal must be True" in row["message"]
+    main(["check", str(out)])
+    assert "OPEN" in capsys.readouterr().out
+
+
 @pytest.fixture
 def result(tmp_path):
     """Made-up rows of one kernel at T and 2T."""
@@ -84,7 +103,7 @@ def test_report_of_compiled(result, tmp_path):
     page.write_text(between("results:compiled"))
     assert main(["report", "--results", str(result.parent), "--root", str(tmp_path)]) == 0
     text = page.read_text()
-    assert "| `linear:16`, linear, causal | 4.0 ×, 512 MiB |" in text and "`v5e`, T 2,048" in text
+    assert "| `linear:16`, linear, causal | 4.0 ×, 256 MiB |" in text and "`v5e`, T 1,024" in text
 
 
 @pytest.mark.parametrize("target", ["v5e", "h100"])
