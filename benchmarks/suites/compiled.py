@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser, results: pathlib.Path) -> Non
     """Command-line options."""
     add = parser.add_argument
     add("--targets", nargs="+", choices=TARGETS, default=["v5e"], help="devices to compile for")
-    lengths = "tokens T; temporaries at T and 2T are compared, where no array of all tokens should fit on the chip"
+    lengths = (
+        "tokens T; temporaries at T and 2T are compared, where no array of all tokens should fit on the chip"
+    )
     add("--lengths", type=int, nargs="+", default=[16384, 65536, 131072], help=lengths)
     kernels = f"mechanisms spelled as for training, and {LINEAR.partition(':')[0]}:NUMBER for features that are given"
     add("--kernels", nargs="+", default=[*MECHANISMS, LINEAR], help=kernels)

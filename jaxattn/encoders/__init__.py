@@ -1,4 +1,4 @@
-"""Pretrained text encoders: BERT, RoBERTa, DistilBERT, DeBERTa and ModernBERT with any attention inside."""
+"""Pretrained text encoders: BERT and eleven relatives, with any attention inside."""
 
 from jaxattn.encoders.calibration import calibrate
 from jaxattn.encoders.config import EncoderConfig

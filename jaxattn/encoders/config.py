@@ -35,7 +35,6 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "is_decoder": (False,),
     "add_cross_attention": (False,),
     "is_encoder_decoder": (False,),
-    "position_embedding_type": ("absolute",),
     "pruned_heads": ({},),
     "quantization_config": ({},),
 }
@@ -75,22 +74,29 @@ class Convolution:
 
 
 @dataclasses.dataclass(frozen=True)
-class ModernLayout:
-    """What sets ModernBERT's blocks apart: pre-norm, gated MLPs, rotary positions, windows.
+class BlockLayout:
+    """The parts of a block; by default those of BERT.
 
     Attributes:
-        rotary: the rotary position embedding of each layer.
-        windows: for each layer, how far a token sees to either side; None for all the way.
+        pre_norm: branches normalise their input, not their sum with it; the first block has no norm before its
+            attention, and the last one is followed by a norm (ModernBERT).
+        gated: whether MLPs are gated.
+        rotary: the rotary position embedding of each layer; empty for none.
+        windows: for each layer, how far a token sees to either side, None for all the way; empty for none.
         attention_bias: whether the attention's projections have offsets.
-        mlp_bias: whether the MLP's layers have offsets.
+        mlp_bias: whether the MLP's first layers have offsets.
+        mlp_out_bias: whether its last one has.
         norm_bias: whether normalisations have offsets.
     """
 
-    rotary: tuple[Rotary, ...]
-    windows: tuple[int | None, ...]
-    attention_bias: bool
-    mlp_bias: bool
-    norm_bias: bool
+    pre_norm: bool = False
+    gated: bool = False
+    rotary: tuple[Rotary, ...] = ()
+    windows: tuple[int | None, ...] = ()
+    attention_bias: bool = True
+    mlp_bias: bool = True
+    mlp_out_bias: bool = True
+    norm_bias: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +122,11 @@ class EncoderConfig:
         type_vocab_size: kinds of tokens (first and second text of a pair); 0 for no such embedding.
         relative: DeBERTa's relative terms, or None.
         convolution: DeBERTa's convolution, or None.
-        modern: ModernBERT's blocks, or None for post-norm blocks.
+        pair_bias: what is added to the scores of pairs of tokens: "buckets", a learned number for every bucket of
+            distances (MPNet), "alibi", −slope·|i − j| (JinaBERT), or "" for nothing.
+        embedding_size: width of the embedding, which a linear layer takes to D; 0 for D and no such layer.
+        shared: for each layer, the number of the block that it is (ALBERT); empty for a block a layer.
+        layout: the parts of the blocks.
         source: the config.json as it was.
 
     Examples:
@@ -145,11 +155,15 @@ class EncoderConfig:
     type_vocab_size: int = 0
     relative: RelativePositions | None = None
     convolution: Convolution | None = None
-    modern: ModernLayout | None = None
+    pair_bias: str = ""
+    embedding_size: int = 0
+    shared: tuple[int, ...] = ()
+    layout: BlockLayout = BlockLayout()
     source: str = "{}"
 
     def __post_init__(self):
         check_choice("hidden_act", self.hidden_act, ACTIVATIONS)
+        check_choice("pair_bias", self.pair_bias, ("", "buckets", "alibi"))
         sizes = ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_length")
         for name in sizes:
             if getattr(self, name) < 1:
@@ -158,6 +172,16 @@ class EncoderConfig:
             raise ValueError(
                 f"hidden_size must be a multiple of num_heads = {self.num_heads}; got {self.hidden_size}."
             )
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks with weights of their own."""
+        return max(self.shared, default=self.num_layers - 1) + 1
+
+    @property
+    def plain(self) -> bool:
+        """Whether the blocks are those of BERT, one a layer."""
+        return self.relative is None and not (self.pair_bias or self.shared) and self.layout == BlockLayout()
 
     @classmethod
     def from_dict(cls, source: Mapping[str, Any]) -> "EncoderConfig":
@@ -172,11 +196,18 @@ class EncoderConfig:
         Raises:
             ValueError: an unknown model_type, or a setting that would change the computation and is not supported.
         """
-        check_choice("model_type", source.get("model_type"), tuple(FAMILIES))
-        require(source, ONLY)
-        fields = FAMILIES[source["model_type"]].read(source)
+        name = str(source.get("model_type"))
+        # Names of models whose code is not a part of transformers.
+        if name == "bert" and source.get("position_embedding_type") == "alibi":
+            name = "jina-bert"
+        elif name == "new":
+            name = "gte"
+        check_choice("model_type", name, tuple(FAMILIES))
+        family = FAMILIES[name]
+        require(source, ONLY | {"position_embedding_type": (family.positions,)})
+        fields = family.read(source)
         return cls(
-            model_type=source["model_type"],
+            model_type=name,
             source=json.dumps(dict(source), indent=2, sort_keys=True),
             **fields,
         )
@@ -201,6 +232,7 @@ class Family:
         anchor: the name of a tensor that every checkpoint has; what precedes it is the prefix of all names.
         body: beginnings of the names that belong to the encoder and not to a head.
         unused: for a config, endings of names in the body that take no part in the computation.
+        positions: what position_embedding_type of config.json may say.
     """
 
     read: Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -208,6 +240,7 @@ class Family:
     anchor: str = "embeddings.word_embeddings.weight"
     body: tuple[str, ...] = ("embeddings.", "encoder.")
     unused: Callable[[EncoderConfig], tuple[str, ...]] = lambda config: ("position_ids", "token_type_ids")
+    positions: str = "absolute"
 
 
 # By the model_type of config.json; `families.py` has the rows.

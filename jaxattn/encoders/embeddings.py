@@ -9,10 +9,11 @@ from jaxtyping import Array, Float, Int
 from jaxattn.core.parameters import parameter
 from jaxattn.encoders.config import EncoderConfig
 from jaxattn.encoders.layers import INIT, make_norm
+from jaxattn.nn.layers import linear
 
 
 class TextEmbeddings(nnx.Module):
-    """norm(word + position + token type), of which the last two may be missing.
+    """norm(word + position + token type), of which the last two may be missing; some models project it.
 
     Args:
         config: sizes and choices.
@@ -22,8 +23,11 @@ class TextEmbeddings(nnx.Module):
     """
 
     def __init__(self, config: EncoderConfig, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
+        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        width = config.embedding_size or config.hidden_size
+
         def table(rows: int, axis: str) -> nnx.Param:
-            return parameter(INIT, rngs.params(), (rows, config.hidden_size), (axis, "embed"), param_dtype)
+            return parameter(INIT, rngs.params(), (rows, width), (axis, "embed"), param_dtype)
 
         self.dtype = dtype
         self.pad_token_id = config.pad_token_id if config.positions_skip_padding else None
@@ -32,8 +36,12 @@ class TextEmbeddings(nnx.Module):
         self.token_type = nnx.data(
             table(config.type_vocab_size, "token_type") if config.type_vocab_size else None
         )
-        self.norm = make_norm(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.norm = make_norm(config, width, **options)
         self.dropout = nnx.Dropout(config.embedding_dropout, deterministic=True)
+        project = None
+        if config.embedding_size:
+            project = linear(width, config.hidden_size, ("embed", "embed"), kernel_init=INIT, **options)
+        self.project = nnx.data(project)
 
     def positions(self, input_ids: Int[Array, "B L"]) -> Int[Array, "*#B L"]:
         """Rows of the table of positions: 0, 1, …, or in RoBERTa a count of the ids that are not padding."""
@@ -57,4 +65,5 @@ class TextEmbeddings(nnx.Module):
             x = x + self.token_type[...][types].astype(self.dtype)
         if self.position is not None:
             x = x + self.position[...][self.positions(input_ids)].astype(self.dtype)
-        return self.dropout(self.norm(x), deterministic=deterministic, rngs=rngs)
+        x = self.dropout(self.norm(x), deterministic=deterministic, rngs=rngs)
+        return x if self.project is None else self.project(x)

@@ -23,7 +23,7 @@ def setting(source: Mapping[str, Any], name: str, default: Any) -> Any:
     wanted = (int, float) if isinstance(default, float) else type(default)
     if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
         raise ValueError(f"{name} in config.json must be of type {type(default).__name__}; got {value!r}.")
-    return value
+    return float(value) if isinstance(default, float) else value
 
 
 def read_settings(folder: Path, name: str = "config.json") -> dict[str, Any]:

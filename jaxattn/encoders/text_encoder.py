@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxattn.encoders.biased import PairBias
 from jaxattn.encoders.blocks import make_block
 from jaxattn.encoders.config import EncoderConfig
 from jaxattn.encoders.deberta.convolution import ConvolutionBranch
@@ -30,10 +31,11 @@ logger = logging.getLogger(__name__)
 class TextEncoder(nnx.Module):
     """A pretrained encoder with any attention: token ids to one vector a token.
 
-    The families are BERT, RoBERTa (with XLM-R, CamemBERT, BERTweet), DistilBERT, DeBERTa-v2 and v3, and ModernBERT.
-    Every layer attends by a `jaxattn.nn.Attention`, with softmax at first; `jaxattn.nn.replace_attention` and
-    `jaxattn.nn.inject` put other mechanisms in. In DeBERTa a mechanism without scores cannot keep the relative
-    positions and raises (see `DisentangledAttention`), and in ModernBERT's local layers it attends to the whole text.
+    The families are BERT, RoBERTa (with XLM-R, CamemBERT, BERTweet), DistilBERT, ELECTRA, ALBERT, MPNet, DeBERTa-v2
+    and v3, ModernBERT, Nomic-BERT, GTE and JinaBERT. Every layer attends by a `jaxattn.nn.Attention`, with softmax at
+    first; `jaxattn.nn.replace_attention` and `jaxattn.nn.inject` put other mechanisms in. In DeBERTa, MPNet and
+    JinaBERT a mechanism without scores cannot keep the relative positions and raises (see `BiasedAttention`), and in
+    ModernBERT's local layers it attends to the whole text. ALBERT's layers share the weights of one block.
     A text has the same vectors however far it is padded.
 
     The constructor draws random weights; `TextEncoder.from_pretrained` loads those of a checkpoint.
@@ -78,12 +80,17 @@ class TextEncoder(nnx.Module):
         self.tokenizer: TextTokenizer | None = None
         self.left_out: tuple[str, ...] = ()
         self.embeddings = TextEmbeddings(config, **options)
-        self.relative = nnx.data(None if config.relative is None else RelativeEmbeddings(config, **options))
+        relative: RelativeEmbeddings | PairBias | None = None
+        if config.relative is not None:
+            relative = RelativeEmbeddings(config, **options)
+        elif config.pair_bias:
+            relative = PairBias(config, **options)
+        self.relative = nnx.data(relative)
         self.convolution = nnx.data(
             None if config.convolution is None else ConvolutionBranch(config, **options)
         )
-        self.blocks = nnx.List([make_block(config, layer, **options) for layer in range(config.num_layers)])
-        self.norm = nnx.data(None if config.modern is None else make_norm(config, **options))
+        self.blocks = nnx.List([make_block(config, layer, **options) for layer in range(config.num_blocks)])
+        self.norm = nnx.data(make_norm(config, **options) if config.layout.pre_norm else None)
 
     @classmethod
     def from_pretrained(
@@ -294,8 +301,9 @@ class TextEncoder(nnx.Module):
         mask = jnp.ones(input_ids.shape, bool) if attention_mask is None else jnp.asarray(attention_mask) != 0
         drop: dict[str, Any] = {"deterministic": deterministic, "rngs": rngs}
         states = [self.embeddings(input_ids, token_type_ids, **drop)]
-        table = None if self.relative is None else self.relative()
-        for block in self.blocks:
+        table = None if self.relative is None else self.relative(input_ids.shape[1])
+        for number in config.shared or range(config.num_layers):
+            block = self.blocks[number]
             call: dict[str, Any] = {}
             if self.relative is not None:
                 call["relative_table"] = self.relative.dropout(table, **drop)

@@ -26,6 +26,7 @@ class MLP(nnx.Module):
         activation: f.
         gated: multiply the activations by a second linear function of x.
         use_bias: whether the layers have offsets.
+        out_bias: whether the last one has; None for `use_bias`.
         kernel_init: initial values of all kernels but the last.
         out_init: initial values of the last kernel.
         dtype: dtype of the computation; None follows the inputs and parameters.
@@ -49,23 +50,22 @@ class MLP(nnx.Module):
         activation: Callable[[jax.Array], jax.Array] = nnx.gelu,
         gated: bool = False,
         use_bias: bool = True,
+        out_bias: bool | None = None,
         kernel_init: Initializer = DEFAULT_INIT,
         out_init: Initializer = DEFAULT_INIT,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        options: dict[str, Any] = {
-            "use_bias": use_bias,
-            "dtype": dtype,
-            "param_dtype": param_dtype,
-            "rngs": rngs,
-        }
-        widen = {"axes": ("embed", "mlp"), "kernel_init": kernel_init, **options}
+        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        widen = {"axes": ("embed", "mlp"), "kernel_init": kernel_init, "use_bias": use_bias, **options}
+        out_bias = use_bias if out_bias is None else out_bias
         self.activation = activation
         self.up = linear(features, hidden, **widen)
         self.gate = nnx.data(linear(features, hidden, **widen) if gated else None)
-        self.down = linear(hidden, features, ("mlp", "embed"), kernel_init=out_init, **options)
+        self.down = linear(
+            hidden, features, ("mlp", "embed"), kernel_init=out_init, use_bias=out_bias, **options
+        )
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         """Applies the layers to the last axis."""

@@ -60,3 +60,6 @@ def same_tensors(folder, weights):
     assert all("pooler" in name for name in set(weights) - set(saved))
     for name, array in saved.items():
         np.testing.assert_array_equal(array, weights[name], err_msg=name)
+
+
+JINA = {"model_type": "bert", **SIZES, "position_embedding_type": "alibi", "feed_forward_type": "geglu"}

@@ -58,6 +58,18 @@ CONFIGS = {
     "roberta": {"model_type": "roberta", **SIZES, "type_vocab_size": 1, "pad_token_id": 1},
     "xlm-roberta": {"model_type": "xlm-roberta", **SIZES, "type_vocab_size": 1, "pad_token_id": 3},
     "distilbert": {"model_type": "distilbert", **SIZES, **DISTIL},
+    "camembert": {"model_type": "camembert", **SIZES, "type_vocab_size": 1, "pad_token_id": 1},
+    "electra": {"model_type": "electra", **SIZES, "embedding_size": 8},
+    "albert": {
+        "model_type": "albert",
+        **SIZES,
+        "embedding_size": 8,
+        "num_hidden_groups": 2,
+        "num_hidden_layers": 3,
+    },
+    "mpnet": {"model_type": "mpnet", **SIZES},
+    "nomic_bert": {"model_type": "nomic_bert", **SIZES},
+    "gte": {"model_type": "gte", **SIZES, "hidden_dropout_prob": 0.0},
     "deberta-v3": V3,
     "deberta-v2-convolution": {**V3, "conv_kernel_size": 3, "conv_act": "gelu"},
     # Own projections, one row a distance, absolute positions and token types besides.
@@ -128,11 +140,16 @@ def token_types(config):
 
 def write_family(name):
     """One family's fixture."""
+    from safetensors.numpy import load_file
+
     model = torch_model(name)
     config = model.config.to_dict()
     ids, mask = batch(config["pad_token_id"])
     types = token_types(model.config)
     extra = {} if types is None else {"token_type_ids": types}
+    with tempfile.TemporaryDirectory() as folder:  # the names of files, which may differ from those in memory
+        model.save_pretrained(folder)
+        weights = load_file(f"{folder}/model.safetensors")
     np.savez_compressed(
         FIXTURES / f"{name}.npz",
         config=json.dumps(config, default=str),
@@ -140,7 +157,7 @@ def write_family(name):
         attention_mask=mask,
         states=torch_states(model, ids, mask, types),
         **extra,
-        **{f"weights/{key}": value.numpy() for key, value in model.state_dict().items()},
+        **{f"weights/{key}": value for key, value in weights.items()},
     )
 
 

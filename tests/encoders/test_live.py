@@ -14,6 +14,20 @@ transformers = pytest.importorskip(
 pytest.importorskip("safetensors")
 
 
+HEADED = [
+    "bert",
+    "roberta",
+    "distilbert",
+    "electra",
+    "albert",
+    "mpnet",
+    "nomic_bert",
+    "gte",
+    "deberta-v3",
+    "modernbert",
+]
+
+
 def compare(encoder, model, name):
     ids, mask = batch(model.config.pad_token_id)
     types = token_types(model.config)
@@ -43,7 +57,7 @@ def test_files_go_from_torch_to_here_and_back(name, tmp_path):
     np.testing.assert_array_equal(torch_states(again.eval(), ids, mask), torch_states(model, ids, mask))
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "deberta-v3", "modernbert"])
+@pytest.mark.parametrize("name", HEADED)
 def test_the_encoder_of_a_classifier_is_found(name, tmp_path):
     config = torch_model(name).config
     model = transformers.AutoModelForSequenceClassification.from_config(config).eval()

@@ -1,9 +1,9 @@
-"""The settings of BERT, RoBERTa and DistilBERT."""
+"""The settings of BERT, RoBERTa, DistilBERT, ELECTRA and ALBERT."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from jaxattn.encoders.settings import setting
+from jaxattn.encoders.settings import require, setting
 
 
 def read_bert(source: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,3 +58,29 @@ def read_distilbert(source: Mapping[str, Any]) -> dict[str, Any]:
         "dropout": dropout,
         "embedding_dropout": dropout,
     }
+
+
+def read_electra(source: Mapping[str, Any]) -> dict[str, Any]:
+    """As for BERT, with an embedding that may be narrower."""
+    small = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
+    fields = read_bert(small | _given(source))
+    width = setting(source, "embedding_size", 128)
+    return fields | {"embedding_size": 0 if width == fields["hidden_size"] else width}
+
+
+def read_albert(source: Mapping[str, Any]) -> dict[str, Any]:
+    """As for BERT, with a projected embedding, and layers that share the weights of a block a group."""
+    large = {"vocab_size": 30000, "hidden_size": 4096, "num_attention_heads": 64, "intermediate_size": 16384}
+    fields = read_bert(large | {"hidden_act": "gelu_new", "hidden_dropout_prob": 0.0} | _given(source))
+    require(source, {"inner_group_num": (1,)})
+    layers, groups = fields["num_layers"], setting(source, "num_hidden_groups", 1)
+    if not 1 <= groups <= layers:
+        raise ValueError(f"num_hidden_groups in config.json must be from 1 to {layers}; got {groups}.")
+    return fields | {
+        "embedding_size": setting(source, "embedding_size", 128),
+        "shared": tuple(int(layer / (layers / groups)) for layer in range(layers)),
+    }
+
+
+def _given(source: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in source.items() if value is not None}

@@ -1,14 +1,14 @@
 """The names of the parameters of DeBERTa in a checkpoint."""
 
-from jaxattn.encoders.bert.names import BERT_BLOCK, block_tensors, embedding_tensors
+from jaxattn.encoders.bert.names import BERT_BLOCK, Names, block_tensors, embedding_tensors
 from jaxattn.encoders.config import EncoderConfig
 from jaxattn.encoders.layout import Tensor, norm
 
-BLOCK = BERT_BLOCK | {
+BLOCK: Names = BERT_BLOCK | {
     f"attention.{part}": f"attention.self.{part}_proj" for part in ("query", "key", "value")
 }
 # Projections of the relative positions, where a model has its own, by the term that needs them.
-OWN = {
+OWN: dict[str, Names] = {
     "c2p": {"attention.position_key": "attention.self.pos_key_proj"},
     "p2c": {"attention.position_query": "attention.self.pos_query_proj"},
 }
@@ -28,7 +28,7 @@ def deberta_tensors(config: EncoderConfig) -> dict[str, Tensor]:
         table["convolution.conv.kernel"] = Tensor("encoder.conv.conv.weight", "conv")
         table["convolution.conv.bias"] = Tensor("encoder.conv.conv.bias")
         table |= norm("convolution.norm", "encoder.conv.LayerNorm")
-    return table | block_tensors(config, "encoder.layer", names)
+    return table | block_tensors(config, "encoder.layer.{}", names)
 
 
 def unused_tensors(config: EncoderConfig) -> tuple[str, ...]:

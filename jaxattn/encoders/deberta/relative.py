@@ -24,8 +24,8 @@ class RelativeEmbeddings(nnx.Module):
         self.norm = nnx.data(norm if config.relative.normalized else None)
         self.dropout = nnx.Dropout(config.dropout, deterministic=True)
 
-    def __call__(self) -> Float[Array, "P D"]:
-        """The table, normalised if the model does so."""
+    def __call__(self, length: int) -> Float[Array, "P D"]:
+        """The table, normalised if the model does so, whatever the length of the texts."""
         table = self.table[...].astype(self.dtype)
         return table if self.norm is None else self.norm(table)
 

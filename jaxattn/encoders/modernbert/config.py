@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxattn.core.checks import check_choice
-from jaxattn.encoders.config import ModernLayout
+from jaxattn.encoders.config import BlockLayout
 from jaxattn.encoders.settings import require, setting
 from jaxattn.positions import Rotary
 
@@ -39,11 +39,14 @@ def read_modernbert(source: Mapping[str, Any]) -> dict[str, Any]:
         "hidden_act": setting(source, "hidden_activation", "gelu"),
         "norm_eps": setting(source, "norm_eps", 1e-5),
         "embedding_dropout": setting(source, "embedding_dropout", 0.0),
-        "modern": ModernLayout(
+        "layout": BlockLayout(
+            pre_norm=True,
+            gated=True,
             rotary=tuple(rotary[kind] for kind in kinds),
             windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
             attention_bias=setting(source, "attention_bias", False),
             mlp_bias=setting(source, "mlp_bias", False),
+            mlp_out_bias=setting(source, "mlp_bias", False),
             norm_bias=setting(source, "norm_bias", False),
         ),
     }

@@ -49,10 +49,10 @@ class LayeredClassifier:
             raise UserError(
                 "--run must be of an encoder with softmax in all layers; this one has another attention."
             )
-        if config.relative is not None or config.modern is not None:
+        if not config.plain:
             raise UserError(
                 f"--run must be of an encoder such as BERT, RoBERTa or DistilBERT; this is {config.model_type}, with "
-                "relative positions or windows that trees and random features cannot keep."
+                "relative or rotary positions, windows or shared layers, which this study leaves out."
             )
         self.layers = [nnx.split(block) for block in self.encoder.blocks]
         self._embeddings = nnx.split(self.encoder.embeddings)

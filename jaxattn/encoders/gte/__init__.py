@@ -1,0 +1,1 @@
+"""GTE (also called "new"): post-norm blocks with rotary positions and gated MLPs."""

@@ -1,0 +1,1 @@
+"""JinaBERT: BERT with symmetric ALiBi in place of positions, and gated MLPs."""

@@ -1,0 +1,1 @@
+"""Nomic-BERT: post-norm blocks with rotary positions and gated MLPs, without offsets."""
