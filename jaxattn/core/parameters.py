@@ -4,7 +4,7 @@ The type of a variable says what training does with it:
 
 - `nnx.Param`: learned. Weight decay applies to those of two dimensions or more (kernels, embeddings), not to vectors
   (biases and gains of Flax's layers). A bias of Flax that has two dimensions is made with the metadata
-  `UNDECAYED`: `bias_metadata={"axes": ..., **UNDECAYED}`.
+  `UNDECAYED`: `bias_metadata=axis_names(...) | UNDECAYED`.
 - `UndecayedParam`: learned, but shrinking it towards 0 has no meaning: gains, logits, frequencies.
 - `HeldVariable`, and Flax's own `nnx.BatchStat`: not changed by gradients: random draws, statistics, fixed tables.
 """
@@ -19,6 +19,8 @@ from flax import nnx
 Initializer = Callable[..., jax.Array]
 
 UNDECAYED = {"decays": False}
+# The leading axis of variables of blocks that are scanned.
+LAYERS = "layers"
 
 
 class UndecayedParam(nnx.Param):
@@ -30,6 +32,15 @@ class HeldVariable(nnx.Variable):
 
 
 HELD = (HeldVariable, nnx.BatchStat)
+
+
+def axis_names(*axes: str | None) -> dict[str, Any]:
+    """Metadata that gives a variable one logical axis name, or None, per dimension.
+
+    These are what `nnx.get_partition_spec` reads, and `nnx.logical_axis_rules` says which axis of a mesh each stands
+    for. Nothing is sharded when the variable is made, which would need a mesh.
+    """
+    return {"out_sharding": axes, "eager_sharding": False}
 
 
 def decays(variable: nnx.Variable) -> bool:
@@ -51,7 +62,8 @@ def decays(variable: nnx.Variable) -> bool:
     """
     if not isinstance(variable, nnx.Param) or isinstance(variable, UndecayedParam):
         return False
-    return jnp.ndim(variable[...]) >= 2 and variable.get_metadata().get("decays", True)
+    dimensions = sum(axis != LAYERS for axis in axes_of(variable))
+    return dimensions >= 2 and variable.get_metadata().get("decays", True)
 
 
 def parameter(
@@ -62,9 +74,7 @@ def parameter(
     dtype: Any = jnp.float32,
     kind: type[nnx.Param] = nnx.Param,
 ) -> nnx.Param:
-    """A parameter with one logical axis name (or None) per dimension, kept in its metadata as `axes`.
-
-    Flax's own `out_sharding` metadata shards at creation and demands a mesh, so the names live beside it.
+    """A parameter with one logical axis name (or None) per dimension; see `axis_names`.
 
     Args:
         init: initializer, `(key, shape, dtype) -> array`.
@@ -85,17 +95,17 @@ def parameter(
         >>> from flax import nnx
         >>> from jaxattn.nn import parameter
         >>> kernel = parameter(nnx.initializers.ones, jax.random.key(0), (2, 3), ("embed", "heads"))
-        >>> kernel.shape, kernel.get_metadata()["axes"]
-        ((2, 3), ('embed', 'heads'))
+        >>> kernel.shape, nnx.get_partition_spec(kernel).get_value()
+        ((2, 3), PartitionSpec('embed', 'heads'))
     """
     if len(shape) != len(axes):
         raise ValueError(f"axes must name every dimension of shape {shape}; got {axes}.")
-    return kind(init(key, shape, dtype), axes=axes)
+    return kind(init(key, shape, dtype), **axis_names(*axes))
 
 
 def axes_of(variable: nnx.Variable) -> tuple[str | None, ...]:
     """The logical axis names of one variable; None where a dimension has none."""
-    return variable.get_metadata().get("axes", (None,) * jnp.ndim(variable[...]))
+    return variable.get_metadata().get("out_sharding", (None,) * jnp.ndim(variable[...]))
 
 
 def logical_axes(tree: Any) -> Any:

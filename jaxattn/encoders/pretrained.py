@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jaxattn.core.parameters import axes_of
 from jaxattn.encoders.config import EncoderConfig
 from jaxattn.encoders.weights import read_parameters, write_parameters
 from jaxattn.softmax.mechanism import SoftmaxModule
@@ -42,7 +43,7 @@ def load_parameters(
     def place(path: str, array: np.ndarray) -> jax.Array:
         where = sharding
         if where is not None and not isinstance(where, jax.sharding.Sharding):
-            where = where(path, variables[path].get_metadata()["axes"], array.shape)
+            where = where(path, axes_of(variables[path]), array.shape)
         return jax.device_put(array.astype(dtype), where)
 
     shapes = {path: variable.shape for path, variable in variables.items()}

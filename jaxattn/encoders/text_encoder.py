@@ -21,7 +21,7 @@ from jaxattn.encoders.hub import find_folder
 from jaxattn.encoders.layers import make_norm
 from jaxattn.encoders.pretrained import Placement, load_parameters, save_encoder
 from jaxattn.encoders.tokenizer import Ids, Mask, TextTokenizer, needed
-from jaxattn.nn.encoder import check_tree
+from jaxattn.nn.stack import check_tree
 from jaxattn.tree import Tree
 
 ArrayLike = Array | np.ndarray

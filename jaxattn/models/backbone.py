@@ -11,8 +11,9 @@ from jaxattn.core.checks import check_choice, check_dtype, check_rank
 from jaxattn.core.mechanism import Mechanism
 from jaxattn.core.parameters import parameter
 from jaxattn.core.registry import parse_mechanism
-from jaxattn.nn.encoder import Stack
 from jaxattn.nn.positions import LearnedPositions, MorletPositionalEncoding, SinusoidalPositions
+from jaxattn.nn.scanned import REMAT
+from jaxattn.nn.stack import Stack
 from jaxattn.positions import Rotary
 
 POSITIONS = ("none", "learned", "sinusoidal", "rotary", "morlet", "morlet:learned")
@@ -41,9 +42,11 @@ class BackboneConfig:
         allow_leak: accept the spelling "+gate=sequence" in a causal model, where it reads later tokens.
         dtype: dtype of the computation.
         param_dtype: dtype of the parameters.
+        scan_layers: scan over the blocks; None from 4 layers on. See `jaxattn.nn.Encoder`.
+        remat: "none", "dots" or "full": what is rematerialised in the backward pass; see `jaxattn.nn.Encoder`.
 
     Raises:
-        ValueError: an unknown mechanism or position encoding.
+        ValueError: an unknown mechanism, position encoding or remat.
 
     Examples:
         >>> from jaxattn.models import BackboneConfig
@@ -68,9 +71,12 @@ class BackboneConfig:
     allow_leak: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    scan_layers: bool | None = None
+    remat: str = "none"
 
     def __post_init__(self):
         check_choice("positions", self.positions, POSITIONS)
+        check_choice("remat", self.remat, REMAT)
         self.parsed_mechanism()
 
     def parsed_mechanism(self) -> Mechanism:
@@ -115,6 +121,8 @@ class Backbone(nnx.Module):
             out_init=nnx.initializers.normal(0.02 / (2 * config.num_layers) ** 0.5),
             dtype=config.dtype,
             param_dtype=config.param_dtype,
+            scan_layers=config.scan_layers,
+            remat=config.remat,
             rngs=rngs,
         )
 

@@ -3,7 +3,7 @@
 from jaxattn.core.flax_mechanism import AttentionFn
 from jaxattn.core.inputs import AttentionInputs, LayerSizes
 from jaxattn.core.mechanism import Flops, Gate, GateModule, Mechanism, MechanismModule
-from jaxattn.core.parameters import HeldVariable, UndecayedParam, decays, logical_axes, parameter
+from jaxattn.core.parameters import HeldVariable, UndecayedParam, axis_names, decays, logical_axes, parameter
 from jaxattn.core.registry import (
     GATES,
     MECHANISMS,
@@ -29,6 +29,8 @@ from jaxattn.nn.inceptive_head import InceptiveHead
 from jaxattn.nn.inject import inject, replace_attention
 from jaxattn.nn.pooling import Pooling
 from jaxattn.nn.positions import LearnedPositions, MorletPositionalEncoding, SinusoidalPositions
+from jaxattn.nn.scanned import ScannedBlocks
+from jaxattn.nn.stack import scan_layers, unroll_layers
 from jaxattn.output_gate.mechanism import OutputGated
 from jaxattn.random_features.mechanism import FeatureDraw, FeatureStatistic, RandomFeatures
 from jaxattn.recency.mechanism import Alibi, Forgetting
@@ -72,11 +74,13 @@ __all__ = [
     "ProjectedContext",
     "RandomFeatures",
     "Retention",
+    "ScannedBlocks",
     "SiblingBias",
     "SinusoidalPositions",
     "Softmax",
     "TransformerBlock",
     "UndecayedParam",
+    "axis_names",
     "decays",
     "inject",
     "logical_axes",
@@ -86,6 +90,8 @@ __all__ = [
     "register_gate",
     "register_mechanism",
     "replace_attention",
+    "scan_layers",
     "spell_mechanism",
+    "unroll_layers",
     "whole_number",
 ]

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxattn.core.checks import check_rank, check_shape, check_token_mask
 from jaxattn.core.inputs import AttentionInputs, LayerSizes
 from jaxattn.core.mechanism import Mechanism
-from jaxattn.core.parameters import UNDECAYED, Initializer
+from jaxattn.core.parameters import UNDECAYED, Initializer, axis_names
 from jaxattn.nn.context import ProjectedContext
 from jaxattn.nn.layers import DEFAULT_INIT
 from jaxattn.positions import Rotary
@@ -98,8 +98,8 @@ class Attention(nnx.Module):
                 (heads, head_dim),
                 use_bias=use_bias,
                 kernel_init=kernel_init,
-                kernel_metadata={"axes": ("embed", name, "head_dim")},
-                bias_metadata={"axes": (name, "head_dim"), **UNDECAYED},
+                kernel_metadata=axis_names("embed", name, "head_dim"),
+                bias_metadata=axis_names(name, "head_dim") | UNDECAYED,
                 dtype=dtype,
                 param_dtype=param_dtype,
                 rngs=rngs,
@@ -114,8 +114,8 @@ class Attention(nnx.Module):
             axis=(-2, -1),
             use_bias=use_bias,
             kernel_init=out_init,
-            kernel_metadata={"axes": ("heads", "head_dim", "embed")},
-            bias_metadata={"axes": ("embed",)},
+            kernel_metadata=axis_names("heads", "head_dim", "embed"),
+            bias_metadata=axis_names("embed"),
             dtype=dtype,
             param_dtype=param_dtype,
             rngs=rngs,
@@ -127,7 +127,7 @@ class Attention(nnx.Module):
             return nnx.RMSNorm(
                 head_dim,
                 scale_init=nnx.initializers.constant(qk_norm),
-                scale_metadata={"axes": ("head_dim",)},
+                scale_metadata=axis_names("head_dim"),
                 dtype=dtype,
                 param_dtype=param_dtype,
                 rngs=rngs,
@@ -136,8 +136,8 @@ class Attention(nnx.Module):
         def standardise() -> nnx.LayerNorm:
             return nnx.LayerNorm(
                 head_dim,
-                scale_metadata={"axes": ("head_dim",)},
-                bias_metadata={"axes": ("head_dim",)},
+                scale_metadata=axis_names("head_dim"),
+                bias_metadata=axis_names("head_dim"),
                 dtype=dtype,
                 param_dtype=param_dtype,
                 rngs=rngs,

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxattn.nn.encoder import Stack, check_not_projected
+from jaxattn.nn.stack import Stack, check_not_projected
 
 
 class Decoder(Stack):
@@ -18,7 +18,7 @@ class Decoder(Stack):
         features: width D.
         num_heads: query heads.
 
-    The keywords are those of `TransformerBlock`.
+    The other keywords are those of `Encoder`.
 
     Examples:
         >>> import jax.numpy as jnp

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxattn.core.flax_mechanism import AttentionFn
 from jaxattn.core.mechanism import Mechanism
 from jaxattn.nn.attention import Attention
+from jaxattn.nn.stack import unroll_layers
 from jaxattn.softmax.mechanism import SoftmaxModule
 from jaxattn.tree import Tree
 from jaxattn.tree.mechanism import Hierarchical
@@ -30,7 +31,7 @@ def replace_attention(
         rngs: for mechanisms with parameters or random numbers of their own; None for a fixed seed.
 
     Returns:
-        The changed copy.
+        The changed copy, its blocks unrolled; with one mechanism in all of them, `scan_layers` scans them again.
 
     Raises:
         ValueError: there is no such layer, or a chosen one does not attend by softmax.
@@ -43,7 +44,7 @@ def replace_attention(
         >>> [type(block.attention.mechanism).__name__ for block in changed.blocks]
         ['SoftmaxModule', 'SoftmaxModule', 'RandomFeaturesModule']
     """
-    changed = nnx.clone(model)
+    changed = unroll_layers(model)
     found = _attention_layers(changed)
     count = len(found)
     chosen = range(count) if layers is None else layers

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxattn.core.parameters import Initializer
+from jaxattn.core.parameters import Initializer, axis_names
 
 DEFAULT_INIT = nnx.initializers.lecun_normal()
 
@@ -27,8 +27,8 @@ def linear(
         width_out,
         use_bias=use_bias,
         kernel_init=kernel_init,
-        kernel_metadata={"axes": axes},
-        bias_metadata={"axes": axes[1:]},
+        kernel_metadata=axis_names(*axes),
+        bias_metadata=axis_names(*axes[1:]),
         dtype=dtype,
         param_dtype=param_dtype,
         rngs=rngs,
@@ -53,7 +53,7 @@ def layer_norm(
         use_fast_variance=use_fast_variance,
         dtype=dtype,
         param_dtype=param_dtype,
-        scale_metadata={"axes": ("embed",)},
-        bias_metadata={"axes": ("embed",)},
+        scale_metadata=axis_names("embed"),
+        bias_metadata=axis_names("embed"),
         rngs=rngs,
     )

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxattn.core.checks import check_choice
-from jaxattn.core.parameters import parameter
+from jaxattn.core.parameters import axis_names, parameter
 from jaxattn.positions import morlet_encoding, morlet_init, sinusoidal_encoding
 
 
@@ -123,7 +123,7 @@ class MorletPositionalEncoding(_Table):
         start = morlet_init(features, length, center=center)
 
         def kept(value: Array) -> nnx.Param:
-            return nnx.Param(value, axes=(None,))
+            return nnx.Param(value, **axis_names(None))
 
         self.log_omega = kept(start.log_omega)
         self.log_sigma = kept(start.log_sigma)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 from jaxattn.core.checks import check_choice
 from jaxattn.core.inputs import AttentionInputs, LayerSizes
 from jaxattn.core.mechanism import Flops, Mechanism, MechanismModule
-from jaxattn.core.parameters import HeldVariable, UndecayedParam
+from jaxattn.core.parameters import HeldVariable, UndecayedParam, axis_names
 from jaxattn.core.registry import MechanismRow, register_mechanism, whole_number
 from jaxattn.random_features.attention import (
     random_feature_attention,
@@ -159,12 +159,12 @@ class RandomFeaturesModule(MechanismModule):
                 kind = FeatureDraw
             if kind is UndecayedParam:
                 leaf = leaf.astype(sizes.param_dtype)
-            setattr(self, name, kind(leaf, axes=(None,) * leaf.ndim))
+            setattr(self, name, kind(leaf, **axis_names(*[None] * leaf.ndim)))
         if feature_map.component.calibrates:
-            self.calls = FeatureStatistic(jnp.zeros(()), axes=())
+            self.calls = FeatureStatistic(jnp.zeros(()), **axis_names())
         if config.redraw_every is not None:
-            self.since_redraw = FeatureDraw(jnp.zeros(()), axes=())
-            self.redraw_key = FeatureDraw(jax.random.key_data(redraw_key), axes=(None,))
+            self.since_redraw = FeatureDraw(jnp.zeros(()), **axis_names())
+            self.redraw_key = FeatureDraw(jax.random.key_data(redraw_key), **axis_names(None))
 
     @property
     def feature_map(self) -> FeatureMap:

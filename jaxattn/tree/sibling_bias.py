@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxattn.core.checks import check_choice
-from jaxattn.core.parameters import HeldVariable, UndecayedParam, parameter
+from jaxattn.core.parameters import HeldVariable, UndecayedParam, axis_names, parameter
 from jaxattn.tree.tree import Tree
 
 KINDS = (None, "learned", "sinusoidal", "fourier")
@@ -69,7 +69,7 @@ class SiblingBias(nnx.Module):
                 found = float(reach) ** -steps
             else:
                 found = jax.random.normal(rngs.params(), (frequencies,)) / jnp.sqrt(reach)
-            self.frequencies = SiblingFrequencies(found, axes=(None,))
+            self.frequencies = SiblingFrequencies(found, **axis_names(None))
         self.weights = parameter(
             nnx.initializers.zeros,
             rngs.params(),

@@ -63,6 +63,11 @@ class BackboneOptions(Options, at_least={"num_layers": 1, "num_heads": 1, "featu
     """Dropout rate in training."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the computation (parameters stay float32); auto is bfloat16 on accelerators, float32 on CPU."""
+    scan_layers: bool | None = None
+    """Scan over the layers, so that the time to compile does not grow with them; None does from 4 layers on."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass rematerialises to save memory: full everything but the input of each layer, dots what
+    is not a product with a learned matrix."""
 
     def _check(self) -> None:
         if self.features % self.num_heads:
@@ -207,6 +212,7 @@ class TaskConfig(Options):
     def identity(self) -> dict[str, Any]:
         """Everything but the data that changes the trained numbers: a run is resumed only if all of it is equal."""
         fields = {**dataclasses.asdict(self.model), **dataclasses.asdict(self.optimizer)}
+        fields.pop("remat", None)  # changes the memory only
         fields |= {"warmup": self.optimizer.warmup_steps, "seed": self.run.seed, "seeds": self.run.seeds}
         # A checkpoint gives tuples back as lists.
         return {name: list(x) if isinstance(x, tuple) else x for name, x in fields.items()}

@@ -115,7 +115,9 @@ def learned_parameters(params: Mapping[str, np.ndarray], out: Path) -> list[Path
     if gates["alpha"] and gates["tau"]:
         figure, axes = _figure(2)
         for axis, (which, values) in zip(axes, gates.items(), strict=True):
-            table = np.stack([np.atleast_1d(value) for value in values])
+            table = np.concatenate(
+                [np.atleast_2d(value) for value in values]
+            )  # scanned layers share an array
             image = axis.imshow(table, aspect="auto", cmap="coolwarm")
             _annotate(axis, table, "{:.2f}", white=np.zeros(table.shape, bool))
             axis.set(title=f"gate {which}", xlabel="head", ylabel="layer")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxattn.core.parameters import axes_of
 from jaxattn.models import TextEncoder
 from tests.encoders.helpers import (
     BERT,
@@ -66,7 +67,7 @@ def test_parameters_go_where_they_belong_in_the_wanted_dtype(tmp_path):
     write(tmp_path, str(arrays["config"]), weights)
     encoder = TextEncoder.from_pretrained(tmp_path, sharding=sharding)
     kernel = encoder.blocks[1].mlp.up.kernel
-    assert kernel.get_metadata()["axes"] == ("embed", "mlp")
+    assert axes_of(kernel) == ("embed", "mlp")
     assert {shard.data.shape for shard in kernel[...].addressable_shards} == {(16, 6)}
     assert len(encoder.embeddings.word[...].addressable_shards) == 4
     mask = arrays["attention_mask"]

@@ -15,6 +15,7 @@ from jaxattn.nn import (
     MechanismRow,
     Softmax,
     UndecayedParam,
+    axis_names,
     register_mechanism,
 )
 
@@ -41,7 +42,7 @@ class RecencyModule(MechanismModule):
         super().__init__(sizes)
         self.inner = Softmax().build(sizes, rngs=rngs)
         self.rate = UndecayedParam(
-            jnp.full((sizes.num_heads,), config.rate, sizes.param_dtype), axes=("heads",)
+            jnp.full((sizes.num_heads,), config.rate, sizes.param_dtype), **axis_names("heads")
         )
 
     @property

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxattn.core.parameters import UNDECAYED
+from jaxattn.core.parameters import UNDECAYED, axis_names
 from jaxattn.encoders.biased import BiasedAttention
 from jaxattn.encoders.config import RelativePositions
 from jaxattn.encoders.deberta.relative import relative_rows
@@ -39,8 +39,8 @@ class DisentangledAttention(BiasedAttention):
             return nnx.LinearGeneral(
                 in_features,
                 (num_heads, in_features // num_heads),
-                kernel_metadata={"axes": ("embed", "heads", "head_dim")},
-                bias_metadata={"axes": ("heads", "head_dim"), **UNDECAYED},
+                kernel_metadata=axis_names("embed", "heads", "head_dim"),
+                bias_metadata=axis_names("heads", "head_dim") | UNDECAYED,
                 dtype=options["dtype"],
                 param_dtype=options["param_dtype"],
                 rngs=options["rngs"],

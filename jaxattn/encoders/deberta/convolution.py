@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from jaxattn.core.parameters import axis_names
 from jaxattn.encoders.config import ACTIVATIONS, EncoderConfig
 from jaxattn.encoders.layers import make_norm
 
@@ -22,8 +23,8 @@ class ConvolutionBranch(nnx.Module):
             config.hidden_size,
             (config.convolution.kernel_size,),
             feature_group_count=config.convolution.groups,
-            kernel_metadata={"axes": (None, None, "embed")},
-            bias_metadata={"axes": ("embed",)},
+            kernel_metadata=axis_names(None, None, "embed"),
+            bias_metadata=axis_names("embed"),
             dtype=dtype,
             param_dtype=param_dtype,
             rngs=rngs,

@@ -10,6 +10,7 @@ import numpy as np
 
 import jaxattn
 from jaxattn.models import LanguageModel
+from jaxattn.nn import unroll_layers
 from jaxattn_train.cli.options import Options
 from jaxattn_train.cli.parsing import parse
 from jaxattn_train.errors import UserError
@@ -60,13 +61,10 @@ def main(argv: Sequence[str]) -> int:
 
 def attention_tensors(model: LanguageModel, tokens: jax.Array) -> list[Tensors]:
     """Queries, keys and values of every layer while the model reads `tokens` (B, T); the model is left unchanged."""
+    model = unroll_layers(model)
     attentions = [block.attention for block in model.decoder.blocks]
     recorders = [Recorder(attention.mechanism) for attention in attentions]
-    try:
-        for attention, recorder in zip(attentions, recorders, strict=True):
-            attention.mechanism = recorder
-        model(tokens)
-    finally:
-        for attention, recorder in zip(attentions, recorders, strict=True):
-            attention.mechanism = recorder.inner
+    for attention, recorder in zip(attentions, recorders, strict=True):
+        attention.mechanism = recorder
+    model(tokens)
     return [recorder.seen for recorder in recorders]
