@@ -39,6 +39,20 @@ def axis_names(*axes: str | None) -> dict[str, Any]:
 
     These are what `nnx.get_partition_spec` reads, and `nnx.logical_axis_rules` says which axis of a mesh each stands
     for. Nothing is sharded when the variable is made, which would need a mesh.
+
+    Args:
+        axes: the names.
+
+    Returns:
+        Keywords of a variable, or the `kernel_metadata` of a Flax layer.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> gain = nnx.Param(jnp.ones((2, 3)), **axis_names("heads", None))
+        >>> with nnx.logical_axis_rules((("heads", "tensor"),)):
+        ...     tuple(nnx.get_partition_spec(gain).get_value())
+        ('tensor', None)
     """
     return {"out_sharding": axes, "eager_sharding": False}
 
@@ -95,8 +109,8 @@ def parameter(
         >>> from flax import nnx
         >>> from jaxattn.nn import parameter
         >>> kernel = parameter(nnx.initializers.ones, jax.random.key(0), (2, 3), ("embed", "heads"))
-        >>> kernel.shape, nnx.get_partition_spec(kernel).get_value()
-        ((2, 3), PartitionSpec('embed', 'heads'))
+        >>> kernel.shape, tuple(nnx.get_partition_spec(kernel).get_value())
+        ((2, 3), ('embed', 'heads'))
     """
     if len(shape) != len(axes):
         raise ValueError(f"axes must name every dimension of shape {shape}; got {axes}.")

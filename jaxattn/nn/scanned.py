@@ -115,17 +115,17 @@ def apply_blocks(
 def _scan(
     blocks: ScannedBlocks, function: Callable[..., Array], x: Array, policy: Any, rngs: nnx.Rngs | None
 ) -> Array:
-    graph, learned, rest = nnx.split(blocks.stacked, nnx.Param, ...)
+    graph, learned, *others = nnx.split(blocks.stacked, nnx.Param, ...)
     streams, keys = nnx.split(None if rngs is None else rngs.fork(split=len(blocks)))
 
     def body(x: Array, layer: Any) -> tuple[Array, Any]:
-        learned, rest, keys = layer
-        block = nnx.merge(graph, learned, rest)
+        learned, others, keys = layer
+        block = nnx.merge(graph, learned, *others)
         x = function(block, x, nnx.merge(streams, keys))
         return x, nnx.state(block, nnx.Not(nnx.Param))
 
     if policy is not None:
         body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-    x, rest = jax.lax.scan(body, x, (learned, rest, keys))
+    x, rest = jax.lax.scan(body, x, (learned, others, keys))
     nnx.update(blocks.stacked, rest)
     return x

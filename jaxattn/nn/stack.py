@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxattn.core.checks import check_choice
 from jaxattn.core.mechanism import Mechanism
 from jaxattn.core.parameters import Initializer
-from jaxattn.nn.blocks import TransformerBlock
+from jaxattn.nn.blocks import Block, TransformerBlock
 from jaxattn.nn.context import ProjectedContext
 from jaxattn.nn.layers import DEFAULT_INIT, layer_norm
 from jaxattn.nn.scanned import REMAT, ScannedBlocks, apply_blocks
@@ -114,7 +114,7 @@ class Stack(nnx.Module):
         check_tree(tree, (blocks.stacked,) if isinstance(blocks, ScannedBlocks) else blocks)
         check_not_projected(context)
 
-        def apply(block: TransformerBlock, x: Array, rngs: nnx.Rngs | None) -> Array:
+        def apply(block: Block, x: Array, rngs: nnx.Rngs | None) -> Array:
             return block(
                 x,
                 context=context,
@@ -138,6 +138,9 @@ def scan_layers(model: Model) -> Model:
     Args:
         model: any Flax NNX module with an `Encoder` or a `Decoder` inside.
 
+    Returns:
+        The copy.
+
     Raises:
         ValueError: a stack whose blocks have different structures.
 
@@ -158,7 +161,17 @@ def unroll_layers(model: Model) -> Model:
     """A copy of the model whose blocks are modules of their own, so that each can be changed by itself.
 
     Args:
-        model: any Flax NNX module.
+        model: any Flax NNX module with an `Encoder` or a `Decoder` inside.
+
+    Returns:
+        The copy, whose `blocks` are lists.
+
+    Examples:
+        >>> from flax import nnx
+        >>> from jaxattn.nn import Encoder, unroll_layers
+        >>> encoder = unroll_layers(Encoder(4, 8, 2, rngs=nnx.Rngs(0)))
+        >>> encoder.blocks[3].mlp.up.kernel.shape
+        (8, 32)
     """
     return _convert(model, ScannedBlocks, lambda blocks: nnx.List(list(blocks)))
 
