@@ -1,6 +1,7 @@
 """Entry point of `jaxattn-train`, which is also `python -m jaxattn_train`."""
 
 import io
+import os
 import sys
 
 from jaxattn_train.cli.commands import main
@@ -11,7 +12,17 @@ def run() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # characters that the locale lacks are escaped, not an error
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(main())
+    try:
+        code = main()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(
+            130
+        )  # at once: a compilation still runs in a thread, and would crash while Python shuts down
+    except BrokenPipeError:  # of `| head`
+        os._exit(141)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

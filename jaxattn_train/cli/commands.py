@@ -20,7 +20,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "jaxattn_train.tasks.finetune.command",
         "fine-tune a pretrained text encoder: irony, emotion, SST-2 or your own texts",
     ),
-    "predict": ("jaxattn_train.tasks.finetune.predict", "label texts with a fine-tuned encoder"),
+    "predict": ("jaxattn_train.tasks.predict.command", "label texts with a classifier that was trained"),
+    "evaluate": ("jaxattn_train.tasks.predict.evaluate", "score such a classifier on labelled texts"),
     "embed": ("jaxattn_train.tasks.embed", "vectors of texts, by a pretrained sentence encoder"),
     "lra": ("jaxattn_train.tasks.lra.command", "train on a task of the Long Range Arena"),
     "mqar": ("jaxattn_train.tasks.mqar.command", "train on multi-query associative recall"),
@@ -75,6 +76,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, TrainingFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130

@@ -4,7 +4,9 @@ The docstrings below the fields are the text of --help.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from jaxattn_train.errors import UserError
@@ -13,6 +15,8 @@ from jaxattn_train.errors import UserError
 class Options:
     """A frozen dataclass of options, or of groups of them; `at_least` gives lower bounds by field."""
 
+    brief: ClassVar[tuple[str, ...]] = ()
+    """The fields that --help shows, where there are so many that the others are left to --help-all."""
     _at_least: ClassVar[Mapping[str, float]] = {}
 
     def __init_subclass__(cls, *, at_least: Mapping[str, float] | None = None) -> None:
@@ -83,18 +87,28 @@ def check_dropout(rate: float) -> None:
         raise UserError(f"--dropout must be in [0, 1); got {rate}.")
 
 
-def check_attention(spelling: str, *, flag: str = "--attention") -> None:
-    """Raises unless `spelling` is a mechanism that needs nothing but the sequence (a tree must state its sizes)."""
+def check_attention(
+    spelling: str, *, length: int = 1024, flag: str = "--attention", allow_leak: bool = False
+) -> None:
+    """Raises unless `spelling` is a mechanism that needs nothing but the sequence.
+
+    Args:
+        spelling: of the mechanism.
+        length: of the sequences, for the suggestion where a tree does not say its sizes.
+        flag: that has the spelling.
+        allow_leak: see `parse_mechanism`.
+    """
     from jaxattn.nn import parse_mechanism  # JAX takes seconds to import
 
     try:
-        mechanism = parse_mechanism(spelling)
+        mechanism = parse_mechanism(spelling, allow_leak=allow_leak)
     except ValueError as error:
         raise UserError(f"{flag}: {error}") from error
     if mechanism.needs_tree:
+        leaves = 2 ** round(math.log2(length) / 2)
         raise UserError(
-            f"{flag} must say the sizes of a tree, as in tree:64x16, as this task has no trees of its own; "
-            f"got {spelling!r}."
+            f"{flag} must say the sizes of a tree, from the leaves up, as this task has no trees of its own; for "
+            f"{length} tokens tree:{leaves}x{-(-length // leaves)}; got {spelling!r}."
         )
 
 
@@ -169,7 +183,8 @@ class RunOptions(Options, at_least={"seed": 0, "seeds": 1, "keep": 1, "fsdp": 1}
     """vmap trains the seeds side by side, sequential one after the other in each step (less memory); auto takes
     vmap on accelerators if it fits, sequential on CPU, where it is faster."""
     out: str | None = None
-    """Run folder; by default runs/SUBCOMMAND-PRESET. The same command again resumes the run in it."""
+    """Run folder; by default runs/SUBCOMMAND-PRESET, or runs/SUBCOMMAND-FILE for your own file. The same command
+    again resumes the run in it."""
     overwrite: bool = False
     """Start over in a folder that holds another run (its checkpoints are deleted)."""
     resume_step: int | None = None
@@ -206,13 +221,16 @@ class TaskConfig(Options):
         return tuple(range(self.run.seed, self.run.seed + self.run.seeds))
 
     def out(self) -> str:
-        """The run folder."""
-        return self.run.out or f"runs/{self.command}-{self.preset}"
+        """The run folder, which is named after the user's own file, or else the preset."""
+        own = getattr(self.data, "train_file", None) or getattr(self.data, "text_file", None)
+        return self.run.out or f"runs/{self.command}-{Path(own).name.split('.')[0] if own else self.preset}"
 
     def identity(self) -> dict[str, Any]:
         """Everything but the data that changes the trained numbers: a run is resumed only if all of it is equal."""
         fields = {**dataclasses.asdict(self.model), **dataclasses.asdict(self.optimizer)}
         fields.pop("remat", None)  # changes the memory only
         fields |= {"warmup": self.optimizer.warmup_steps, "seed": self.run.seed, "seeds": self.run.seeds}
+        if (weights := getattr(self.data, "class_weights", None)) is not None:
+            fields["class_weights"] = weights
         # A checkpoint gives tuples back as lists.
         return {name: list(x) if isinstance(x, tuple) else x for name, x in fields.items()}

@@ -1,10 +1,11 @@
 """Parsing of command lines with tyro: presets, flags passed on to other commands, the command that resumes a run."""
 
+import dataclasses
 import itertools
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,14 +29,47 @@ def parse(kind: type[Config], argv: Sequence[str], *, command: str, default: Con
     """
     import tyro
 
+    options: dict[str, Any] = {"prog": f"{program()} {command}", "config": (tyro.conf.OmitArgPrefixes,)}
+    if default is not None:
+        options["default"] = default
+    if {"-h", "--help"} & set(argv) and kind.brief:
+        print(f"The options used most; {program()} {command} --help-all lists all of them.\n")
+        tyro.cli(kind, args=["--help"], registry=_rules(kind.brief), **options)
     # tyro takes every word that starts with -- for a flag, also a quoted value such as "--kernels 2 3".
     words = [f" {word}" if word.startswith("--") and " " in word.partition("=")[0] else word for word in argv]
-    more: dict[str, Any] = {} if default is None else {"default": default}
-    config = tyro.cli(
-        kind, args=words, prog=f"{program()} {command}", config=(tyro.conf.OmitArgPrefixes,), **more
-    )
+    words = ["--help" if word == "--help-all" else word for word in words]
+    config = tyro.cli(kind, args=words, registry=_rules(()), **options)
     config.check()
     return config
+
+
+def _rules(shown: Collection[str]) -> Any:
+    """How tyro reads dataclasses: docstrings as paragraphs, and of the fields only those in `shown`, if any are."""
+    import tyro
+
+    registry = tyro.constructors.ConstructorRegistry()
+    suppress: Any = tyro.conf.Suppress
+    asking: list[Any] = []
+
+    @registry.struct_rule
+    def keep(info: Any) -> Any:
+        if info.type in asking:  # by the line that asks for what tyro would do
+            return None
+        asking.append(info.type)
+        found = registry.get_struct_spec(info)
+        asking.pop()
+        if not isinstance(found, tyro.constructors.StructConstructorSpec):
+            return None
+
+        def kept(field: Any) -> Any:
+            text = field.helptext() if callable(field.helptext) else field.helptext
+            hidden = shown and field.name not in shown and not dataclasses.is_dataclass(field.default)
+            kind = suppress[field.type] if hidden else field.type
+            return dataclasses.replace(field, type=kind, helptext=text and " ".join(text.split()))
+
+        return dataclasses.replace(found, fields=tuple(map(kept, found.fields)))
+
+    return registry
 
 
 def parse_with_presets(argv: Sequence[str], presets: Mapping[str, Config], *, command: str) -> Config:
@@ -56,7 +90,7 @@ def parse_with_presets(argv: Sequence[str], presets: Mapping[str, Config], *, co
     try:
         return parse(type(preset), argv, command=command, default=preset)
     except SystemExit as stop:
-        if stop.code == 0:  # --help
+        if stop.code == 0 and "--help-all" in argv:
             from jaxattn.nn import mechanism_help  # JAX takes seconds to import
 
             print(f"Attention mechanisms, followed by any gates:\n{mechanism_help()}")

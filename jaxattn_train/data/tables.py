@@ -45,7 +45,12 @@ def refuse(problems: Sequence[str]) -> None:
 
 
 def read_table(
-    path: Path, *, text_column: str, label_column: str | None, label_separator: str | None = None
+    path: Path,
+    *,
+    text_column: str,
+    label_column: str | None,
+    label_separator: str | None = None,
+    label_columns: Sequence[str] = (),
 ) -> Texts:
     """Reads .tsv, .csv or .jsonl, also compressed (.gz, .xz), UTF-8.
 
@@ -59,6 +64,7 @@ def read_table(
         text_column: name of the column of texts.
         label_column: name of the column of labels. None for texts without labels.
         label_separator: between several labels of a text; JSON lines may also give a list. None for one label a text.
+        label_columns: columns of 0 and 1 in place of `label_column`, one for each label.
 
     Raises:
         UserError: the file cannot be read or is of another kind, it lacks a column, or rows are damaged or lack a
@@ -74,14 +80,12 @@ def read_table(
     kind = next((suffix for suffix in reversed(path.suffixes) if suffix not in (".gz", ".xz")), "")
     if kind not in (".tsv", ".csv", ".jsonl"):
         raise UserError(f"{path} must end in .tsv, .csv, .jsonl, optionally followed by .gz or .xz.")
-    wanted = {"--text-column": text_column} | ({"--label-column": label_column} if label_column else {})
+    wanted = {text_column: "--text-column"} | dict.fromkeys(label_columns, "--label-columns")
+    if label_column is not None and not label_columns:
+        wanted[label_column] = "--label-column"
     # Spreadsheets put a byte order mark in front, which is no part of the first column's name.
     content = read_text(path).removeprefix("\ufeff")
-    rows = (
-        _json_rows(content, [*wanted.values(), "id"])
-        if kind == ".jsonl"
-        else _rows(content, path, kind, wanted)
-    )
+    rows = _json_rows(content, [*wanted, "id"]) if kind == ".jsonl" else _rows(content, path, kind, wanted)
     found, problems = Texts([], [], []), []
     columns: dict[str, Any] = {}
     for line, row in rows:
@@ -90,7 +94,11 @@ def read_table(
                 raise row
             columns.update(row)
             text = _string(_cell(row, text_column), "text")
-            label = "" if label_column is None else _label(_cell(row, label_column), label_separator)
+            if label_columns:
+                chosen = [name for name in label_columns if _holds(row, name)]
+                label = _label(chosen, label_separator)
+            else:
+                label = "" if label_column is None else _label(_cell(row, label_column), label_separator)
             name = row.get("id")
             found.ids.append(_string(str(len(found.ids) if name is None else name), "id"))
             found.texts.append(text)
@@ -98,7 +106,7 @@ def read_table(
             found.places.append(f"{path}:{line}")
         except ValueError as problem:
             problems.append(f"{path}:{line}: {problem}.")
-    for flag, column in wanted.items():
+    for column, flag in wanted.items():
         if columns and column not in columns:
             raise _no_column(flag, column, path, columns)
     refuse(problems)
@@ -122,14 +130,14 @@ def _rows(
         header = next((row for _, row in _cells(content, separator, kind) if row), [])
         if isinstance(header, list):
             headers[separator] = header
-            if set(wanted.values()) <= set(header):
+            if set(wanted) <= set(header):
                 break
     else:
         separator, header = usual, headers.get(usual, [])
-    for flag, column in wanted.items():
+    for column, flag in wanted.items():
         if column not in header:
             raise _no_column(flag, column, path, header)
-    for column in (*wanted.values(), "id"):
+    for column in (*wanted, "id"):
         if header.count(column) > 1:
             raise UserError(f"{path}:1: {header.count(column)} columns are named {column!r}.")
     if separator != usual:
@@ -187,6 +195,16 @@ def _cell(row: dict[str, Any], column: str) -> Any:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"{column!r} is missing" + ("" if value is None else f" ({value})"))
     return value
+
+
+def _holds(row: dict[str, Any], column: str) -> bool:
+    """Whether a column of 0 and 1 has a 1."""
+    value = _cell(row, column)
+    found = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
+    try:
+        return found[str(value).strip().lower()]
+    except KeyError:
+        raise ValueError(f"{column!r} must be 0 or 1; got {value!r}") from None
 
 
 def _string(value: Any, what: str) -> str:

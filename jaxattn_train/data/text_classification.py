@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxattn_train.data.download import RemoteFile, download
 from jaxattn_train.data.files import check, decode, find, obtain, tar_members
@@ -132,7 +133,9 @@ def load_files(
     *,
     text_column: str,
     label_column: str,
+    label_columns: Sequence[str] = (),
     validation_share: float = 0.1,
+    test_share: float | None = None,
     label_separator: str | None = None,
 ) -> LabelledTexts:
     """The user's own files; see `read_table`.
@@ -141,36 +144,43 @@ def load_files(
         train: to train on.
         validation: to choose the best checkpoint by; None takes a share of `train`, chosen by hash, without the last
             text of any label.
-        test: for the numbers at the end; None for no test.
+        test: for the numbers at the end; None for `test_share`.
         text_column: name of the column of texts.
         label_column: name of the column of labels.
+        label_columns: columns of 0 and 1 in place of `label_column`.
         validation_share: that share.
+        test_share: share of `train` for the numbers at the end, where there is no file; None for no test.
         label_separator: between several labels of a text; None for one.
 
     Raises:
         UserError: a file or a column is missing, or a part would be empty.
     """
     read = functools.partial(
-        read_table, text_column=text_column, label_column=label_column, label_separator=label_separator
+        read_table,
+        text_column=text_column,
+        label_column=label_column,
+        label_separator=label_separator,
+        label_columns=label_columns,
     )
-    parts = read(Path(train))
-    if validation is not None:
-        kept = read(Path(validation))
-    else:
-        count = round(len(parts.texts) * validation_share)
-        if not 0 < count < len(parts.texts):
+    rest = read(Path(train))
+    size = len(rest.texts)
+    parts: dict[str, Any] = {}
+    for name, file, share in (("test", test, test_share), ("validation", validation, validation_share)):
+        if file is not None or share is None:
+            parts[name] = None if file is None else read(Path(file))
+            continue
+        count = round(size * share)
+        if not 0 < count < len(rest.texts):
             raise UserError(
-                f"--validation-share {validation_share} of {len(parts.texts)} texts leaves {count} for validation; "
-                "give --validation-file or another share."
+                f"--{name}-share {share} of {size} texts leaves {count} for {name}; give --{name}-file or another "
+                "share."
             )
-        parts, kept = split_by_hash(parts, count, separator=label_separator)
-        if not kept.texts:
+        rest, parts[name] = split_by_hash(rest, count, separator=label_separator)
+        if not parts[name].texts:
             raise UserError(
-                "every text is the only one with some label, so that none is left for validation; give "
-                "--validation-file."
+                f"every text is the only one with some label, so that none is left for {name}; give --{name}-file."
             )
-    tested = None if test is None else read(Path(test))
-    return LabelledTexts(Path(train).name, parts, kept, tested)
+    return LabelledTexts(Path(train).name, rest, parts["validation"], parts["test"])
 
 
 def _imdb_parts(files: Iterable[tuple[str, bytes]]) -> dict[str, Texts]:

@@ -56,11 +56,11 @@ def text_examples(
         )
     for name, part in parts.items():
         check_labels(name, part, [[label] for label in part.labels], labels)
-    read = {name: _read(part, max_length, max_branching) for name, part in parts.items()}
+    read = {name: _read(part.texts, max_length, max_branching) for name, part in parts.items()}
     vocabulary = Vocabulary.of(read["train"].words, vocabulary_size)
     sequences = {
         name: Sequences.of(
-            [vocabulary.encode(words or [NO_WORD]) for words in read[name].words],
+            _ids(read[name], vocabulary),
             [labels.index(x) for x in part.labels],
         )
         for name, part in parts.items()
@@ -99,9 +99,21 @@ def text_examples(
     )
 
 
-def _read(part: Texts, max_length: int, max_branching: int | None) -> _Read:
+def word_ids(
+    texts: Sequence[str], vocabulary: Vocabulary, max_length: int, max_branching: int | None
+) -> tuple[list[np.ndarray], list[Any] | None, int]:
+    """New texts as ids, nested lengths of their trees (None without `max_branching`), and how many were cut."""
+    read = _read(texts, max_length, max_branching)
+    return _ids(read, vocabulary), read.lengths, read.cut
+
+
+def _ids(read: _Read, vocabulary: Vocabulary) -> list[np.ndarray]:
+    return [vocabulary.encode(words or [NO_WORD]) for words in read.words]
+
+
+def _read(texts: Sequence[str], max_length: int, max_branching: int | None) -> _Read:
     words, lengths, cut, empty, joined = [], [], 0, 0, 0
-    for text in map(plain, part.texts):
+    for text in map(plain, texts):
         found = split_words(text)
         cut += len(found.words) > max_length
         kept, starts = found.words[:max_length], found.starts[:max_length]

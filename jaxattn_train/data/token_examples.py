@@ -1,6 +1,5 @@
 """Labelled texts as token ids of a pretrained encoder's tokenizer, with one label or several a text."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,17 +15,14 @@ from jaxattn_train.errors import UserError
 CHUNK = 512
 
 
-@dataclasses.dataclass(frozen=True)
-class TextData(ClassificationData):
-    """A task with its texts beside their token ids."""
-
-    texts: dict[str, Sequence[str]] = dataclasses.field(default_factory=dict)
-    """By part."""
-
-
 def token_examples(
-    texts: LabelledTexts, encoder: Any, *, max_length: int, loss: str = "softmax", label_separator: str = ","
-) -> TextData:
+    texts: LabelledTexts,
+    encoder: Any,
+    *,
+    max_length: int,
+    loss: str = "softmax",
+    label_separator: str | None = None,
+) -> ClassificationData:
     """Turns texts into what the training loop reads.
 
     Args:
@@ -34,7 +30,7 @@ def token_examples(
         encoder: a `TextEncoder`, or anything with its `tokenize` and `config`.
         max_length: tokens of a text, special ones included; longer texts are truncated, and a note says how many.
         loss: "softmax"; "binary" for one logit, which needs two labels; "multilabel" for any number of labels a text.
-        label_separator: between the labels of a text, with "multilabel".
+        label_separator: between the labels of a text, with "multilabel"; by default a comma.
 
     Returns:
         The data; its record holds the classes, the loss and `max_length`, which is what reading new texts takes.
@@ -45,7 +41,7 @@ def token_examples(
     """
     parts = texts.parts()
     several = loss == "multilabel"
-    separator = label_separator if several else None
+    separator = (label_separator or ",") if several else None
     known = sorted({x for label in texts.train.labels for x in split_labels(label, separator)})
     if len(known) < 2 or (loss == "binary" and len(known) != 2):
         wanted = "exactly 2 labels for --loss binary" if loss == "binary" else "at least 2 labels"
@@ -73,7 +69,7 @@ def token_examples(
     if any(cut.values()):
         notes.append(f"cut at {max_length} tokens (--max-length): {counted(cut)} texts")
     notes += texts.repeated()
-    return TextData(
+    return ClassificationData(
         name=texts.name,
         classes=classes,
         vocab_size=encoder.config.vocab_size,
@@ -82,7 +78,8 @@ def token_examples(
         validation=sequences["validation"],
         test=sequences.get("test"),
         ids={name: part.ids for name, part in parts.items()},
-        record={"labels": known, "classes": classes, "max_length": max_length, "loss": loss},
+        record={"labels": known, "classes": classes, "max_length": max_length, "loss": loss}
+        | ({"separator": separator} if several else {}),
         notes=tuple(notes),
         texts={name: part.texts for name, part in parts.items()},
     )

@@ -199,6 +199,17 @@ def find(path: str) -> Path:
     raise UserError(f"{path} holds no checkpoint; give a run folder such as runs/charlm-demo.")
 
 
+def metric_of(folder: Path) -> str:
+    """Which metric decides on the best checkpoint in a folder; the first of `BEST` where none was evaluated."""
+    for step in _step_folders(folder):
+        try:
+            found = json.loads((step / "metrics" / "metrics").read_text())
+            return next(name for name in BEST if name in found)
+        except (OSError, ValueError, TypeError, StopIteration):
+            continue
+    return next(iter(BEST))
+
+
 def _step_folders(folder: Path) -> list[Path]:
     return [c for c in folder.iterdir() if c.name.isdigit() and c.is_dir()] if folder.is_dir() else []
 

@@ -99,23 +99,29 @@ class Progress:
         self._total = total
         self._console = rich.console.Console(file=sys.stdout)
         self._enabled = enabled
-        self._bar = None
+        self._bar, self._text = None, ""
         if enabled and self._console.is_terminal:
             self._bar = rich.progress.Progress(
                 rich.progress.TextColumn("step {task.completed}/{task.total}"),
                 rich.progress.BarColumn(bar_width=None),
                 rich.progress.TextColumn("{task.description}"),
-                rich.progress.TimeRemainingColumn(),
                 console=self._console,
             )
             self._task = self._bar.add_task("compiling", total=total, completed=done)
             self._bar.start()
 
+    def step(self, done: int, seconds_left: float | None) -> None:
+        """Moves the bar."""
+        if self._bar is not None:
+            left = "" if seconds_left is None else f"{clock(seconds_left)} left"
+            self._bar.update(self._task, completed=done, description=f"{self._text}{left}")
+
     def train(self, record: Mapping[str, Any], seconds_left: float) -> None:
         """Shows a training record."""
         text = f"loss {mean(record['loss']):.3f}, {record['tokens_per_second']:,.0f} tokens/s"
         if self._bar is not None:
-            self._bar.update(self._task, completed=record["step"], description=text)
+            self._text = f"{text}, "
+            self.step(record["step"], seconds_left)
         else:
             self.say(f"step {record['step']}/{self._total}: {text}, {clock(seconds_left)} left")
 
@@ -124,7 +130,7 @@ class Progress:
         if not self._enabled:
             return
         if self._bar is not None:
-            self._console.print(line, markup=False, highlight=False)
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             print(line, flush=True)
 

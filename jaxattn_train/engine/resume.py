@@ -1,14 +1,17 @@
 """Resuming of runs: the lock of a run folder, and its newest readable checkpoint."""
 
+import dataclasses
+import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
+from jaxattn_train.cli.options import TaskConfig, flag
 from jaxattn_train.engine.checkpoints import FOLDER, Checkpoints
 from jaxattn_train.engine.loop import TrainState
 from jaxattn_train.errors import TrainingFailed, UserError
@@ -21,6 +24,7 @@ WRITTEN = (
         f"{FOLDER}-unreadable",
         "tensorboard",
         "encoder",
+        "evaluations",
         "config.json",
         "metrics.jsonl",
         "summary.json",
@@ -78,8 +82,43 @@ def clear(out: Path) -> None:
         multihost_utils.sync_global_devices("cleared")
 
 
+def is_done(
+    config: TaskConfig, identity: Mapping[str, Any], closing: Callable[[dict[str, Any]], Sequence[str]]
+) -> bool:
+    """Whether the run is finished, with equal settings and data, and has its report; if so, prints the end of that.
+
+    Args:
+        config: of the run.
+        identity: what must be equal, the data of the report included.
+        closing: content of summary.json -> the lines to print.
+    """
+    if config.run.overwrite or config.run.resume_step is not None:
+        return False
+    out = Path(config.out())
+    try:
+        summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    except (OSError, ValueError):
+        return False
+    here = json.loads(json.dumps({"config": dataclasses.asdict(config), "identity": identity}))
+    there = {name: dict(summary.get(name, {})) for name in here}
+    for both in (here, there):
+        both["config"].pop("run", None)  # its seeds are in the identity
+    if here != there:
+        return False
+    if jax.process_index() == 0:
+        print(f"all {summary['steps']} steps are done already")
+        print("\n".join(closing(summary)))
+        print(f"files: {listing(out)} in {out}")
+    return True
+
+
 def restore(
-    store: Checkpoints, target: TrainState, identity: Mapping[str, Any], *, step: int | None
+    store: Checkpoints,
+    target: TrainState,
+    identity: Mapping[str, Any],
+    *,
+    step: int | None,
+    data: Mapping[str, Any] = {},
 ) -> tuple[TrainState, dict[str, Any], list[str]] | None:
     """The newest readable checkpoint of the same run.
 
@@ -90,6 +129,7 @@ def restore(
         store: the run's checkpoints.
         target: shapes and shardings of the state.
         identity: what must be equal in the checkpoint (see `identity()` of the configurations).
+        data: options of the data, for the error where these are not equal.
         step: only this one; later ones are deleted.
 
     Returns:
@@ -107,7 +147,7 @@ def restore(
     for candidate in [step] if step is not None else reversed(steps):
         try:
             record = store.record(candidate)
-            _check_same_run(store, record["identity"], identity)
+            _check_same_run(store, record, identity, data)
             state = store.state(candidate, target)
         except TrainingFailed as error:
             if step is not None:
@@ -128,11 +168,23 @@ def restore(
     return None
 
 
-def _check_same_run(store: Checkpoints, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    different = [name for name in here if there.get(name) != here[name]]
-    if different:
-        changes = ", ".join(f"{name} {there.get(name)!r} there and {here[name]!r} here" for name in different)
+def _check_same_run(
+    store: Checkpoints, record: Mapping[str, Any], identity: Mapping[str, Any], data: Mapping[str, Any]
+) -> None:
+    changes = _changes(record["identity"], identity)
+    if changes:
+        if any(" " in name for name in changes):
+            changes |= _changes(record["config"]["data"], json.loads(json.dumps(data)))
         raise UserError(
-            f"{store.folder.parent} holds a run with other settings: {changes}. Choose another --out, or start over "
-            "there with --overwrite (its checkpoints are deleted)."
+            f"{store.folder.parent} holds a run with other settings: {', '.join(changes.values())}. Choose another "
+            "--out, or start over there with --overwrite (its checkpoints are deleted)."
         )
+
+
+def _changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, str]:
+    """What to say about each setting that differs; digests have names of several words, and are not shown."""
+    return {
+        name: f"other {name}" if " " in name else f"{flag(name)} {there.get(name)!r} there and {value!r} here"
+        for name, value in here.items()
+        if there.get(name) != value
+    }

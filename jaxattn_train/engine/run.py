@@ -94,7 +94,7 @@ class Run:
         self.seeds = config.seeds()
         self.total = config.optimizer.steps
         self._loss, self._keeps, self._identity = loss, dict(keeps), dict(identity)
-        self._metric, self._patience = metric, patience
+        self.metric, self._patience = metric, patience
         self.plan = plan_state(config, model, mesh, optimizer)
         self.out = Path(config.out())
         self.out.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,10 @@ class Run:
         self.store = Checkpoints(self.out / FOLDER, keep=config.run.keep, metric=metric)
         record: dict[str, Any] = {"history": [], "seconds": 0.0, "checking": 0.0}
         self.warnings: list[str] = []
-        restored = resume.restore(self.store, self.plan.target, self._identity, step=config.run.resume_step)
+        settings = dataclasses.asdict(config.data)
+        restored = resume.restore(
+            self.store, self.plan.target, self._identity, step=config.run.resume_step, data=settings
+        )
         self.resumed = restored is not None
         if restored is None:
             self.state = self._with(jax.jit(self.plan.init, out_shardings=self.plan.shardings)(), start or {})
@@ -189,6 +192,8 @@ class Run:
                     seen += tokens(batch)
                     pending.append(metrics)
                     sharding.settle(metrics)
+                    # The first step starts everything up, and says nothing about the others.
+                    self.progress.step(step, self._seconds_left() if step > self.start + 1 else None)
                     if step % cadence.log_every == 0 or finished:
                         ready, pending, seen = _Record(step, pending, seen), [], 0
                     evaluating = step % cadence.eval_every == 0 or finished
@@ -203,7 +208,7 @@ class Run:
                         self._save(score)
                         if not finished and self._out_of_patience():
                             self.progress.say(
-                                f"no better {self._metric} in {self._patience} evaluations: done"
+                                f"no better {self.metric} in {self._patience} evaluations: done"
                             )
                             finished = True
                         self._mark = time.monotonic()
@@ -236,8 +241,11 @@ class Run:
             "tokens_per_second": rate,
         }
         self.log.write(entry)
-        per_step = (now - self._began) / (self.last - self.start)
-        self.progress.train(entry, per_step * (self.total - self.last))
+        self.progress.train(entry, self._seconds_left())
+
+    def _seconds_left(self) -> float:
+        seconds = time.monotonic() - self._began
+        return seconds / (self.last - self.start) * (self.total - self.last)
 
     def _evaluate(self, check: Callable[[Any], Checked]) -> float:
         self._fail_if_not_finite(self.state.failed)
@@ -249,10 +257,10 @@ class Run:
         return checked.score
 
     def _out_of_patience(self) -> bool:
-        scores = [mean(record[self._metric]) for record in self.log.history if record["kind"] == "eval"]
+        scores = [mean(record[self.metric]) for record in self.log.history if record["kind"] == "eval"]
         if self._patience is None or not scores:
             return False
-        best = max(scores) if BEST[self._metric] == "max" else min(scores)
+        best = max(scores) if BEST[self.metric] == "max" else min(scores)
         return len(scores) - 1 - scores.index(best) >= self._patience
 
     def _with(self, state: loop.TrainState, start: Params) -> loop.TrainState:

@@ -14,7 +14,6 @@ def load_trained(
     path: str,
     make: Callable[[dict[str, Any]], Functional],
     *,
-    metric: str = "val_loss",
     step: int | None = None,
     model_seed: int | None = None,
 ) -> tuple[Functional, Params, dict[str, Any]]:
@@ -23,7 +22,6 @@ def load_trained(
     Args:
         path: run folder or its `checkpoints`.
         make: record of a checkpoint -> the model as functions.
-        metric: of the run; see `checkpoints.BEST`.
         step: None for the best.
         model_seed: one of the seeds that were trained; None for the first.
 
@@ -34,7 +32,8 @@ def load_trained(
         UserError: no such folder, step or seed.
         TrainingFailed: the checkpoint is damaged; names the steps to try instead.
     """
-    store = checkpoints.Checkpoints(checkpoints.find(path), read_only=True, metric=metric)
+    folder = checkpoints.find(path)
+    store = checkpoints.Checkpoints(folder, read_only=True, metric=checkpoints.metric_of(folder))
     steps = store.steps()
     chosen = store.best_step() if step is None else step
     if chosen is None or chosen not in steps:

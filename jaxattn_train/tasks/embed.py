@@ -1,4 +1,4 @@
-"""`python -m train embed`: embeddings of texts, by a pretrained sentence encoder."""
+"""`jaxattn-train embed`: embeddings of texts, by a pretrained sentence encoder."""
 
 import dataclasses
 import sys
@@ -14,10 +14,10 @@ import tyro
 
 from jaxattn_train.cli.options import Options
 from jaxattn_train.cli.parsing import parse
+from jaxattn_train.data.lines import read_texts
 from jaxattn_train.engine.functional import compute_dtype
 from jaxattn_train.errors import UserError
 from jaxattn_train.tasks.finetune.config import MINILM
-from jaxattn_train.tasks.finetune.predict import read_texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class EmbedConfig(Options, at_least={"batch_size": 1}):
 def main(argv: Sequence[str]) -> int:
     """Parses the flags, embeds the texts and writes the array."""
     config = parse(EmbedConfig, argv, command="embed")
-    texts, _ = read_texts(config.file, config.text_column)
+    texts = [line.text for line in read_texts(config.file, config.text_column)]
     out = Path(config.out)
     if not out.parent.is_dir():
         raise UserError(f"--out must lie in a folder that exists; got {out}.")

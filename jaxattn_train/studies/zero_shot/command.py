@@ -11,7 +11,8 @@ from jaxattn.nn import RandomFeatures, parse_mechanism
 from jaxattn.tree.mechanism import Hierarchical
 from jaxattn_train.cli.options import Options
 from jaxattn_train.cli.parsing import parse
-from jaxattn_train.data.token_examples import TextData, token_examples
+from jaxattn_train.data.classification import ClassificationData
+from jaxattn_train.data.token_examples import token_examples
 from jaxattn_train.errors import UserError
 from jaxattn_train.studies.tables import publish
 from jaxattn_train.studies.zero_shot.layers import LayeredClassifier
@@ -20,7 +21,7 @@ from jaxattn_train.studies.zero_shot.study import study
 from jaxattn_train.studies.zero_shot.table import table
 from jaxattn_train.tasks.finetune.command import load_texts
 from jaxattn_train.tasks.finetune.config import FinetuneData
-from jaxattn_train.tasks.finetune.predict import Trained, load
+from jaxattn_train.tasks.predict.classifier import Classifier, load
 
 FEATURES = tuple(f"{pair}:{m}" for pair in ("oprf-orf", "sderf-orf", "aderf-orf") for m in (64, 256))
 
@@ -121,7 +122,7 @@ def read_summary(run: str) -> dict[str, Any]:
     return summary
 
 
-def read_data(summary: Mapping[str, Any], trained: Trained, data_path: str | None) -> TextData:
+def read_data(summary: Mapping[str, Any], trained: Classifier, data_path: str | None) -> ClassificationData:
     """The texts that the run was trained and measured on."""
     config = FinetuneData(**summary["config"]["data"])
     if data_path is not None:

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxattn.nn import Mechanism, Softmax
-from jaxattn_train.data.token_examples import TextData
+from jaxattn_train.data.classification import ClassificationData
 from jaxattn_train.engine.provenance import over_seeds, provenance
 from jaxattn_train.studies.zero_shot.layers import LayeredClassifier
 from jaxattn_train.studies.zero_shot.measure import (
@@ -35,7 +35,7 @@ DIVERGENCE_TEXTS = 256
 
 def study(
     classifier: LayeredClassifier,
-    data: TextData,
+    data: ClassificationData,
     variants: Sequence[Variant],
     *,
     loss: LossKind,

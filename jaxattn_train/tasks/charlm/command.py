@@ -1,7 +1,8 @@
 """`jaxattn-train charlm`: trains a character language model. Reads from top to bottom."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -47,6 +48,9 @@ def train(config: CharLMConfig, *, command: str = "the same command") -> int:
     seeds, batch_size, context = config.seeds(), config.optimizer.batch_size, config.model.context_length
     corpus = load_corpus(config.data, context_length=context)
     encode(config.evaluation.prompt or "", corpus.vocabulary)
+    identity = config.identity() | {"training text": f"sha256:{corpus.sha256}"}
+    if target is None and resume.is_done(config, identity, closing):
+        return 0
     model = language_model(config.model, len(corpus.vocabulary))
     model = sharding.gather_before_use(model, mesh)
     windows = jax.ShapeDtypeStruct((len(seeds), batch_size, context + 1), np.int32)
@@ -64,7 +68,7 @@ def train(config: CharLMConfig, *, command: str = "the same command") -> int:
         mesh,
         streams,
         next_token_loss,
-        identity=config.identity() | {"corpus": corpus.sha256},
+        identity=identity,
         keeps={"vocabulary": corpus.vocabulary},
     )
     run.begin(describe_run(config, mesh, run.out, describe(config, corpus, model), "windows"))
@@ -89,21 +93,28 @@ def train(config: CharLMConfig, *, command: str = "the same command") -> int:
 
     # 5. The report.
     say = run.progress.say
-    summary = finish(config, corpus, run, evaluate)
+    summary = finish(config, corpus, run, evaluate, identity=identity)
     run.store.close()
+    for line in closing(summary):
+        say(line)
+    say(f"files: {resume.listing(run.out)} in {run.out}")
+    say(f"more text: {program()} sample --run {shlex.quote(str(run.out))}")
+    return 0
+
+
+def closing(summary: Mapping[str, Any]) -> list[str]:
+    """What summary.json says at the end of a run."""
     final = summary["val_loss"]["per_seed"]
-    say(
+    lines = [
         f"done: validation loss {mean_and_spread(final)} nats ({mean(final) / LN2:.3f} bits) per character "
-        f"after {run.total} steps, {clock(run.seconds)}"
-    )
+        f"after {summary['steps']} steps, {clock(summary['seconds'])}"
+    ]
     if "val_loss_prefix" in summary:
         whole, prefix = (
             mean_and_spread(summary[name]["per_seed"]) for name in ("val_loss_whole", "val_loss_prefix")
         )
-        say(f"on {summary['prefix_windows']} windows: {whole} whole, {prefix} prefix by prefix")
-    say(f"files: {resume.listing(run.out)} in {run.out}")
-    say(f"more text: {program()} sample --checkpoint {shlex.quote(str(run.out))}")
-    return 0
+        lines.append(f"on {summary['prefix_windows']} windows: {whole} whole, {prefix} prefix by prefix")
+    return lines
 
 
 def describe(config: CharLMConfig, corpus: Corpus, model: Functional) -> list[str]:

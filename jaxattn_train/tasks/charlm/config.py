@@ -10,6 +10,7 @@ from jaxattn_train.cli.options import (
     OptimizerOptions,
     Options,
     TaskConfig,
+    check_attention,
 )
 from jaxattn_train.cli.parsing import parse_with_presets
 
@@ -24,6 +25,10 @@ class ModelConfig(BackboneOptions, at_least={"context_length": 2}):
     """Characters the model sees at once."""
     allow_leak: bool = False
     """Allow gate=sequence in this causal model: it sees later characters (only to re-run the paper)."""
+
+    def _check(self) -> None:
+        super()._check()
+        check_attention(self.attention, length=self.context_length, allow_leak=self.allow_leak)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +71,7 @@ class CharLMConfig(TaskConfig):
     """
 
     command: ClassVar[str] = "charlm"
+    brief = ("preset", "text_file", "attention", "positions", "context_length", "steps", "lr", "seeds", "out")
     preset: Preset = "demo"
     """Which set of defaults to start from."""
     model: ModelConfig = ModelConfig()

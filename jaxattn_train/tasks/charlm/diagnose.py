@@ -25,9 +25,10 @@ from jaxattn_train.tasks.shared.recorder import Recorder, Tensors
 class DiagnoseConfig(Options, at_least={"windows": 1}):
     """Measures, layer by layer, how well random features approximate a checkpoint's softmax attention."""
 
-    checkpoint: str
+    run: str
     """Run folder, such as runs/charlm-demo."""
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    text_file: str | None = None
+    """Another text in its characters, or the place to which the run's own has moved."""
     windows: int = 4
     """Validation windows to read."""
     num_features: tuple[int, ...] = (64, 128, 256)
@@ -39,12 +40,12 @@ class DiagnoseConfig(Options, at_least={"windows": 1}):
 def main(argv: Sequence[str]) -> int:
     """Parses the flags, reads text with the model, prints a diagnosis of each layer."""
     config = parse(DiagnoseConfig, argv, command="diagnose")
-    model, vocabulary = load(config.checkpoint)
-    corpus = load_corpus(config.data, context_length=model.max_length)
-    if corpus.vocabulary != vocabulary:
-        raise UserError(
-            f"the checkpoint was trained on other text than {corpus.name}; see --corpus and --text-file."
-        )
+    model, record = load(config.run)
+    data = DataConfig(**record["config"]["data"])
+    data = data if config.text_file is None else DataConfig(text_file=config.text_file)
+    corpus = load_corpus(data, context_length=model.max_length)
+    if corpus.vocabulary != record["vocabulary"]:
+        raise UserError(f"{corpus.name} has other characters than the text of {config.run}; see --text-file.")
     windows = consecutive_windows(corpus.validation, context_length=model.max_length, count=config.windows)
     layers = attention_tensors(model, jnp.asarray(windows[:, :-1]))
     if config.save is not None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,7 +22,12 @@ from jaxattn_train.tasks.charlm.windows import consecutive_windows
 
 
 def finish(
-    config: CharLMConfig, corpus: Corpus, run: Run, evaluate: Callable[[Params, np.ndarray], list[float]]
+    config: CharLMConfig,
+    corpus: Corpus,
+    run: Run,
+    evaluate: Callable[[Params, np.ndarray], list[float]],
+    *,
+    identity: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Measures the final parameters on all validation windows and writes the report.
 
@@ -31,6 +36,7 @@ def finish(
         corpus: its text.
         run: finished.
         evaluate: see `evaluation.make_evaluate`.
+        identity: of settings and text, which the summary keeps.
 
     Returns:
         The content of summary.json.
@@ -43,6 +49,7 @@ def finish(
     rates = [record["tokens_per_second"] for record in run.log.history if record["kind"] == "train"]
     summary: dict[str, Any] = {
         "config": dataclasses.asdict(config),
+        "identity": dict(identity),
         "seeds": list(run.seeds),
         "steps": config.optimizer.steps,
         "parameters": model.num_params(),

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ from jaxattn_train.tasks.charlm.model import language_model
 class SampleConfig(Options, at_least={"tokens": 1}):
     """Generates text with a trained model, character by character, with cached decoding."""
 
-    checkpoint: str
+    run: str
     """Run folder, such as runs/charlm-demo."""
     prompt: str | None = None
     """Text to continue, in characters of the training text; by default a line break (or its first character)."""
@@ -43,7 +44,8 @@ class SampleConfig(Options, at_least={"tokens": 1}):
 def main(argv: Sequence[str]) -> int:
     """Parses the flags, loads the model and prints the text."""
     config = parse(SampleConfig, argv, command="sample")
-    model, vocabulary = load(config.checkpoint, step=config.step, model_seed=config.model_seed)
+    model, record = load(config.run, step=config.step, model_seed=config.model_seed)
+    vocabulary = record["vocabulary"]
     opening = "\n" if "\n" in vocabulary else vocabulary[0]
     prompt = opening if config.prompt is None else config.prompt
     text = write(
@@ -60,8 +62,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def load(path: str, *, step: int | None = None, model_seed: int | None = None) -> tuple[LanguageModel, str]:
-    """The trained model and its vocabulary.
+def load(path: str, *, step: int | None = None, model_seed: int | None = None) -> tuple[LanguageModel, Any]:
+    """The trained model and its record.
 
     Args:
         path: run folder or its `checkpoints`.
@@ -69,7 +71,7 @@ def load(path: str, *, step: int | None = None, model_seed: int | None = None) -
         model_seed: one of the seeds that were trained; None for the first.
 
     Returns:
-        The module with its parameters, and the characters it knows.
+        The module with its parameters, and its record; "vocabulary" are the characters it knows.
 
     Raises:
         UserError: no such folder, step or seed.
@@ -81,7 +83,7 @@ def load(path: str, *, step: int | None = None, model_seed: int | None = None) -
         step=step,
         model_seed=model_seed,
     )
-    return functional.module(params), record["vocabulary"]
+    return functional.module(params), record
 
 
 def write(

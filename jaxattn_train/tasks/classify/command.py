@@ -7,13 +7,18 @@ from jaxattn_train.data.classification import ClassificationData
 from jaxattn_train.data.text_classification import load_imdb, load_sst2
 from jaxattn_train.data.text_examples import text_examples
 from jaxattn_train.tasks.classify.config import ClassifyConfig, parse
+from jaxattn_train.tasks.shared.losses import balanced_weights
 from jaxattn_train.tasks.shared.training import Recipe, train_classifier
 
 
 def main(argv: Sequence[str]) -> int:
     """Parses the flags and trains; returns the exit code."""
     config = parse(argv)
-    return train_classifier(config, load_data(config), Recipe(), command=resume_command("classify", argv))
+    data = load_data(config)
+    balanced = config.data.class_weights == "balanced"
+    weights = balanced_weights("softmax", data.train.labels, len(data.classes)) if balanced else None
+    recipe = Recipe(class_weights=weights)
+    return train_classifier(config, data, recipe, command=resume_command("classify", argv))
 
 
 def load_data(config: ClassifyConfig) -> ClassificationData:

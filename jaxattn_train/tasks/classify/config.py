@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from jaxattn_train.cli.options import EvaluationOptions, OptimizerOptions, TaskConfig
 from jaxattn_train.cli.parsing import parse_with_presets
 from jaxattn_train.errors import UserError
-from jaxattn_train.tasks.shared.options import ClassifierOptions, TextOptions, imply_files
+from jaxattn_train.tasks.shared.options import BRIEF, ClassifierOptions, TextOptions, imply_files
 
 Preset = Literal["sst2-quick", "sst2-study", "imdb-quick", "imdb-study"]
 DEFAULT_BRANCHING = 32
@@ -46,6 +46,7 @@ class ClassifyConfig(TaskConfig):
     """
 
     command: ClassVar[str] = "classify"
+    brief = (*BRIEF, "attention", "steps")
     preset: Preset = "sst2-quick"
     """Which set of defaults to start from."""
     model: ClassifyModel = ClassifyModel()

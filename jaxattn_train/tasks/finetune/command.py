@@ -8,8 +8,9 @@ from typing import Any
 
 from jaxattn_train.cli.parsing import resume_command
 from jaxattn_train.data.buckets import Buckets
+from jaxattn_train.data.classification import ClassificationData
 from jaxattn_train.data.text_classification import LabelledTexts, load_sst2
-from jaxattn_train.data.token_examples import TextData, token_examples
+from jaxattn_train.data.token_examples import token_examples
 from jaxattn_train.data.tweeteval import load_tweeteval
 from jaxattn_train.engine.compilation import start_process
 from jaxattn_train.engine.functional import Functional
@@ -50,23 +51,23 @@ def finetune(config: FinetuneConfig, encoder: Any, *, command: str = "the same c
         UserError: a flag, a file or a label is not usable.
         TrainingFailed: non-finite numbers, or no readable checkpoint.
     """
-    loss, separator = config.data.loss, config.data.label_separator or ","
+    loss = config.data.loss
     data = token_examples(
         load_texts(config.data),
         encoder,
         max_length=config.data.max_length,
         loss=loss,
-        label_separator=separator,
+        label_separator=config.data.separator,
     )
     classes, layers = len(data.classes), encoder.config.num_layers
     batches = Buckets(data.train.lengths, max_length=data.max_length, batch_size=config.optimizer.batch_size)
     config = config.resolved(len(batches))
     balanced = config.data.class_weights == "balanced"
 
-    def make_model(config: FinetuneConfig, data: TextData, example: Any) -> Functional:
+    def make_model(config: FinetuneConfig, data: ClassificationData, example: Any) -> Functional:
         return text_classifier(config.model, encoder, num_outputs(loss, classes), example)
 
-    def describe(config: FinetuneConfig, data: TextData, model: Functional) -> Sequence[str]:
+    def describe(config: FinetuneConfig, data: ClassificationData, model: Functional) -> Sequence[str]:
         return describe_model(config, model, layers, encoder.config.hidden_size)
 
     recipe = Recipe(
@@ -78,7 +79,7 @@ def finetune(config: FinetuneConfig, encoder: Any, *, command: str = "the same c
         start=pretrained_parameters(encoder),
         metric="val_f1",
         patience=config.evaluation.patience,
-        separator=separator,
+        separator=config.data.separator or ",",
         begin=functools.partial(save_encoder, encoder),
         finish=functools.partial(add_relevance, config, encoder),
     )
@@ -101,5 +102,4 @@ def load_texts(data: FinetuneData) -> LabelledTexts:
         UserError: a file or a column is not usable.
     """
     tweets = {name: functools.partial(load_tweeteval, name) for name in ("irony", "emotion")}
-    separator = (data.label_separator or ",") if data.loss == "multilabel" else None
-    return data.load({"sst2": load_sst2, **tweets}, separator)
+    return data.load({"sst2": load_sst2, **tweets}, data.separator, data.label_columns or ())

@@ -15,7 +15,7 @@ from jaxattn_train.cli.options import (
 )
 from jaxattn_train.cli.parsing import parse_with_presets
 from jaxattn_train.errors import UserError
-from jaxattn_train.tasks.shared.options import LossKind, TextOptions, imply_files
+from jaxattn_train.tasks.shared.options import BRIEF, LossKind, TextOptions, imply_files
 
 Preset = Literal["irony", "emotion", "sst2"]
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -71,10 +71,6 @@ class FinetuneModel(Options):
         if self.attention_layers is not None and self.attention is None:
             raise UserError("--attention-layers is for --attention, which names their mechanism.")
         check_dropout(self.dropout)
-        if self.attention is not None:
-            check_attention(self.attention)
-        if self.head_attention != "none":
-            check_attention(self.head_attention, flag="--head-attention")
 
 
 CONVOLUTION_ONLY = ("kernels", "filters", "normalization", "activation")
@@ -96,8 +92,8 @@ class FinetuneData(TextOptions, at_least={"max_length": 3}):
     """softmax: one of several classes. binary: one logit for two classes. multilabel: any number of labels a text."""
     label_separator: str | None = None
     """With --loss multilabel: what separates the labels of a text; by default a comma."""
-    class_weights: Literal["none", "balanced"] = "none"
-    """balanced: rare classes count as much as frequent ones."""
+    label_columns: tuple[str, ...] | None = None
+    """Names of columns of 0 and 1, one for each label, in place of --label-column; implies --loss multilabel."""
 
     def _check(self) -> None:
         super()._check()
@@ -105,6 +101,20 @@ class FinetuneData(TextOptions, at_least={"max_length": 3}):
             raise UserError(f"--label-separator is for --loss multilabel; got it with --loss {self.loss}.")
         if self.label_separator == "":
             raise UserError("--label-separator must not be empty.")
+        if self.label_columns is not None:
+            if self.loss != "multilabel" or self.dataset != "files" or self.label_column is not None:
+                raise UserError(
+                    "--label-columns is for --loss multilabel, files of your own, and in place of --label-column."
+                )
+            if len(set(self.label_columns)) < max(2, len(self.label_columns)):
+                raise UserError(
+                    f"--label-columns must be two or more names; got {', '.join(self.label_columns)}."
+                )
+
+    @property
+    def separator(self) -> str | None:
+        """Between several labels of a text; None where there is one."""
+        return (self.label_separator or ",") if self.loss == "multilabel" else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +169,7 @@ class FinetuneConfig(TaskConfig):
     """
 
     command: ClassVar[str] = "finetune"
+    brief = (*BRIEF, "encoder", "head", "epochs")
     preset: Preset = "irony"
     """Which set of defaults to start from."""
     model: FinetuneModel = FinetuneModel()
@@ -168,13 +179,16 @@ class FinetuneConfig(TaskConfig):
 
     def identity(self) -> dict[str, Any]:
         """Everything but the texts that changes the trained numbers."""
-        return super().identity() | {"loss": self.data.loss, "class_weights": self.data.class_weights}
+        return super().identity() | {"loss": self.data.loss}
 
     def _check(self) -> None:
         if self.model.freeze_encoder and self.optimizer.layerwise_decay != 1:
             raise UserError(
                 "--layerwise-decay is for encoders that are trained; got it with --freeze-encoder."
             )
+        for name, without in (("attention", None), ("head_attention", "none")):
+            if (spelling := getattr(self.model, name)) != without:
+                check_attention(spelling, length=self.data.max_length, flag=flag(name))
 
     def resolved(self, batches: int) -> "FinetuneConfig":
         """The configuration with numbers of steps in place of epochs.
@@ -214,7 +228,9 @@ def parse(argv: Sequence[str]) -> FinetuneConfig:
         >>> parse(["--preset", "emotion", "--head", "cls"]).resolved(batches=102).optimizer.steps
         408
     """
-    config = parse_with_presets(imply_files(argv), PRESETS, command="finetune")
-    if config.optimizer.steps and "--epochs" in {word.partition("=")[0] for word in argv}:
+    given = {word.partition("=")[0].replace("_", "-") for word in argv}
+    several = ["--loss", "multilabel"] if "--label-columns" in given and "--loss" not in given else []
+    config = parse_with_presets([*imply_files(argv), *several], PRESETS, command="finetune")
+    if config.optimizer.steps and "--epochs" in given:
         raise UserError("--steps and --epochs say the same thing; give one of them.")
     return config

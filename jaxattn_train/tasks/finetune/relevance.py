@@ -27,6 +27,7 @@ def add_relevance(config: FinetuneConfig, encoder: Any, run: Run, measured: Meas
     if config.model.head == "cls":
         run.progress.say("no relevance.png: the cls head reads one token, so that all relevance is on it")
         return
+    assert measured.params is not None, "of a run"
     coloured = relevance(config, encoder, measured, run.model.module(first_seed(run.mesh, measured.params)))
     if jax.process_index() == 0:
         title = f"{measured.name} part, seed {run.seeds[0]}"

@@ -34,7 +34,6 @@ class LRAModelConfig(ClassifierOptions, at_least={"head_features": 1}):
         super()._check()
         if int(self.mlp_ratio * self.features) < 1:
             raise UserError(f"--mlp-ratio must give the MLPs a width of at least 1; got {self.mlp_ratio}.")
-        check_attention(self.attention)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +66,7 @@ class LRARunConfig(TaskConfig):
     """
 
     command: ClassVar[str] = "lra"
+    brief = ("task", "preset", "attention", "positions", "data_path", "steps", "lr", "seeds", "out")
     task: Task = "listops"
     """Which task."""
     preset: Literal["quick", "paper"] = "quick"
@@ -81,6 +81,8 @@ class LRARunConfig(TaskConfig):
 
     def _check(self) -> None:
         self.data.check_for(self.task)
+        length = self.data.max_length or LRA_TASKS[self.task].max_length
+        check_attention(self.model.attention, length=length)
 
 
 def _paper(task: Task) -> LRARunConfig:

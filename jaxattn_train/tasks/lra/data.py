@@ -6,7 +6,7 @@ import hashlib
 import numpy as np
 
 from jaxattn_train.data.classification import ClassificationData
-from jaxattn_train.data.sequences import Splits
+from jaxattn_train.data.sequences import Sequences, Splits
 from jaxattn_train.tasks.lra.registry import LRATask
 
 
@@ -19,12 +19,10 @@ class LRAData(ClassificationData):
         """Whether an example is two sequences."""
         return self.train.towers == 2
 
-    def sha256(self) -> str:
-        """Of the bytes as they are kept; padded, those of retrieval would be 5 GB."""
-        digest = hashlib.sha256(repr((self.name, self.vocab_size, self.max_length)).encode())
-        for name, part in self.parts().items():
-            digest.update(f"{name} {part.sha256()}".encode())
-        return digest.hexdigest()
+    def digest(self, name: str, part: Sequences) -> str:
+        """The SHA-256 of the bytes as they are kept; padded, those of retrieval would be 5 GB."""
+        whole = (self.name, self.vocab_size, self.max_length, name, part.sha256())
+        return hashlib.sha256(repr(whole).encode()).hexdigest()
 
 
 def as_classification(task: LRATask, splits: Splits, max_length: int | None = None) -> LRAData:

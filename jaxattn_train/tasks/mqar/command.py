@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxattn_train.cli.parsing import resume_command
-from jaxattn_train.engine import sharding
+from jaxattn_train.engine import resume, sharding
 from jaxattn_train.engine.compilation import start_process
 from jaxattn_train.engine.compile_for import choose_devices, report_step
 from jaxattn_train.engine.description import describe_run
@@ -46,6 +47,9 @@ def train(config: MQARConfig, *, command: str = "the same command") -> int:
     config, target, mesh = choose_devices(config)
     seeds, data, m = config.seeds(), config.data, config.model
     batch_size = config.optimizer.batch_size
+    identity = config.identity() | dataclasses.asdict(data) | {"pairs": list(data.pairs)}
+    if target is None and resume.is_done(config, identity, closing):
+        return 0
     model = recall_model(config)
     model = sharding.gather_before_use(model, mesh)
     rows = jax.ShapeDtypeStruct((len(seeds), batch_size, data.length), np.int32)
@@ -55,7 +59,6 @@ def train(config: MQARConfig, *, command: str = "the same command") -> int:
     streams = RecallStreams(config, sharding.local_rows(mesh, batch_size))
 
     # 2. The folder: a new run, or resume from its newest checkpoint.
-    identity = config.identity() | dataclasses.asdict(data) | {"pairs": list(data.pairs)}
     run = Run(config, model, mesh, streams, answer_loss, identity=identity, keeps={}, metric="val_accuracy")
     lines = [
         f"model    {m.attention}, positions {m.positions}: {m.num_layers} layers, {m.num_heads} heads, features "
@@ -85,6 +88,7 @@ def train(config: MQARConfig, *, command: str = "the same command") -> int:
     found = measure(run.state.params, held_out(config, "test", config.evaluation.test_rows))
     summary = {
         "config": dataclasses.asdict(config),
+        "identity": identity,
         "seeds": list(seeds),
         "steps": config.optimizer.steps,
         "parameters": model.num_params(),
@@ -96,9 +100,16 @@ def train(config: MQARConfig, *, command: str = "the same command") -> int:
     if jax.process_index() == 0:
         (run.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     run.store.close()
-    run.progress.say(f"done: test accuracy {_listed(found)}; {run.total} steps, {clock(run.seconds)}")
+    for line in closing(summary):
+        run.progress.say(line)
     return 0
 
 
-def _listed(accuracy: dict[int, list[float]]) -> str:
+def closing(summary: Mapping[str, Any]) -> list[str]:
+    """What summary.json says at the end of a run."""
+    found = {pairs: values["per_seed"] for pairs, values in summary["accuracy_by_pairs"].items()}
+    return [f"done: test accuracy {_listed(found)}; {summary['steps']} steps, {clock(summary['seconds'])}"]
+
+
+def _listed(accuracy: Mapping[Any, Sequence[float]]) -> str:
     return ", ".join(f"{mean_and_spread(values)} of {pairs} pairs" for pairs, values in accuracy.items())

@@ -28,10 +28,6 @@ class MQARModelConfig(BackboneOptions):
     """Normalise queries and keys to this root mean square at the start (a learned gain); without it learning starts
     much later."""
 
-    def _check(self) -> None:
-        super()._check()
-        check_attention(self.attention)
-
 
 @dataclasses.dataclass(frozen=True)
 class MQARDataConfig(Options, at_least={"length": 8, "num_keys": 1}):
@@ -76,11 +72,15 @@ class MQARConfig(TaskConfig):
     """
 
     command: ClassVar[str] = "mqar"
+    brief = ("attention", "positions", "length", "num_keys", "pairs", "steps", "lr", "seeds", "out")
     preset: Literal["quick"] = "quick"
     """Which set of defaults to start from."""
     model: MQARModelConfig = MQARModelConfig()
     data: MQARDataConfig = MQARDataConfig()
     evaluation: MQAREvaluationConfig = MQAREvaluationConfig()
+
+    def _check(self) -> None:
+        check_attention(self.model.attention, length=self.data.length)
 
     def out(self) -> str:
         """The run folder."""

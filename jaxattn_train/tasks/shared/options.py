@@ -30,6 +30,10 @@ def imply_files(argv: Sequence[str]) -> list[str]:
     return [*argv, *(["--dataset", "files"] if "--train-file" in given and "--dataset" not in given else [])]
 
 
+BRIEF = ("preset", "train_file", "test_file", "text_column", "label_column", "lr", "seeds", "out")
+"""Options of every task on texts that --help shows."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TextOptions(Options):
     """Labelled texts: a named data set, or files."""
@@ -51,6 +55,10 @@ class TextOptions(Options):
     """Name of the column of labels; by default label."""
     validation_share: float | None = None
     """Share of the training texts held out where there is no --validation-file; by default 0.1."""
+    test_share: float | None = None
+    """Share of the training texts held out for the final numbers, in place of --test-file; by default none."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: rare classes count as much as frequent ones."""
 
     def _check(self) -> None:
         own = (
@@ -60,6 +68,7 @@ class TextOptions(Options):
             "text_column",
             "label_column",
             "validation_share",
+            "test_share",
         )
         if self.dataset != "files":
             for name in own:
@@ -72,20 +81,25 @@ class TextOptions(Options):
             raise UserError("--dataset files needs --train-file.")
         if self.data_path is not None:
             raise UserError("--data-path is for the named data sets; got it with --dataset files.")
-        if self.validation_share is not None:
-            if self.validation_file is not None:
-                raise UserError("--validation-share is for runs without --validation-file; got both.")
-            if not 0 < self.validation_share < 1:
-                raise UserError(f"--validation-share must be between 0 and 1; got {self.validation_share}.")
+        for name in ("validation", "test"):
+            share = getattr(self, f"{name}_share")
+            if share is not None and getattr(self, f"{name}_file") is not None:
+                raise UserError(f"--{name}-share is for runs without --{name}-file; got both.")
+            if share is not None and not 0 < share < 1:
+                raise UserError(f"--{name}-share must be between 0 and 1; got {share}.")
 
     def load(
-        self, named: Mapping[str, Callable[[str | None], LabelledTexts]], label_separator: str | None = None
+        self,
+        named: Mapping[str, Callable[[str | None], LabelledTexts]],
+        label_separator: str | None = None,
+        label_columns: Sequence[str] = (),
     ) -> LabelledTexts:
         """The configured texts.
 
         Args:
             named: data set -> function of --data-path.
             label_separator: between several labels of a text; None for one.
+            label_columns: columns of 0 and 1, one for each label.
 
         Raises:
             UserError: a file or a column is not usable.
@@ -99,6 +113,8 @@ class TextOptions(Options):
             self.test_file,
             text_column=self.text_column or "text",
             label_column=self.label_column or "label",
+            label_columns=label_columns,
             validation_share=self.validation_share or 0.1,
+            test_share=self.test_share,
             label_separator=label_separator,
         )

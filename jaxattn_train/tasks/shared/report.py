@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from jaxattn_train.engine.provenance import over_seeds, peak_memory, provenance
 from jaxattn_train.engine.run import Run
 from jaxattn_train.tasks.shared.losses import probabilities
 from jaxattn_train.tasks.shared.options import LossKind
-from jaxattn_train.tasks.shared.scores import confusion, predictions, scores
+from jaxattn_train.tasks.shared.scores import NAMES, best_thresholds, confusion, listed, predictions, scores
 
+EVALUATIONS = "evaluations"
+"""Folder of a run for the reports of `evaluate`."""
 CELLS = ("true negative", "false positive", "false negative", "true positive")
 
 
@@ -32,7 +34,6 @@ class Measured:
     name: str
     """Of the part."""
     part: Sequences
-    params: Params
     predicted: np.ndarray
     """(seeds, examples), or (seeds, examples, labels) of 0 and 1."""
     chances: np.ndarray
@@ -40,6 +41,7 @@ class Measured:
     classes: Sequence[str]
     separator: str
     """Between several labels of an example."""
+    params: Params | None = None
 
     def label(self, labels: np.ndarray) -> str:
         """The name of a class, or of all labels of an example."""
@@ -54,6 +56,7 @@ def finish(
     run: Run,
     predict: Callable[[Params, str], np.ndarray],
     *,
+    identity: Mapping[str, Any],
     loss: LossKind,
     separator: str,
     more: Callable[[Run, Measured], None] | None,
@@ -67,6 +70,7 @@ def finish(
         data: the task.
         run: finished.
         predict: (parameters, name of a part) -> logits (seeds, examples, outputs).
+        identity: of settings and data, which the summary keeps.
         loss: which; see `losses.example_loss`.
         separator: between several labels of an example.
         more: adds to the report.
@@ -84,14 +88,20 @@ def finish(
     part = data.parts()[name]
     say(f"measuring the best checkpoint, of step {best}, on all {name} data")
     logits = predict(params, name)
-    numbers = scores(loss, logits, part.labels)
+    thresholds = None
+    if loss == "multilabel":
+        held = logits if name == "validation" else predict(params, "validation")
+        thresholds = best_thresholds(probabilities(loss, held), data.validation.labels)
+    numbers = scores(loss, logits, part.labels, thresholds)
     chances = probabilities(loss, logits)
-    measured = Measured(name, part, params, predictions(loss, chances), chances, data.classes, separator)
-    counts = confusion(loss, measured.predicted, part.labels, len(data.classes))
+    predicted = predictions(loss, chances, thresholds)
+    measured = Measured(name, part, predicted, chances, data.classes, separator, params)
+    counts = confusion(loss, predicted, part.labels, len(data.classes))
     evals = {record["step"]: record for record in run.log.history if record["kind"] == "eval"}
     rates = [record["tokens_per_second"] for record in run.log.history if record["kind"] == "train"]
-    summary = {
+    summary: dict[str, Any] = {
         "config": dataclasses.asdict(config),
+        "identity": dict(identity),
         "seeds": list(run.seeds),
         "steps": run.last,
         "batches_per_epoch": batches,
@@ -105,6 +115,7 @@ def finish(
             "trees": data.lengths is not None,
         },
         "best_step": best,
+        "metric": run.metric,
         **{key: over_seeds(value) for key, value in evals[best].items() if key.startswith("val_")},
         "last_val_accuracy": over_seeds(evals[run.last]["val_accuracy"]),
         "evaluations": [
@@ -112,6 +123,7 @@ def finish(
             for step, record in evals.items()
         ],
         "measured_on": name,
+        **_thresholds(loss, logits, part.labels, thresholds),
         **{key: over_seeds(values) for key, values in numbers.items()},
         "confusion": counts.tolist(),
         "compiled_shapes": shapes,
@@ -122,47 +134,70 @@ def finish(
         **provenance(run.mesh),
     }
     if jax.process_index() == 0:
-        panels = {"val_accuracy": "validation accuracy"}
+        panels = {run.metric: f"validation {NAMES[run.metric.removeprefix('val_')]}"}
         plots.training_curves(
             run.log.history, run.seeds, out / "curves.png", unit="nats per example", validation=panels
         )
-        title = f"{name} part" + (f", sum of {len(run.seeds)} seeds" if len(run.seeds) > 1 else "")
-        _plot_confusion(loss, counts.sum(axis=0), data.classes, out / "confusion.png", title)
-        _write_predictions(out / "predictions.csv", data, measured, run.seeds)
+        write_predictions(out, measured, run.seeds, loss, data.ids.get(name), data.texts.get(name))
     if more is not None:
         more(run, measured)
     if jax.process_index() == 0:
         (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    found = ", ".join(f"{key} {mean_and_spread(values)}" for key, values in numbers.items())
-    say(
-        f"done: {name} {found}; validation accuracy {mean_and_spread(evals[best]['val_accuracy'])} at step {best}; "
-        f"{clock(run.seconds)}, {summary['seconds_per_step']:.3f} seconds a step"
-    )
+    for line in closing(summary):
+        say(line)
     say(f"files: {resume.listing(out)} in {out}")
     return summary
 
 
-def _plot_confusion(
-    loss: LossKind, counts: np.ndarray, classes: Sequence[str], path: Path, title: str
-) -> None:
-    if loss == "multilabel":
-        plots.heatmap(counts.tolist(), classes, CELLS, path, title=title, axes=("label", "texts"))
+def closing(summary: Mapping[str, Any]) -> list[str]:
+    """What summary.json says at the end of a run."""
+    found = {name: summary[name]["per_seed"] for name in NAMES if name in summary}
+    if "at_half" in summary:
+        half = {name: summary["at_half"][name]["per_seed"] for name in ("f1", "micro_f1")}
+        more = [f"the thresholds of the labels maximise validation F1; at 0.5 for all: {listed(half)}"]
     else:
-        plots.confusion(counts, classes, path, title=title)
+        more = []
+    metric = summary["metric"]
+    chosen = f"{NAMES[metric.removeprefix('val_')]} {mean_and_spread(summary[metric]['per_seed'])}"
+    return [
+        f"done: {summary['measured_on']} {listed(found)}; validation {chosen} at step {summary['best_step']}; "
+        f"{clock(summary['seconds'])}, {summary['seconds_per_step']:.3f} seconds a step",
+        *more,
+    ]
 
 
-def _write_predictions(
-    path: Path, data: ClassificationData, measured: Measured, seeds: Sequence[int]
+def _thresholds(
+    loss: LossKind, logits: np.ndarray, labels: np.ndarray, thresholds: np.ndarray | None
+) -> dict[str, Any]:
+    """What the summary has besides where texts have several labels."""
+    if thresholds is None:
+        return {}
+    half = {name: over_seeds(values) for name, values in scores(loss, logits, labels).items()}
+    return {"thresholds": thresholds.tolist(), "at_half": half}
+
+
+def write_predictions(
+    out: Path,
+    measured: Measured,
+    seeds: Sequence[int],
+    loss: LossKind,
+    ids: Sequence[str] | None,
+    texts: Sequence[str] | None,
 ) -> None:
-    """One row an example: id, text where the data keep it, label, and prediction and probabilities of every seed."""
-    labels, name = measured.part.labels, measured.name
-    columns = [f"{x}_seed{seed}" for seed in seeds for x in ("prediction", *(f"p_{c}" for c in data.classes))]
-    ids = data.ids.get(name) or range(len(labels))
-    texts = getattr(data, "texts", {}).get(name)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    """Writes confusion.png, and predictions.csv: id, text, label, and prediction and probabilities of every seed."""
+    labels, classes = measured.part.labels, measured.classes
+    counts = confusion(loss, measured.predicted, labels, len(classes)).sum(axis=0)
+    title = measured.name + (f", sum of {len(seeds)} seeds" if len(seeds) > 1 else "")
+    if loss == "multilabel":
+        axes = ("label", "texts")
+        plots.heatmap(counts.tolist(), classes, CELLS, out / "confusion.png", title=title, axes=axes)
+    else:
+        plots.confusion(counts, classes, out / "confusion.png", title=title)
+    columns = [f"{x}_seed{seed}" for seed in seeds for x in ("prediction", *(f"p_{c}" for c in classes))]
+    with (out / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", *(["text"] if texts else []), "label", *columns])
-        for i, example in enumerate(ids):
+        for i, example in enumerate(ids or range(len(labels))):
             row = [example, *([texts[i]] if texts else []), measured.label(labels[i])]
             for predicted, chances in zip(measured.predicted, measured.chances, strict=True):
                 row += [measured.label(predicted[i]), *(f"{p:.4f}" for p in chances[i])]

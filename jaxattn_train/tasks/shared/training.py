@@ -15,19 +15,19 @@ from jaxattn_train.data.batches import Batch, BatchStream
 from jaxattn_train.data.buckets import Buckets
 from jaxattn_train.data.classification import ClassificationData
 from jaxattn_train.data.trees import Shapes, Trees, common_shapes
-from jaxattn_train.engine import sharding
+from jaxattn_train.engine import resume, sharding
 from jaxattn_train.engine.compilation import start_process
 from jaxattn_train.engine.compile_for import choose_devices, report_step
 from jaxattn_train.engine.description import describe_run
 from jaxattn_train.engine.functional import Functional, Params
-from jaxattn_train.engine.metrics import clock, mean, mean_and_spread
+from jaxattn_train.engine.metrics import clock, mean
 from jaxattn_train.engine.run import Checked, Run
 from jaxattn_train.tasks.shared.losses import make_loss
 from jaxattn_train.tasks.shared.model import describe_classifier, sequence_classifier
 from jaxattn_train.tasks.shared.options import LossKind
 from jaxattn_train.tasks.shared.prediction import make_predict
-from jaxattn_train.tasks.shared.report import Measured, finish
-from jaxattn_train.tasks.shared.scores import scores
+from jaxattn_train.tasks.shared.report import Measured, closing, finish
+from jaxattn_train.tasks.shared.scores import listed, scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +80,10 @@ def train_classifier(
     # 1. Devices, batches, model. Every error of the user's shows here, before anything is written.
     start_process(config.run)
     config, target, mesh = choose_devices(config)
+    digests = data.digests()
+    identity = config.identity() | {name: value for name, value in digests.items() if name != "test data"}
+    if target is None and resume.is_done(config, identity | digests, closing):
+        return 0
     seeds, batch_size = config.seeds(), config.optimizer.batch_size
     shapes = None if data.lengths is None else common_shapes(data.lengths, data.max_length)
     buckets = {
@@ -110,7 +114,7 @@ def train_classifier(
         mesh,
         streams,
         loss,
-        identity=config.identity() | {"data": data.sha256()},
+        identity=identity,
         keeps={"task": data.record},
         metric=recipe.metric,
         optimizer=recipe.optimizer,
@@ -142,8 +146,7 @@ def train_classifier(
     def check(params: Params) -> Checked:
         found = scores(recipe.loss, predict_part(params, "validation"), data.validation.labels)
         entry = {f"val_{name}": values for name, values in found.items()}
-        numbers = ", ".join(f"{name} {mean_and_spread(values)}" for name, values in found.items())
-        return Checked(entry, mean(entry[recipe.metric]), f"validation {numbers} nats per example")
+        return Checked(entry, mean(entry[recipe.metric]), f"validation {listed(found)}")
 
     # 4. The loop.
     def tokens(batch: Batch) -> int:
@@ -159,6 +162,7 @@ def train_classifier(
         data,
         run,
         predict_part,
+        identity=identity | digests,
         loss=recipe.loss,
         separator=recipe.separator,
         more=recipe.finish,

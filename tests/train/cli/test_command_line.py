@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import re
+import sys
 import typing
 
 import pytest
@@ -25,6 +26,22 @@ def test_an_unknown_subcommand_is_one_line(cli):
     assert code == 2
     assert err.startswith("error: unknown subcommand 'chralm'")
     assert len(err.splitlines()) == 1
+
+
+def test_ctrl_c_ends_the_process_at_once(monkeypatch, capsys):
+    """Without Python's shutdown, during which a compilation in another thread crashes."""
+    from jaxattn_train import __main__
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    codes = []
+    monkeypatch.setattr(__main__, "main", interrupted)
+    monkeypatch.setattr("os._exit", lambda code: [codes.append(code), sys.exit(code)])
+    with pytest.raises(SystemExit):
+        __main__.run()
+    assert codes == [130]
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def _docstring(kind, name):
@@ -54,7 +71,7 @@ def test_help_explains_every_flag(cli, command, monkeypatch):
     seen, through = [], tyro.cli
     monkeypatch.setattr(tyro, "cli", lambda kind, **rest: [seen.append(kind), through(kind, **rest)][1])
     monkeypatch.setenv("COLUMNS", "90")  # one column of boxes
-    code, out, _ = cli(command, "--help")
+    code, out, _ = cli(command, "--help-all")
     assert code == 0
     flat = re.sub(r"[│\s]+", " ", out)
     options = dict(_options(seen[0]))
@@ -64,6 +81,30 @@ def test_help_explains_every_flag(cli, command, monkeypatch):
         assert len(words) > 5, f"{flag} is not explained"
         assert flag in flat
         assert words[:40] in flat, flag
+
+
+@pytest.mark.parametrize("command", ["charlm", "finetune", "classify", "lra", "mqar"])
+def test_help_shows_the_options_used_most(cli, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "90")
+    code, out, _ = cli(command, "--help")
+    assert code == 0
+    assert 8 <= len(re.findall(r"^.{1,3}--\w", out, re.MULTILINE)) <= 12
+    assert f"{command} --help-all lists all of them" in out
+    assert "type:" not in cli(command, "--help-all")[1]
+
+
+def test_own_files_name_the_run_folder():
+    from jaxattn_train.tasks.finetune.config import parse as finetune
+
+    assert finetune(["--train-file", "my/mails.csv.gz"]).out() == "runs/finetune-mails"
+    assert parse(["--text-file", "novel.txt"]).out() == "runs/charlm-novel"
+
+
+def test_a_tree_without_sizes_is_answered_with_sizes_that_fit(cli):
+    for words, suggested in ((["charlm"], "16x8"), (["finetune", "--max-length", 64], "8x8")):
+        code, _, err = cli(*words, "--attention", "tree")
+        assert code == 2
+        assert f"tokens tree:{suggested}; got 'tree'" in err
 
 
 def test_paper_preset_is_the_published_setting():

@@ -32,6 +32,21 @@ def test_tables_of_every_kind_hold_the_same(tmp_path, name, content):
     assert found == Texts(['a "b', "c d"], ["1", "0"], ["0", "1"])
 
 
+def test_columns_of_0_and_1_are_labels(tmp_path):
+    path = _write(tmp_path / "a.csv", "text,joy,anger\nx,1,0\ny,0,0\nz,1.0,True\n")
+    options = {"text_column": "text", "label_column": None, "label_separator": ","}
+    found = read_table(path, **options, label_columns=("joy", "anger"))
+    assert found.labels == ["joy", "", "joy,anger"]
+    _write(path, "text,joy,anger\nx,1,2\ny,,0\n")
+    with pytest.raises(UserError) as raised:
+        read_table(path, **options, label_columns=("joy", "anger"))
+    assert str(raised.value).splitlines() == [
+        f"{path}:2: 'anger' must be 0 or 1; got '2'.", f"{path}:3: 'joy' must be 0 or 1; got ''."
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="--label-columns must be a column of"):
+        read_table(path, **options, label_columns=("joy", "fear"))
+
+
 LONG = "text,label\n" + "hi,1\n" * 5000
 
 

@@ -191,7 +191,7 @@ def test_every_change_of_the_data_changes_its_hash():
     same, other, cut, trees = (
         text_examples(
             texts if i != 1 else _labelled([("good film", "0"), ("bad film", "1")]), **options
-        ).sha256()
+        ).digests()
         for i, options in enumerate(
             [
                 {"max_length": 4, "vocabulary_size": 9},
@@ -201,8 +201,8 @@ def test_every_change_of_the_data_changes_its_hash():
             ]
         )
     )
-    assert len({same, other, cut, trees}) == 4
-    assert same == text_examples(texts, max_length=4, vocabulary_size=9).sha256()
+    assert len(set(map(repr, (same, other, cut, trees)))) == 4
+    assert same == text_examples(texts, max_length=4, vocabulary_size=9).digests()
 
 
 def test_unknown_and_single_labels_are_named():

@@ -96,6 +96,19 @@ def test_a_killed_run_resumes_to_the_same_bits(start, cli, tiny, text_file, tmp_
 
 
 @pytest.mark.slow
+def test_ctrl_c_while_compiling_ends_with_130(start, tmp_path):
+    words = ["charlm", "--num-layers", 8, "--no-compilation-cache", "--out", tmp_path / "run"]
+    process = start(*words, PYTHONUNBUFFERED="1")
+    while not (line := process.stdout.readline()).startswith("folder"):
+        assert line, process.wait()
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=TIMEOUT)[0]
+    assert process.returncode == 130, output
+    assert output == "interrupted\n"
+
+
+@pytest.mark.slow
 def test_kill_and_resume_give_bit_equal_parameters(runs):
     straight, broken, _ = runs
     _assert_equal(straight, broken, 200)

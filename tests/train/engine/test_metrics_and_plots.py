@@ -1,7 +1,9 @@
+import io
 import json
 
 import numpy as np
 import pytest
+import rich.console
 
 from jaxattn_train.engine import plots
 from jaxattn_train.engine.metrics import MetricsLog, Progress, clock, mean, spread
@@ -44,6 +46,20 @@ def test_progress_is_plain_lines_without_a_terminal(capsys):
     progress.say("[not markup]")
     progress.close()
     assert capsys.readouterr().out == "step 10/100: loss 1.500, 1,234 tokens/s, 1:30 left\n[not markup]\n"
+
+
+def test_a_bar_shows_the_time_left_and_long_lines_stay_whole(monkeypatch):
+    screen = io.StringIO()
+    console = rich.console.Console(file=screen, force_terminal=True, width=70)
+    monkeypatch.setattr("rich.console.Console", lambda **_: console)
+    progress = Progress(100, 0)
+    progress.step(1, None)
+    progress.step(2, 49)
+    progress.say("to resume: python -m train charlm --out " + "a-long-folder/" * 9)
+    progress.close()
+    assert "step 2/100" in screen.getvalue()
+    assert "0:49 left" in screen.getvalue()
+    assert "a-long-folder/" * 9 in screen.getvalue()
 
 
 def test_numbers_over_seeds():

@@ -31,7 +31,7 @@ from jaxattn_train.studies.zero_shot.divergence import attention_weights, diverg
 from jaxattn_train.studies.zero_shot.layers import LayeredClassifier
 from jaxattn_train.studies.zero_shot.measure import batches_of, calibration_batch
 from jaxattn_train.studies.zero_shot.table import table
-from jaxattn_train.tasks.finetune.predict import load
+from jaxattn_train.tasks.predict.classifier import load
 from tests.train.tiny_encoder import save_tiny_encoder
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]

@@ -66,7 +66,7 @@ def test_other_settings_in_the_same_folder_are_refused(charlm_run, cli):
 
 def test_samples_from_the_run(charlm_run, cli):
     out, _ = charlm_run
-    words = ("sample", "--checkpoint", out, "--prompt", "the ", "--tokens", 10)
+    words = ("sample", "--run", out, "--prompt", "the ", "--tokens", 10)
     code, text, _ = cli(*words)
     assert code == 0
     assert text.startswith("the ")
@@ -86,11 +86,11 @@ def test_samples_from_the_run(charlm_run, cli):
         (("--tokens", "0"), "--tokens must be at least 1"),
         (("--top-k", "0"), "top_k must be at least 1"),
         (("--temperature", "-1"), "temperature must be at least 0"),
-        (("--checkpoint", "nowhere"), "no such folder: nowhere"),
+        (("--run", "nowhere"), "no such folder: nowhere"),
     ],
 )
 def test_sampling_mistakes_are_named(charlm_run, cli, flags, message):
-    code, _, err = cli("sample", "--checkpoint", charlm_run[0], *flags)
+    code, _, err = cli("sample", "--run", charlm_run[0], *flags)
     assert code == 2
     assert message in err
 

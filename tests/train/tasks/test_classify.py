@@ -1,5 +1,6 @@
 import json
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -94,12 +95,38 @@ def test_the_same_command_again_finds_it_done(finished, capsys):
     assert _records(out) == before
 
 
+def test_another_test_file_is_the_same_run(finished, cli, tmp_path, monkeypatch):
+    out, words = finished
+    shutil.copytree(out, tmp_path / "run")
+    other = _texts(tmp_path / "other.csv", 24, 5)
+    code, text, err = cli(*words, "--test-file", other, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "all 32 steps are done already" in text
+    assert json.loads((tmp_path / "run/summary.json").read_text())["data"]["examples"]["test"] == 24
+
+
+def test_its_runs_label_and_score_new_texts(finished, cli, tmp_path):
+    out, _ = finished
+    (tmp_path / "new.txt").write_text("w1 awful awful awful.\n\nw3 great great great.\n")
+    code, text, err = cli("predict", "--run", out, "--file", tmp_path / "new.txt")
+    assert code == 0, err
+    assert [line.split("\t")[0] for line in text.splitlines()] == ["bad", "", "good"]
+    code, text, _ = cli("evaluate", "--run", out, "--test-file", out.parent / "test.csv")
+    assert code == 0
+    report, again = (
+        json.loads((path / "summary.json").read_text()) for path in (out, out / "evaluations" / "test")
+    )
+    assert (again["accuracy"], again["confusion"]) == (report["accuracy"], report["confusion"])
+    assert "macro-F1" in text
+
+
 def test_other_data_in_the_same_folder_is_refused(finished, cli, tmp_path):
     out, words = finished
     other = _texts(tmp_path / "other.csv", 150, 2)
     code, _, err = cli(*words, "--train-file", other, "--out", out)
     assert code == 2
-    assert "holds a run with other settings: data" in err
+    assert "holds a run with other settings: other training data, other validation data" in err
+    assert f"--train-file '{out.parent / 'train.csv'}' there and '{other}' here" in err
 
 
 @pytest.mark.parametrize(
@@ -156,7 +183,7 @@ def test_user_mistakes_exit_with_one_line_and_write_nothing(cli, tmp_path, no_ty
 
 
 def test_help_and_presets(cli):
-    code, text, _ = cli("classify", "--help")
+    code, text, _ = cli("classify", "--help-all")
     assert code == 0
     for flag in ("--dataset", "--text-column", "--max-length", "--max-branching", "--eval-every", "--seeds"):
         assert flag in text

@@ -7,10 +7,10 @@ from jaxattn_train.tasks.charlm.diagnose import attention_tensors
 from jaxattn_train.tasks.charlm.sample import load
 
 
-def test_diagnoses_every_layer_and_saves_its_tensors(charlm_run, cli, text_file, tmp_path):
+def test_diagnoses_every_layer_on_the_text_of_the_run(charlm_run, cli, tmp_path):
     saved = tmp_path / "qkv.npz"
     words = ("--windows", 2, "--num-features", 16, "--save", saved)
-    code, output, _ = cli("diagnose", "--checkpoint", charlm_run[0], "--text-file", text_file, *words)
+    code, output, _ = cli("diagnose", "--run", charlm_run[0], *words)
     assert code == 0
     assert "layer 0" in output and "layer 1" in output and "Verdict" in output
     arrays = np.load(saved)
@@ -27,6 +27,7 @@ def test_the_model_is_left_as_it_was(charlm_run):
     np.testing.assert_array_equal(model(tokens), before)
 
 
-def test_other_text_is_an_error(charlm_run, cli):
-    code, _, error = cli("diagnose", "--checkpoint", charlm_run[0])
-    assert code == 2 and "other text" in error
+def test_text_with_other_characters_is_an_error(charlm_run, cli, tmp_path):
+    (tmp_path / "other.txt").write_text("0123456789" * 100)
+    code, _, error = cli("diagnose", "--run", charlm_run[0], "--text-file", tmp_path / "other.txt")
+    assert code == 2 and "other characters" in error

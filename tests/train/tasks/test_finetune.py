@@ -1,15 +1,18 @@
 """Fine-tuning of a tiny random encoder from its folder: training, resuming, freezing, report, predictions."""
 
+import contextlib
 import csv
 import io
 import json
 import shlex
+import types
 
 import chex
 import numpy as np
 import pytest
 
 from jaxattn_train.cli.commands import main
+from jaxattn_train.data.lines import read_texts
 from jaxattn_train.engine.checkpoints import Checkpoints
 from tests.train.tiny_encoder import save_tiny_encoder
 
@@ -169,10 +172,73 @@ def test_predict_labels_new_texts_as_the_report_did(finished, folder, tmp_path, 
     assert "1 of 2 texts are longer than 16 tokens and were cut" in err
 
 
+def test_empty_lines_pass_through(finished, tmp_path, cli, monkeypatch):
+    out, _ = finished
+    _standard_input(monkeypatch, b"w1 awful awful\n  \n\ngreat\n")
+    code, _, err = cli("predict", "--run", out, "--out", tmp_path / "labels.csv", "--batch-size", 3)
+    assert code == 0, err
+    with (tmp_path / "labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["text"] for row in rows] == ["w1 awful awful", "  ", "", "great"]
+    assert [bool(row["prediction"]) for row in rows] == [True, False, False, True]
+    assert [bool(row["p_bad"]) for row in rows] == [True, False, False, True]
+
+
+def test_lines_are_read_as_they_come():
+    def stream():
+        yield b"one\n"
+        yield b"two\n"
+        raise AssertionError("read ahead")
+
+    class Pipe(contextlib.closing):
+        def __iter__(self):
+            return self.thing
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdin", types.SimpleNamespace(buffer=Pipe(stream())))
+        lines = read_texts(None, None)
+        assert [next(lines).text, next(lines).text] == ["one", "two"]
+
+
+def test_evaluate_gives_the_numbers_of_the_report(finished, folder, cli, monkeypatch):
+    out, _ = finished
+    code, text, err = cli("evaluate", "--run", out, "--test-file", folder / "test.csv")
+    assert code == 0, err
+    report, again = (
+        json.loads((path / "summary.json").read_text()) for path in (out, out / "evaluations" / "test")
+    )
+    for name in ("accuracy", "f1", "confusion"):
+        assert again[name] == report[name]
+    assert f"macro-F1 {report['f1']['mean']:.4f}" in text
+    with (out / "evaluations/test/predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with (out / "predictions.csv").open(newline="") as file:
+        assert [row["prediction_seed1"] for row in rows] == [
+            r["prediction_seed1"] for r in csv.DictReader(file)
+        ]
+    other = folder / "unknown.csv"
+    other.write_text("text,label\nw1,good\nw2,odd\n")
+    code, _, err = cli("evaluate", "--run", out, "--test-file", other)
+    assert code == 2
+    assert f"{other}:3 has the label 'odd', which no training text has" in err
+
+
+def test_a_finished_run_prints_its_summary_at_once(finished, cli, monkeypatch):
+    out, words = finished
+
+    def fail(*args, **kwargs):
+        raise AssertionError("opened to train")
+
+    monkeypatch.setattr("jaxattn_train.tasks.shared.training.Run", fail)
+    code, text, _ = cli(*words, "--out", out)
+    assert code == 0
+    assert "all 42 steps are done already\ndone: test accuracy" in text
+    with pytest.raises(AssertionError, match="opened to train"):
+        cli(*words, "--out", out, "--relevance-texts", 4)
+
+
 def test_predict_says_what_is_wrong(finished, folder, tmp_path, cli, monkeypatch):
     out, _ = finished
-    _standard_input(monkeypatch, b"fine\n  \n")
-    assert "the line 2 of standard input is empty" in cli("predict", "--run", out)[2]
     _standard_input(monkeypatch, b"")
     assert "standard input holds no text" in cli("predict", "--run", out)[2]
     _standard_input(monkeypatch, b"fine\ncaf\xe9\n")

@@ -19,7 +19,7 @@ from jaxattn_train.tasks.classify.config import parse as parse_classify
 from jaxattn_train.tasks.finetune.config import FinetuneOptimizer, parse
 from jaxattn_train.tasks.finetune.model import make_optimizer, rate_share
 from jaxattn_train.tasks.shared.losses import balanced_weights, example_loss, example_losses, probabilities
-from jaxattn_train.tasks.shared.scores import confusion, predictions, scores
+from jaxattn_train.tasks.shared.scores import best_thresholds, confusion, predictions, scores
 from tests.train.tiny_encoder import save_tiny_encoder
 
 RNG = np.random.default_rng(0)
@@ -256,3 +256,50 @@ def test_unusable_texts_and_labels_are_named_by_line(encoder, tmp_path):
     assert second == f"{validation}:4 has the label 'd', which no training text has."
     with pytest.raises(UserError, match=f"{test}:3 is empty; remove it"):
         token_examples(load_files(train, train, test, **columns), encoder, max_length=8)
+
+
+def test_thresholds_maximise_the_f1_of_each_label():
+    truth = RNG.integers(0, 2, (2, 40, 3))[0]
+    chances = np.clip(0.3 * truth + RNG.uniform(size=(2, 40, 3)) * 0.5, 0, 1)
+    thresholds = best_thresholds(chances, truth)
+    assert thresholds.shape == (2, 3)
+    for seed in range(2):
+        for label in range(3):
+            values = chances[seed, :, label]
+            best = max(metrics.f1_score(truth[:, label], values > t) for t in [0.5, *(values - 1e-9)])
+            said = predictions("multilabel", chances, thresholds)[seed, :, label]
+            assert metrics.f1_score(truth[:, label], said) == pytest.approx(best)
+    logits = np.log(chances) - np.log1p(-chances)
+    numbers = scores("multilabel", logits, truth, thresholds)
+    assert numbers["f1"][0] > scores("multilabel", logits, truth)["f1"][0]
+    said = predictions("multilabel", chances, thresholds)[0]
+    assert numbers["micro_f1"][0] == pytest.approx(metrics.f1_score(truth, said, average="micro"))
+    assert best_thresholds(chances, np.zeros_like(truth)).tolist() == [[0.5] * 3] * 2
+
+
+def test_options_of_labels_and_parts(tmp_path):
+    config = parse(["--train-file", "a.csv", "--label-columns", "joy", "anger", "--test-share", "0.2"])
+    assert (config.data.loss, config.data.separator, config.data.test_share) == ("multilabel", ",", 0.2)
+    for words, message in (
+        (
+            "--train-file a.csv --label-columns joy anger --loss softmax",
+            "--label-columns is for --loss multilabel",
+        ),
+        ("--train-file a.csv --label-columns joy", "--label-columns must be two or more names; got joy"),
+        (
+            "--train-file a.csv --test-file b.csv --test-share 0.1",
+            "--test-share is for runs without --test-file",
+        ),
+        ("--train-file a.csv --test-share 1", "--test-share must be between 0 and 1; got 1.0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            parse(words.split())
+    assert parse_classify(["--class-weights", "balanced"]).identity() != parse_classify([]).identity()
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"w{i},{'ab'[i % 2]}\n" for i in range(20)))
+    options = {"text_column": "text", "label_column": "label", "test_share": 0.2}
+    data = load_files(str(tmp_path / "a.csv"), None, None, **options)
+    assert {name: len(part.texts) for name, part in data.parts().items()} == {
+        "train": 14, "validation": 2, "test": 4
+    }  # fmt: skip
+    texts = [text for part in data.parts().values() for text in part.texts]
+    assert sorted(texts) == sorted(f"w{i}" for i in range(20))

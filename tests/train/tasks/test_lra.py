@@ -168,7 +168,7 @@ def test_the_rate_may_fall_as_a_cosine_too():
         ("--attention sofmax", "'sofmax' is not known"),
         ("--attention features:foo-orf:8", "component must be one of"),
         ("--attention features:oprf-bar:8", "weights must be one of"),
-        ("--attention tree", "--attention must say the sizes of a tree, as in tree:64x16"),
+        ("--attention tree", "this task has no trees of its own; for 128 tokens tree:16x8; got"),
         ("--attention tree:given+gate", "--attention must say the sizes of a tree"),
         (
             "--data-path x",
@@ -200,7 +200,7 @@ def test_impossible_flags_are_named(flags, message):
 
 
 def test_help_says_what_is_smaller(cli):
-    code, text, _ = cli("lra", "--task", "text", "--help")
+    code, text, _ = cli("lra", "--task", "text", "--help-all")
     assert code == 0
     for word in ("--task", "--closing-brackets", "--head-features", "--decay", "512", "pathfinder"):
         assert word in text

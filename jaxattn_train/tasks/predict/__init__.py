@@ -1,0 +1,1 @@
+"""Trained text classifiers on new texts: labels, and scores of labelled ones."""
