@@ -120,21 +120,30 @@ class Call:
             sinks=merge(self.sinks, 0),
         )
 
-    def with_key_weights(self) -> "Call":
-        """The call as kernels need it that sum keys up before queries come: key_bias (B, S, K, 1), never None.
+    def with_own_sums(self) -> "Call":
+        """The call as kernels need it that sum keys up before queries come.
 
-        log_decay has the same shape, or is None.
-
-        Arrays are in the accumulation dtype, but for queries, keys and values that are all bfloat16: these stay what
-        they are, half the bytes. Removed keys and values are 0. A key bias or decay that differs between the query
-        heads of a group makes their keys differ: they are then repeated. Each needs sums of its own anyway, products
-        that cost M times what is repeated; only features are made more often than they need be.
+        A key bias or decay that differs between the query heads of a group makes their keys differ: they are then
+        repeated, and it is (B or 1, S or 1, K or 1, 1). Each needs sums of its own anyway, products that cost M times
+        what is repeated; only features are made more often than they need be. Arrays are in the accumulation dtype,
+        but for queries, keys and values that are all bfloat16: these stay what they are, half the bytes.
         """
-        dtype = accumulation_dtype(self.query, self.key, self.value)
         call = self.with_own_keys() if self.differs_in_groups else self
         arrays = call.query, call.key, call.value
-        narrow = all(x.dtype == jnp.bfloat16 for x in arrays)
-        query, key, value = arrays if narrow else (x.astype(dtype) for x in arrays)
+        dtype = accumulation_dtype(*arrays)
+        if all(x.dtype == jnp.bfloat16 for x in arrays):
+            return call
+        query, key, value = (x.astype(dtype) for x in arrays)
+        return call.replace(query=query, key=key, value=value)
+
+    def with_key_weights(self) -> "Call":
+        """`with_own_sums` with key_bias (B, S, K, 1), never None; removed keys and values are 0.
+
+        log_decay has the same shape, or is None. Both are in the accumulation dtype.
+        """
+        call = self.with_own_sums()
+        dtype = accumulation_dtype(call.query)
+        key, value = call.key, call.value
         if call.key_bias is None:
             key_bias = jnp.zeros((1, 1, 1, 1), dtype)
         else:
@@ -144,7 +153,7 @@ class Call:
         log_decay = call.log_decay
         if log_decay is not None:
             log_decay = jnp.broadcast_to(log_decay.astype(dtype), key_bias.shape)
-        return call.replace(query=query, key=key, value=value, key_bias=key_bias, log_decay=log_decay)
+        return call.replace(key=key, value=value, key_bias=key_bias, log_decay=log_decay)
 
 
 def repeat_heads(x: Array, num_heads: int, axis: int = 2) -> Array:

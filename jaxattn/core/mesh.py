@@ -4,6 +4,9 @@ from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType
+from jaxtyping import Array
+
+from jaxattn.core.varying import varying_axes
 
 
 def mesh_of(tree: Any) -> AbstractMesh | None:
@@ -23,3 +26,15 @@ def is_partitioned(tree: Any) -> bool:
         size > 1 and kind != AxisType.Manual
         for size, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True)
     )
+
+
+def is_alone(x: Array) -> bool:
+    """Whether the program is known to be of one TPU: no compiler can partition the kernel.
+
+    That is a process with one TPU, or the inside of a `jax.shard_map` with check_vma=False. Where a program is
+    compiled ahead of time its devices are not known yet.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return jax.default_backend() == "tpu" and jax.device_count() == 1
+    return set(mesh.axis_types) == {AxisType.Manual} and not varying_axes(x)

@@ -1,7 +1,8 @@
 """Linear attention on given features, and the engine for families whose features are made inside the kernel."""
 
 from jaxattn.linear.attention import attend_features, linear_attention
-from jaxattn.linear.plan import FeatureFunctions
+from jaxattn.linear.plan import FeatureFunctions, Fused
+from jaxattn.linear.projection import Kind, Projection
 from jaxattn.linear.segments import check_segments
 from jaxattn.linear.state import (
     LinearAttentionState,
@@ -12,7 +13,10 @@ from jaxattn.linear.state import (
 
 __all__ = [
     "FeatureFunctions",
+    "Fused",
+    "Kind",
     "LinearAttentionState",
+    "Projection",
     "attend_features",
     "check_segments",
     "linear_attention",

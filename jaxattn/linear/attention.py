@@ -1,5 +1,7 @@
 """Linear attention: weights that are dot products of features, so that keys can be summed before queries come."""
 
+from functools import partial
+
 from jaxtyping import Array, Float, Int
 
 from jaxattn.core.call import Call, check_call
@@ -7,9 +9,10 @@ from jaxattn.core.checks import check_flag
 from jaxattn.core.explicit import automatic_axes, but_width
 from jaxattn.core.platform import by_platform
 from jaxattn.linear.decay import attend_decayed, check_decay
+from jaxattn.linear.implementation import Fused, check_implementation, choose_implementation, pallas_cannot
 from jaxattn.linear.padded import attend_padded
 from jaxattn.linear.plan import IDENTITY, FeatureFunctions, Parameters, Tiling, choose_tiling
-from jaxattn.linear.segments import attend_segments, check_segments
+from jaxattn.linear.segments import attend_segments, check_segments, in_order_of_segments
 
 
 @automatic_axes(but_width)
@@ -24,6 +27,7 @@ def linear_attention(
     is_causal: bool = False,
     segment_ids: Int[Array, "*B T"] | None = None,
     chunk_size: int | None = None,
+    implementation: str | None = None,
 ) -> Float[Array, "*B T N V"]:
     r"""Attention with weights φ_q·φ_k, in time and memory linear in length.
 
@@ -58,7 +62,12 @@ def linear_attention(
         is_causal: query i attends to keys j <= i only, both counted from the start.
         segment_ids: (B, T) int: a query attends to keys of its own segment only; needs T = S. Ids may come in any
             order.
-        chunk_size: C, tokens a chunk of the causal form; None for 64 on a CPU, 128 elsewhere.
+        chunk_size: C, tokens a chunk of the causal form; None for 256 in fused kernels, 64 on a CPU, 128 elsewhere.
+        implementation: "xla" runs everywhere. "pallas" is fused kernels for TPUs, which read and write every array
+            once forward; they take neither segment_ids without is_causal, nor log_decay and normalize=False, nor
+            float64. Second derivatives are then those of "xla", and raise inside a `jax.lax.scan`. No compiler can
+            partition the kernels: by name in programs of several devices, wrap the call in `jax.shard_map` with
+            check_vma=False. None takes them where the program is known to be of one TPU and they can, else "xla".
 
     Returns:
         (B, T, N, V) in the dtype of `value`; 0 for a query without any key. Features of any sign are accepted; where
@@ -90,7 +99,8 @@ def linear_attention(
     )
     call = check_decay(call, check_flag("normalize", normalize))
     if normalize:
-        return attend_features(call, IDENTITY, [], chunk_size).astype(value.dtype)
+        return attend_features(call, IDENTITY, [], chunk_size, implementation).astype(value.dtype)
+    check_implementation(implementation, "takes neither normalize=False nor log_decay.")
     call = call.with_key_weights()
     if call.is_empty:
         return call.zeros(value.dtype)
@@ -99,23 +109,35 @@ def linear_attention(
 
 
 def attend_features(
-    call: Call, features: FeatureFunctions, parameters: Parameters, chunk_size: int | None
+    call: Call,
+    features: FeatureFunctions,
+    parameters: Parameters,
+    chunk_size: int | None,
+    implementation: str | None = None,
 ) -> Float[Array, "*B T N V"]:
-    """Linear attention of the features that `features` make, in the dtype of `Call.with_key_weights`."""
-    call = call.with_key_weights()
+    """Linear attention of the features that `features` make, in the dtype of `Call.with_own_sums`."""
+    call = call.with_own_sums()
+    parameters = features.repeat_parameters(parameters, call.key.shape[2])
+    reason = pallas_cannot(call, features, features.number(parameters, call.query), chunk_size)
+    check_implementation(implementation, reason)
     if call.is_empty:
         return call.zeros(call.query.dtype)
-    parameters = features.repeat_parameters(parameters, call.key.shape[2])
-    out = by_platform(
-        lambda platform: (features, choose_tiling(chunk_size, platform)), attend_tiled, parameters, call
-    )
-    return call.merge_heads(out)
+
+    def choose(platform: str) -> tuple[FeatureFunctions, Tiling | Fused]:
+        return features, choose_implementation(call, reason, implementation, chunk_size, platform)
+
+    return call.merge_heads(by_platform(choose, attend_tiled, parameters, call))
 
 
 def attend_tiled(
-    how: tuple[FeatureFunctions, Tiling], parameters: Parameters, call: Call
+    how: tuple[FeatureFunctions, Tiling | Fused], parameters: Parameters, call: Call
 ) -> Float[Array, "B T K G V"]:
-    """Linear attention of a call in the form of `Call.with_key_weights`, cut as a platform likes it."""
-    attend_call = attend_padded if call.segment_ids is None else attend_segments
+    """Linear attention of a call in the form of `Call.with_own_sums`, in a kernel or cut as a platform likes it."""
     features, tiling = how
-    return attend_call(call, features, parameters, tiling)
+    if isinstance(tiling, Tiling):
+        attend_call = attend_padded if call.segment_ids is None else attend_segments
+        return attend_call(call.with_key_weights(), features, parameters, tiling)
+    from jaxattn.linear.pallas.attention import attend_fused
+
+    attend = partial(attend_fused, features, tiling.chunk, parameters)
+    return attend(call) if call.segment_ids is None else in_order_of_segments(call, attend)

@@ -36,14 +36,24 @@ def _forward(plan: Plan, parameters: Parameters, x: Call) -> tuple[Array, Any]:
     return out, (states, kept)
 
 
-def _attend_forward(plan: Plan, parameters: Any, x: Any) -> tuple[Array, Any]:
-    def plain(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.value, tree, is_leaf=lambda leaf: hasattr(leaf, "perturbed"))
+def _is_wrapped(leaf: Any) -> bool:
+    return hasattr(leaf, "perturbed")
 
-    # Whether parameters get a gradient at all is known here only; it travels in the structure of the residuals.
-    leaves = jax.tree.leaves(parameters, is_leaf=lambda leaf: hasattr(leaf, "perturbed"))
-    learned = () if any(leaf.perturbed for leaf in leaves) else None
-    parameters, x = plain(parameters), plain(x)
+
+def plain(tree: Any) -> Any:
+    """The arrays in what `custom_vjp` hands to a forward pass with symbolic zeros."""
+    return jax.tree.map(lambda leaf: leaf.value, tree, is_leaf=_is_wrapped)
+
+
+def any_perturbed(tree: Any) -> tuple[()] | None:
+    """() if any of it gets a gradient, else None: it travels in the structure of the residuals."""
+    return () if any(leaf.perturbed for leaf in jax.tree.leaves(tree, is_leaf=_is_wrapped)) else None
+
+
+def _attend_forward(plan: Plan, parameters: Any, x: Any) -> tuple[Array, Any]:
+    # Whether parameters get a gradient at all is known here only.
+    learned = any_perturbed(parameters)
+    parameters, x = plain((parameters, x))
     out, kept = _forward(plan, parameters, x)
     return out, (learned, parameters, x, kept)
 
@@ -74,3 +84,7 @@ def _attend_backward(plan: Plan, residuals: Any, grad: Any) -> tuple[Any, Call]:
 _attend.defvjp(_attend_forward, _attend_backward, symbolic_zeros=True)
 # Compiled once a shape, so that calls outside of any jit do not compile their loops anew.
 chunked_attention = jax.jit(_attend, static_argnums=0)
+# The same with the derivatives of JAX, of any order and mode, which keep every block's features.
+differentiable_attention = jax.jit(
+    lambda plan, parameters, x: _forward(plan, parameters, x)[0], static_argnums=0
+)

@@ -1,5 +1,6 @@
 """Linear attention of a call of any length: padded to whole blocks."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,7 +13,12 @@ from jaxattn.linear.plan import FeatureFunctions, Parameters, Plan, Tiling, make
 
 
 def attend_padded(
-    call: Call, features: FeatureFunctions, parameters: Parameters, tiling: Tiling, **options: Any
+    call: Call,
+    features: FeatureFunctions,
+    parameters: Parameters,
+    tiling: Tiling,
+    attend: Callable[..., Array] = chunked_attention,
+    **options: Any,
 ) -> Array:
     """(B, T, K, G, V) weighted means, or sums as `options` say; see `make_plan`. Segments must be contiguous."""
     length, key_length = call.query.shape[1], call.key.shape[1]
@@ -21,7 +27,7 @@ def attend_padded(
     plan = make_plan(features, tiling, length, key_length, is_causal=call.is_causal, **options)
     operands = list(parameters), pad_to_blocks(call, plan)
     # Marked before the kernel: what is replicated then gets the sum of the cotangents of all devices.
-    return chunked_attention(plan, *vary_like(operands, operands))[:, :length]
+    return attend(plan, *vary_like(operands, operands))[:, :length]
 
 
 def pad_to_blocks(call: Call, plan: Plan) -> Call:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
@@ -27,13 +26,10 @@ def key_ids(x: Call) -> Array | None:
 
 def empty_state(plan: Plan, parameters: Parameters, x: Call) -> State:
     """The state of one sequence before its first key, every array with a leading axis of heads."""
-    heads, width = x.key.shape[-2:]
-    one = plan.features.of_one_head(parameters)
-    features = jax.eval_shape(plan.features.key, one, jax.ShapeDtypeStruct((1, width), x.key.dtype), None)[0]
-    sizes, dtype = (heads, features.shape[-1]), x.key_bias.dtype
+    sizes, dtype = (x.key.shape[-2], plan.features.number(parameters, x.key)), x.key_bias.dtype
     return State(
         Sums(jnp.zeros((*sizes, x.value.shape[-1]), dtype), jnp.zeros(sizes, dtype)),
-        jnp.full((heads,), -jnp.inf, dtype),
+        jnp.full(sizes[:1], -jnp.inf, dtype),
         None,
     )
 

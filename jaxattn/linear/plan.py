@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxattn.core.call import repeat_heads
+from jaxattn.linear.projection import Kind, Projection
 
 # The arrays that feature functions need; those with a set for each key/value head have heads as axis 0.
 Parameters = Sequence[Array]
@@ -19,6 +20,24 @@ Parameters = Sequence[Array]
 Features = Callable[[Parameters, Array, Array | None], tuple[Array, Array]]
 
 
+class Fused(NamedTuple):
+    """Features that follow from one product with a dense matrix.
+
+    Attributes:
+        kind: what they are of the product.
+        projection: the matrices, from the parameters of one head: arrays without the axis of heads.
+    """
+
+    kind: Kind
+    projection: Callable[[Parameters], Projection]
+
+    def project(self, parameters: Parameters, by_head: tuple[bool, ...]) -> Projection:
+        """The matrices of all heads, or one set with a leading axis of 1."""
+        if not any(by_head):
+            return jax.tree.map(lambda x: x[None], self.projection(parameters))
+        return jax.vmap(self.projection, ([0 if own else None for own in by_head],))(parameters)
+
+
 class FeatureFunctions(NamedTuple):
     """How queries and keys become features.
 
@@ -26,11 +45,13 @@ class FeatureFunctions(NamedTuple):
         query: makes features of queries, of which only the direction matters.
         key: makes features of keys.
         by_head: for every parameter array, whether its first axis counts key/value heads.
+        fused: how kernels that make features on the chip get them; None where they cannot.
     """
 
     query: Features
     key: Features
     by_head: tuple[bool, ...] = ()
+    fused: Fused | None = None
 
     def axes(self) -> list[int | None]:
         """The axis of heads of every parameter array, as `jax.vmap` takes it."""
@@ -39,6 +60,11 @@ class FeatureFunctions(NamedTuple):
     def of_one_head(self, parameters: Parameters) -> list[Array]:
         """The parameters of the first head."""
         return [p[0] if by_head else p for p, by_head in zip(parameters, self.by_head, strict=True)]
+
+    def number(self, parameters: Parameters, x: Any) -> int:
+        """How many features there are of tokens like x (…, D)."""
+        token = jax.ShapeDtypeStruct((1, x.shape[-1]), x.dtype)
+        return jax.eval_shape(self.key, self.of_one_head(parameters), token, None)[0].shape[-1]
 
     def repeat_parameters(self, parameters: Parameters, heads: int) -> list[Array]:
         """One set for each of `heads`: repeated where keys were repeated for a group of queries."""
@@ -66,7 +92,11 @@ def _normalized(_: Parameters, x: Array, log_scale: Array | None) -> tuple[Array
     return values, exponent.astype(x.dtype) * log_two
 
 
-IDENTITY = FeatureFunctions(_normalized, _normalized)
+def _no_projection(_: Parameters) -> Projection:
+    return Projection()
+
+
+IDENTITY = FeatureFunctions(_normalized, _normalized, fused=Fused(Kind("given"), _no_projection))
 
 
 class Tiling(NamedTuple):

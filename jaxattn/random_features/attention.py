@@ -30,6 +30,7 @@ def random_feature_attention(
     is_causal: bool = False,
     segment_ids: Int[Array, "*B T"] | None = None,
     chunk_size: int | None = None,
+    implementation: str | None = None,
 ) -> Float[Array, "*B T N V"]:
     r"""Estimates softmax attention in time and memory linear in length.
 
@@ -58,7 +59,10 @@ def random_feature_attention(
         scale: factor on q·k, 1/sqrt(H) when None; the same as in `calibrate`.
         is_causal: query i attends to keys j <= i only, both counted from the start.
         segment_ids: (B, T) int: a query attends to keys of its own segment only; needs T = S.
-        chunk_size: tokens a chunk of the causal form; None for 64 on a CPU, 128 elsewhere.
+        chunk_size: tokens a chunk of the causal form; None for 256 in fused kernels, 64 on a CPU, 128 elsewhere.
+        implementation: None, "xla" or "pallas", as in `linear_attention`. "pallas" makes the features on the chip, of
+            the components posrf, gerf, oprf, sderf, aderf, saderf and trigrf on every weight matrix but sgq and ssr,
+            whose dense form it takes.
 
     Returns:
         (B, T, N, V) in the query's dtype; 0 for a query without any key.
@@ -82,7 +86,9 @@ def random_feature_attention(
     call = check_call(
         query, key, value, key_bias=key_bias, scale=scale, is_causal=is_causal, segment_ids=segment_ids
     )
-    out = attend_features(call, *feature_map.functions(call.scale, query.shape[-1]), chunk_size)
+    out = attend_features(
+        call, *feature_map.functions(call.scale, query.shape[-1]), chunk_size, implementation
+    )
     return out.astype(query.dtype)
 
 

@@ -12,7 +12,7 @@ from jaxattn.core.call import check_qk, check_scale, repeat_heads
 from jaxattn.core.checks import check_choice, check_dtype, check_rank, check_shape
 from jaxattn.core.explicit import automatic_axes, replicated
 from jaxattn.core.pytree import register
-from jaxattn.linear import FeatureFunctions
+from jaxattn.linear import FeatureFunctions, Fused, Kind, Projection
 from jaxattn.random_features.components import COMPONENTS
 from jaxattn.random_features.components.base import Component
 from jaxattn.random_features.moments import Moments
@@ -253,8 +253,7 @@ class FeatureMap:
     def num_features(self) -> int:
         """The number of features of a token."""
         functions, parameters = self.functions(1.0, self.weights.head_dim)
-        x = jax.ShapeDtypeStruct((1, self.weights.head_dim), jnp.float32)
-        return jax.eval_shape(functions.key, functions.of_one_head(parameters), x, None)[0].shape[-1]
+        return functions.number(parameters, jax.ShapeDtypeStruct((self.weights.head_dim,), jnp.float32))
 
     def check_width(self, name: str, width: int) -> None:
         """Raises unless `width` is the map's."""
@@ -296,8 +295,17 @@ class FeatureMap:
             _Function("query", structure, root, per_key),
             _Function("key", structure, root, per_key),
             by_head,
+            self._fused(structure, root),
         )
         return functions, leaves
+
+    def _fused(self, structure: Any, root: float) -> Fused | None:
+        """The features as a function of one dense product; None if they are none, or rows have signs."""
+        name = self.component.kind
+        if name is None or type(self.weights).signs is not Weights.signs:
+            return None
+        per_key = self.stabilizer == "per_key"
+        return Fused(Kind(name, root**2, not per_key), _Projection(structure, root))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,6 +327,23 @@ class _Function:
             scale = jnp.zeros_like(scale)
         # Whatever the dtype of the parameters, features have that of the tokens.
         return values.astype(x.dtype), scale.astype(x.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Projection:
+    """The dense matrices behind the features of one head: what the fast algorithms make of the unit vectors."""
+
+    structure: Any
+    root: float
+
+    def __call__(self, parameters: Sequence[Array]) -> Projection:
+        weights, component = jax.tree.unflatten(self.structure, parameters)
+        unit = self.root * jnp.eye(weights.head_dim)
+        query, key = component.transform_query(unit), component.transform_key(unit)
+        (of_query, offset), (of_key, _) = (component.affine(weights, x) for x in (query, key))
+        plain = type(component).transform_key is Component.transform_key
+        offset = jnp.broadcast_to(offset, of_key.shape[-1:])[:, None]
+        return Projection(of_query.T, of_key.T, offset, None if plain else key.T)
 
 
 def _root(scale: float) -> float:

@@ -8,12 +8,13 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxattn.core.call import Call, accumulation_dtype, check_call
 from jaxattn.core.checks import check_choice, is_known
 from jaxattn.core.explicit import automatic_axes, but_width
+from jaxattn.core.mesh import is_alone
 from jaxattn.core.padding import fold_key_mask, fold_lengths, query_is_valid, zero_padded_rows, zero_padding
 from jaxattn.core.platform import by_platform
 from jaxattn.softmax.blockwise import blockwise_attention
 from jaxattn.softmax.cudnn import cudnn_attention, cudnn_cannot
 from jaxattn.softmax.options import with_options
-from jaxattn.softmax.splash import is_alone, splash_attention, splash_cannot
+from jaxattn.softmax.splash import splash_attention, splash_cannot
 from jaxattn.softmax.xla import xla_attention
 
 # The output, and the logarithm of the normaliser where it is asked for.
@@ -226,7 +227,7 @@ def choose_implementation(call: Call, platform: str) -> str:
         return "cudnn"
     if (
         platform == "tpu"
-        and is_alone(call)
+        and is_alone(call.query)
         and splash_cannot(call) is None
         and num_scores(call) >= _FEW_SCORES
     ):

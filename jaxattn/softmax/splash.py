@@ -4,11 +4,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn.core.call import Call
-from jaxattn.core.varying import varying_axes
 from jaxattn.softmax.key_columns import merged_query, pad_axis, with_key_columns
 from jaxattn.softmax.reach import Reach, in_reach
 
@@ -49,18 +47,6 @@ def splash_cannot(call: Call) -> str | None:
             f"T = {call.query.shape[1]}, S = {call.key.shape[1]}, local_window_size = {call.window}."
         )
     return None
-
-
-def is_alone(call: Call) -> bool:
-    """Whether the program is known to be of one TPU: no compiler can partition the kernel.
-
-    That is a process with one TPU, or the inside of a `jax.shard_map` with check_vma=False. Where a program is
-    compiled ahead of time its devices are not known yet.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return jax.default_backend() == "tpu" and jax.device_count() == 1
-    return set(mesh.axis_types) == {AxisType.Manual} and not varying_axes(call.query)
 
 
 def splash_attention(call: Call, interpret: bool = False) -> Float[Array, "B T K G V"]:

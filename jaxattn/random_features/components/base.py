@@ -31,6 +31,7 @@ class Component(abc.ABC):
         decomposes: whether finding them takes eigendecompositions.
         trainable: names of the fields that are learned.
         random: names of the fields that are random numbers, redrawn with the weights.
+        kind: of the features, as `jaxattn.linear.Kind` names it, where `affine` says what they are made from.
     """
 
     features_per_row: ClassVar[int] = 1
@@ -40,6 +41,7 @@ class Component(abc.ABC):
     decomposes: ClassVar[bool] = False
     trainable: ClassVar[tuple[str, ...]] = ()
     random: ClassVar[tuple[str, ...]] = ()
+    kind: ClassVar[str | None] = None
 
     @classmethod
     def create(
@@ -60,6 +62,14 @@ class Component(abc.ABC):
         self, weights: Weights, x: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None
     ) -> Scaled:
         """The features of transformed queries or keys but for the signs of the rows, one block of M after another."""
+
+    def affine(self, weights: Weights, x: Float[Array, "*batch H"]) -> tuple[Array, Array] | None:
+        """The products (…, M) with the weights that the features are a function of, and a constant () or (M,).
+
+        Of a component whose features are those of a `jaxattn.linear.Kind`, `kind`, of transformed x; else None.
+        """
+        del weights, x
+        return None
 
     def transform_query(self, x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
         """What the features of a query are computed from."""

@@ -13,9 +13,27 @@ from jaxattn.random_features.moments import Moments, balancing_map, balancing_sc
 from jaxattn.random_features.weights.base import Weights, precise_matmul
 
 
+class _Exponential(Component):
+    """e to an affine function of x, minus |x|²/2."""
+
+    takes_quadrature: ClassVar[bool] = True
+    kind: ClassVar[str | None] = "exponential"
+
+    def affine(self, weights: Weights, x: Float[Array, "*batch H"]) -> tuple[Array, Array]:
+        """The linear part of the logarithms, and the constant one."""
+        raise NotImplementedError
+
+    def features(
+        self, weights: Weights, x: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None
+    ) -> Scaled:
+        """exp(affine(x) − |x|²/2)."""
+        products, offset = self.affine(weights, x)
+        return exponentials(products + offset, -half_square(x), scale)
+
+
 @register
 @dataclasses.dataclass(frozen=True)
-class PosRF(Component):
+class PosRF(_Exponential):
     """Positive random features (FAVOR+): f(w, x) = exp(w·x − |x|²/2), with E[f(w, x) f(w, y)] = exp(x·y).
 
     The relative variance is (exp(|x + y|²) − 1) / M with independent rows: small only for small queries and keys.
@@ -28,8 +46,6 @@ class PosRF(Component):
     Reference: Choromanski et al. 2021, "Rethinking attention with Performers", lemma 1 and equation 6.
     """
 
-    takes_quadrature: ClassVar[bool] = True
-
     hyperbolic: bool = False
 
     @classmethod
@@ -37,21 +53,16 @@ class PosRF(Component):
         """Half as many rows if every row is used twice."""
         return max(1, num_features // 2) if options.get("hyperbolic") else num_features
 
-    def features(
-        self, weights: Weights, x: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None
-    ) -> Scaled:
-        """exp(w·x − |x|²/2), and exp(−w·x − |x|²/2) if hyperbolic."""
-        logarithms, offset = weights.apply(x), row_offset(weights)
-        if self.hyperbolic:
-            logarithms, offset = (
-                jnp.concatenate([logarithms, -logarithms], axis=-1),
-                offset - 0.5 * jnp.log(2.0),
-            )
-            offset = jnp.tile(offset, 2) if offset.ndim else offset
-        return exponentials(logarithms + offset, -half_square(x), scale)
+    def affine(self, weights: Weights, x: Float[Array, "*batch H"]) -> tuple[Array, Array]:
+        """w·x, and −w·x if hyperbolic."""
+        products, offset = weights.apply(x), row_offset(weights)
+        if not self.hyperbolic:
+            return products, offset
+        offset -= 0.5 * jnp.log(2.0)
+        return jnp.concatenate([products, -products], axis=-1), jnp.tile(offset, 2) if offset.ndim else offset
 
 
-class _Tilted(Component):
+class _Tilted(_Exponential):
     """D exp(w'Aw + w'Bx − |x|²/2) with A = diag(a) or a I, every a below 1/8.
 
     B = (I − 4A)^½ and D = det(I − 4A)^¼, so that the mean of a product over w ~ N(0, I) is exp(x·y).
@@ -63,19 +74,15 @@ class _Tilted(Component):
     transformed x.
     """
 
-    takes_quadrature: ClassVar[bool] = True
-
     a: Array
 
-    def features(
-        self, weights: Weights, x: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None
-    ) -> Scaled:
-        """The features of a transformed x."""
+    def affine(self, weights: Weights, x: Float[Array, "*batch H"]) -> tuple[Array, Array]:
+        """w'Bx, and w'Aw + log D."""
         if weights.is_quadrature:
-            return exponentials(weights.apply(x) + row_offset(weights), -half_square(x), scale)
+            return weights.apply(x), row_offset(weights)
         diagonal = jnp.broadcast_to(self.a, x.shape[-1:]).astype(x.dtype)
         offset = weights.quadratic(diagonal) + 0.25 * jnp.log1p(-4 * diagonal).sum() + row_offset(weights)
-        return exponentials(weights.apply(jnp.sqrt(1 - 4 * diagonal) * x) + offset, -half_square(x), scale)
+        return weights.apply(jnp.sqrt(1 - 4 * diagonal) * x), offset
 
 
 @register

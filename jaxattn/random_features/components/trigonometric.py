@@ -26,12 +26,18 @@ class TrigRF(Component):
 
     features_per_row: ClassVar[int] = 2
     positive: ClassVar[bool] = False
+    kind: ClassVar[str | None] = "trigonometric"
+
+    def affine(self, weights: Weights, x: Float[Array, "*batch H"]) -> tuple[Array, Array]:
+        """The angles w·x, and the logarithm of what multiplies the waves."""
+        return weights.apply(x), row_offset(weights)
 
     def features(
         self, weights: Weights, x: Float[Array, "*batch H"], scale: Float[Array, "*batch"] | None
     ) -> Scaled:
         """[cos(w·x), sin(w·x)] exp(|x|²/2)."""
-        angle, size = weights.apply(x), jnp.exp(row_offset(weights))
+        angle, offset = self.affine(weights, x)
+        size = jnp.exp(offset)
         return jnp.concatenate([size * jnp.cos(angle), size * jnp.sin(angle)], axis=-1), half_square(x)
 
 

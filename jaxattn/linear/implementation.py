@@ -1,0 +1,75 @@
+"""The one choice between plain XLA and fused kernels, and what the kernels cannot do."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from jaxattn.core.call import Call, accumulation_dtype
+from jaxattn.core.checks import check_choice, is_known
+from jaxattn.core.mesh import is_alone
+from jaxattn.linear.plan import FeatureFunctions, Tiling, choose_tiling
+
+IMPLEMENTATIONS = (None, "xla", "pallas")
+
+# Lanes of a TPU's vector unit: tokens are cut at multiples of it.
+_LANES = 128
+_CHUNK = 256
+# What fits into VMEM beside the state, by compiling.
+_WIDEST = {"query and key": 256, "value": 256, "features": 512}
+_MOST_GROUPS = 16
+
+
+class Fused(NamedTuple):
+    """The choice of the fused kernels: tokens a chunk."""
+
+    chunk: int
+
+
+def check_implementation(implementation: str | None, reason: str | None) -> None:
+    """Raises unless it is a name of `IMPLEMENTATIONS`, and one that has no reason against it."""
+    check_choice("implementation", implementation, IMPLEMENTATIONS)
+    if implementation == "pallas" and reason is not None:
+        raise ValueError(f"implementation='pallas' {reason}")
+
+
+def pallas_cannot(
+    call: Call, features: FeatureFunctions, num_features: int, chunk_size: int | None
+) -> str | None:
+    """Why the fused kernels cannot take a call in the form of `Call.with_own_sums`, or None if they can."""
+    sizes = (*call.query.shape, call.key.shape[1])
+    if not is_known(*sizes):
+        return f"needs sizes that are known at trace time; got {sizes}."
+    if features.fused is None:
+        return (
+            "makes features of one product with a dense matrix only: those of posrf, gerf, oprf, sderf, aderf, "
+            "saderf and trigrf on weights without signs (all but sgq and ssr); use implementation='xla'."
+        )
+    if call.segment_ids is not None and not call.is_causal:
+        return "takes segment_ids in causal attention only; use implementation='xla'."
+    if accumulation_dtype(call.query, call.key, call.value) == jnp.float64:
+        return "takes no float64; use implementation='xla'."
+    widths = call.query.shape[-1], call.value.shape[-1], num_features
+    for (name, most), width in zip(_WIDEST.items(), widths, strict=True):
+        if width > most:
+            return f"takes {name} up to a width of {most}; got {width}. Use implementation='xla'."
+    if call.query.shape[3] > _MOST_GROUPS:
+        return f"takes up to {_MOST_GROUPS} query heads a key head; got {call.query.shape[3]}."
+    if chunk_size is not None and chunk_size % _LANES:
+        return f"takes a chunk_size that is a multiple of {_LANES}; got {chunk_size}."
+    return None
+
+
+def choose_implementation(
+    call: Call, reason: str | None, implementation: str | None, chunk_size: int | None, platform: str
+) -> Tiling | Fused:
+    """How a platform does a call that `pallas_cannot` gives this reason about.
+
+    None is "pallas" where it can on a TPU, in programs that are known to be of one device (`is_alone`), from 128
+    queries on; else "xla".
+    """
+    if implementation is None and platform == "tpu":
+        fits = reason is None and is_alone(call.query) and call.query.shape[1] >= _LANES
+        implementation = "pallas" if fits else "xla"
+    if implementation == "pallas":
+        return Fused(chunk_size or _CHUNK)
+    return choose_tiling(chunk_size, platform)
