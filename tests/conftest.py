@@ -32,6 +32,20 @@ jax.config.update("jax_disable_most_optimizations", True)
 jaxtyping.install_import_hook("jaxattn", "beartype.beartype")
 
 
+@pytest.hookimpl(tryfirst=True)  # before slow tests are deselected
+def pytest_collection_modifyitems(items):
+    """Of the cases of a test with the mark few(n), all but n are slow."""
+    cases = collections.defaultdict(list)
+    for item in items:
+        if mark := item.get_closest_marker("few"):
+            cases[item.path, item.cls, item.originalname, mark.args[0]].append(item)
+    for (*_, count), same in cases.items():
+        kept = {index * (len(same) - 1) // max(count - 1, 1) for index in range(count)}
+        for index, item in enumerate(same):
+            if index not in kept:
+                item.add_marker(pytest.mark.slow)
+
+
 _compiled = collections.Counter()
 jax.monitoring.register_event_duration_secs_listener(lambda event, seconds, **_: _compiled.update([event]))
 

@@ -104,7 +104,7 @@ def linear_attention(
     call = call.with_key_weights()
     if call.is_empty:
         return call.zeros(value.dtype)
-    out = by_platform(lambda platform: choose_tiling(chunk_size, platform), attend_decayed, call)
+    out = by_platform(lambda platform: choose_tiling(chunk_size, call, platform), attend_decayed, call)
     return call.merge_heads(out).astype(value.dtype)
 
 

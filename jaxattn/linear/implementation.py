@@ -72,4 +72,4 @@ def choose_implementation(
         implementation = "pallas" if fits else "xla"
     if implementation == "pallas":
         return Fused(chunk_size or _CHUNK)
-    return choose_tiling(chunk_size, platform)
+    return choose_tiling(chunk_size, call, platform)

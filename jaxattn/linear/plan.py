@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jaxattn.core.call import repeat_heads
+from jaxattn.core.call import Call, repeat_heads
+from jaxattn.core.checks import is_known
 from jaxattn.linear.projection import Kind, Projection
 
 # The arrays that feature functions need; those with a set for each key/value head have heads as axis 0.
@@ -99,6 +100,10 @@ def _no_projection(_: Parameters) -> Projection:
 IDENTITY = FeatureFunctions(_normalized, _normalized, fused=Fused(Kind("given"), _no_projection))
 
 
+# Tokens in one block of one chunk whatever the platform; there is nothing to keep in a cache.
+_SHORT = 64
+
+
 class Tiling(NamedTuple):
     """How a platform likes its work cut.
 
@@ -115,11 +120,16 @@ class Tiling(NamedTuple):
     on_cpu: bool
 
 
-def choose_tiling(chunk_size: int | None, platform: str) -> Tiling:
-    """The tiling for a platform, with the caller's chunk size if there is one."""
+def choose_tiling(chunk_size: int | None, call: Call, platform: str) -> Tiling:
+    """The tiling for a platform, with the caller's chunk size if there is one.
+
+    A few tokens are cut alike on all platforms, so that one program is traced for all of them.
+    """
     if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
         raise ValueError(f"chunk_size must be None or a positive integer; got {chunk_size!r}.")
-    if platform == "cpu":
+    lengths = call.query.shape[1], call.key.shape[1]
+    is_short = is_known(*lengths) and max(lengths) <= _SHORT
+    if platform == "cpu" and not (is_short and call.query.dtype != jnp.bfloat16):
         return Tiling(2048, chunk_size or 64, True)
     return Tiling(1024, chunk_size or 128, False)
 

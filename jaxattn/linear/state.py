@@ -132,7 +132,7 @@ def _step_without_normalisation(
         decay = jnp.where(query_is_valid(call)[:, :, 0], call.log_decay, 0)
         call = call.replace(log_decay=decay)
     total, out = by_platform(
-        lambda platform: choose_tiling(chunk_size, platform),
+        lambda platform: choose_tiling(chunk_size, call, platform),
         step_decayed,
         state.total.astype(call.key_bias.dtype),
         call.replace(query_seq_lengths=None),
@@ -169,7 +169,7 @@ def step_features(
     parameters = features.repeat_parameters(parameters, state.top.shape[1])
 
     def choose(platform: str) -> Plan:
-        return make_plan(features, choose_tiling(chunk_size, platform), length, length, is_causal=True)
+        return make_plan(features, choose_tiling(chunk_size, call, platform), length, length, is_causal=True)
 
     _check_sums(state, empty_state(choose("cpu"), parameters, call).sums.total.shape)
     state, out = by_platform(choose, _step, state, parameters, call.replace(query_seq_lengths=None))

@@ -34,10 +34,11 @@ from tests.common.table import KERNELS, LEAKING, Sizes
 
 UNGROUPED = Sizes(heads=2, kv_heads=2)
 every_kernel = pytest.mark.parametrize("row", KERNELS, ids=lambda row: row.name)
-
-
 # One row for each way of computing: products in memory, loops over blocks, gates, chunks of a state, trees.
-one_row_a_kind = first_tier(KERNELS, "softmax-xla", "softmax-blockwise", "energy-running", "features", "tree")
+KINDS = "softmax-xla", "softmax-blockwise", "energy-running", "features", "tree"
+one_row_a_kind = first_tier(KERNELS, *KINDS)
+# Where more than these is wanted at once: what has a state of its own.
+each_own_state = first_tier(KERNELS, *KINDS, "energy-prefix", "lags", "linear-decay")
 
 
 def whole(row, prepare=lambda call: call):
@@ -55,13 +56,13 @@ def on_tokens(call, mask):
     return lambda *args: jnp.where(mask[..., None, None], call(*args, mask, None), 0.0)
 
 
-@every_kernel
+@each_own_state
 @pytest.mark.usefixtures("optimised")
 def test_causal(row):
     assert_causal(whole(row, afresh), arrays(row, Sizes()), axis=axes(row))
 
 
-@pytest.mark.parametrize("row", [row for row in KERNELS if row.long], ids=lambda row: row.name)
+@first_tier([row for row in KERNELS if row.long], "softmax-blockwise", "linear-decay", "features")
 @pytest.mark.usefixtures("optimised")
 def test_several_blocks(row):
     """Causal inside and between blocks, and the same as in one piece."""
@@ -79,7 +80,7 @@ def test_statistics_of_the_whole_sequence_are_found_out():
         assert_causal(whole(LEAKING), arrays(LEAKING, Sizes()), axis=axes(LEAKING), atol=np.inf)
 
 
-@every_kernel
+@one_row_a_kind
 def test_padding_reaches_nothing(row):
     call = compiled(row, row.only_causal)  # a causal mask alone would hide padding on the right
 
@@ -111,7 +112,7 @@ def test_reference(row, is_causal):
     )
 
 
-@pytest.mark.parametrize("row", [row for row in KERNELS if row.segments], ids=lambda row: row.name)
+@first_tier([row for row in KERNELS if row.segments], *KINDS)
 def test_packed_segments(row):
     """Three sequences in one row neither see nor count each other."""
     args = arrays(row, Sizes())
@@ -124,7 +125,7 @@ def test_packed_segments(row):
     )
 
 
-@every_kernel
+@one_row_a_kind
 def test_bfloat16(row):
     args = arrays(row, Sizes(), "bfloat16")
     assert whole(row)(*args).dtype == jnp.bfloat16
@@ -154,8 +155,8 @@ def test_vmap(row):
     np.testing.assert_allclose(mapped, whole(row)(*args), atol=1e-6)
 
 
-@every_kernel
-@pytest.mark.parametrize("prefill", [1, 4])
+@each_own_state
+@pytest.mark.parametrize("prefill", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_decode(row, prefill):
     sizes = Sizes()
     assert_decode_matches(
@@ -168,7 +169,7 @@ def test_decode(row, prefill):
     )
 
 
-@every_kernel
+@each_own_state
 def test_ragged_batch(row):
     """Sequences of any lengths, padded with NaN, one of them replaced on the way: each as if it were alone."""
     args, named = arrays(row, Sizes()), list(axes(row))
@@ -214,7 +215,7 @@ def test_rows_without_a_key_give_zero(row):
     assert all(jnp.isfinite(g).all() for g in vjp(jnp.ones_like(out)))
 
 
-@pytest.mark.parametrize("row", [row for row in KERNELS if row.shifts], ids=lambda row: row.name)
+@first_tier([row for row in KERNELS if row.shifts], *KINDS)
 def test_first_rows_without_a_key_give_zero(row):
     """Left padding under a causal mask: the first queries have no key, the others ignore it."""
     args = arrays(row, Sizes())

@@ -20,8 +20,8 @@ from tests.common.table import LEAKING_MODULE, MODULES
 
 HOMES = {"Attention": False, "MultiHeadAttention": True}
 # One row a family, and one a kind of gate, is in the first tier everywhere. The other rows combine these: whether
-# they are causal, right and decode is in the first tier, all else in the slow one. Flax's layer is reached through
-# an adapter that knows no mechanism, so few rows are enough there.
+# those that read something of their own are causal, right and decode is in the first tier, all else in the slow one.
+# Flax's layer is reached through an adapter that knows no mechanism, so two rows are enough there.
 BASIC = (
     "softmax",
     "energy-running",
@@ -32,17 +32,18 @@ BASIC = (
     "softmax-forget",
     "softmax-outgate",
 )
-IN_FLAX = ("softmax", "energy-running", "features", "tree")
-every_module = pytest.mark.parametrize("row", MODULES, ids=lambda row: row.name)
+OWN = (*BASIC, "softmax-options", "energy-prefix", "softmax-alibi", "retention-gated")
+IN_FLAX = ("softmax", "energy-running")
+modules = first_tier(MODULES, *OWN)
 basic_modules = first_tier(MODULES, *BASIC)
-every_module_in_both_homes = pytest.mark.parametrize(
+modules_in_both_homes = pytest.mark.parametrize(
     ("row", "flax"),
     [
         pytest.param(
             row,
             flax,
             id=f"{home}-{row.name}",
-            marks=[pytest.mark.slow] if flax and row.name not in IN_FLAX else [],
+            marks=[] if row.name in (IN_FLAX if flax else OWN) else [pytest.mark.slow],
         )
         for home, flax in HOMES.items()
         for row in MODULES
@@ -56,7 +57,7 @@ def arguments(row, **options):
     return made, (made.inputs, *made.parameters.values()), (1, *(None for _ in made.parameters))
 
 
-@every_module_in_both_homes
+@modules_in_both_homes
 @pytest.mark.usefixtures("optimised")
 def test_causal(row, flax):
     made, args, axes = arguments(row, flax=flax)
@@ -70,7 +71,7 @@ def test_statistics_of_the_whole_sequence_are_reported_as_a_leak(flax):
         assert_causal(made.call, args, axis=axes)
 
 
-@every_module_in_both_homes
+@modules_in_both_homes
 def test_padding_reaches_nothing(row, flax):
     made, args, axes = arguments(row, flax=flax)
 
@@ -81,7 +82,7 @@ def test_padding_reaches_nothing(row, flax):
     assert_padding_invariant(padded, args, axis=axes, rtol=1e-4, check_gradients=False)
 
 
-@every_module_in_both_homes
+@modules_in_both_homes
 def test_reference(row, flax):
     """Outputs, and gradients with respect to the input and to every parameter, with padding."""
     made, args, _ = arguments(row, flax=flax)
@@ -96,7 +97,7 @@ def test_reference(row, flax):
     )
 
 
-@pytest.mark.parametrize("row", [row for row in MODULES if not row.own], ids=lambda row: row.name)
+@first_tier([row for row in MODULES if not row.own], "softmax", "features", "tree")
 def test_inside_linen(row):
     """A mechanism without parameters in a Linen layer: the same core on the same projections."""
     made, args, _ = arguments(row, flax=True)
@@ -148,7 +149,7 @@ def test_packed_segments(row):
     )
 
 
-@every_module
+@modules
 def test_decode(row):
     made, args, _ = arguments(row, flax=False)
     assert_decode_matches(
@@ -160,7 +161,7 @@ def test_decode(row):
     )
 
 
-@every_module
+@basic_modules
 def test_ragged_batch(row):
     """Steps in which sequences have different numbers of tokens, or none: each as if it were alone."""
     made, args, _ = arguments(row, flax=False)

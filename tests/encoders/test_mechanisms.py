@@ -32,6 +32,7 @@ def expected(arrays):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.few(1)
 def test_an_open_gate_keeps_relative_positions_and_windows(name, tmp_path):
     encoder, arrays = load(name)
     gated = replace_attention(encoder, EnergyGated())

@@ -42,6 +42,7 @@ from tests.energy.naive import (
         *((name, False) for name in NORMALIZATIONS if name != "prefix"),
     ],
 )
+@pytest.mark.few(4)
 def test_attention_matches_the_published_form(normalization, is_causal):
     def fn(q, k, v, energy, alpha, tau):
         return energy_gated_attention(
@@ -72,6 +73,7 @@ def test_prefix_is_the_published_formula_on_every_prefix():
 
 
 @pytest.mark.parametrize("options", ["plain", "masks, biases and segments"])
+@pytest.mark.few(1)
 def test_prefix_in_chunks_equals_prefix_at_once(options):
     length = 11  # with chunks of 4 the last one is padded
     q, k, v, energy = qkve(length=length)
@@ -120,6 +122,7 @@ def test_prefix_never_holds_the_scores_at_once():
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.few(2)
 def test_padding_reaches_nothing(normalization):
     def fn(q, k, v, energy, mask):
         return energy_gated_attention(

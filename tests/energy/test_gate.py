@@ -26,6 +26,7 @@ from tests.energy.naive import (
 
 
 @pytest.mark.parametrize("normalization", ["running", "sequence", None])
+@pytest.mark.few(2)
 def test_gate_matches_the_loop(normalization):
     def reference(energy, alpha, tau):
         # The last query sees every key; running and sequence gates are the same for all queries.

@@ -74,6 +74,7 @@ def naive_scores(query, key, lag_logits, mask=None, segments=None):
 
 
 @pytest.mark.parametrize("per_head", [False, True])
+@pytest.mark.few(1)
 def test_scores_and_gradients_match_the_loop(per_head):
     def fn(query, key, lag_logits):
         return product(*cross_correlation(query, key, lag_logits))

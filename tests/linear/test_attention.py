@@ -8,7 +8,7 @@ import pytest
 from jaxattn.core.call import check_call
 from jaxattn.linear import linear_attention, linear_attention_init_state, linear_attention_step
 from jaxattn.linear.attention import attend_tiled
-from jaxattn.linear.plan import IDENTITY, Tiling, choose_tiling
+from jaxattn.linear.plan import IDENTITY, Tiling
 from jaxattn.testing import assert_matches_reference
 
 B, N, K, M, V = 2, 4, 2, 5, 3
@@ -61,8 +61,9 @@ def compare(args, tiling, **options):
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("bias_heads", [1, N], ids=["shared bias", "bias a head"])
+@pytest.mark.few(2)
 def test_shared_keys(is_causal, bias_heads):
-    compare(arrays(21, bias_heads=bias_heads), choose_tiling(8, "cpu"), is_causal=is_causal)
+    compare(arrays(21, bias_heads=bias_heads), Tiling(32, 8, on_cpu=True), is_causal=is_causal)
 
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
@@ -74,11 +75,13 @@ def test_several_blocks(is_causal):
 
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+@pytest.mark.few(1)
 def test_vmapped_heads(is_causal):
-    compare(arrays(21), choose_tiling(8, "other"), is_causal=is_causal)
+    compare(arrays(21), Tiling(32, 8, on_cpu=False), is_causal=is_causal)
 
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+@pytest.mark.few(1)
 def test_segments_in_any_order(is_causal):
     segment_ids = jnp.asarray(RNG.integers(-1, 3, (B, 37)))
     compare(arrays(37), SMALL, is_causal=is_causal, segment_ids=segment_ids)
@@ -110,6 +113,7 @@ def test_a_constant_in_the_key_bias_cancels(is_causal):
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("scale", [1e-35, 1e-16, 1e19])
+@pytest.mark.few(2)
 def test_features_of_any_magnitude(is_causal, scale):
     phi_q, phi_k, value, _ = arrays(20)
     plain = linear_attention(phi_q, phi_k, value, is_causal=is_causal)

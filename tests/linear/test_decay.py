@@ -55,6 +55,7 @@ def test_segments_in_any_order():
 
 
 @pytest.mark.parametrize("decay", [1.0, 1e-3])
+@pytest.mark.few(1)
 def test_long_decays_are_exact(decay):
     """4,096 tokens, 4,096 or 4 nats in all: values and gradients, that of the decay included, in 2 blocks."""
     args = arrays(4096, decay * np.sqrt(np.pi / 2), 1, 1, 1)

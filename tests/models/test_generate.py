@@ -41,6 +41,7 @@ def prompts(batch=3, length=7):
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.few(2)
 def test_a_ragged_batch_is_each_prompt_alone(mechanism):
     """Greedily and with random draws, since a sequence draws with its own key."""
     model, x, lengths = make(mechanism), prompts(), jnp.array([2, 7, 5])
@@ -78,6 +79,7 @@ def test_padding_anywhere_is_as_if_it_were_not_there():
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.few(2)
 def test_continuous_refill(mechanism):
     """A sequence gives way to a new prompt while the other goes on; both are what they are alone."""
     model, x = make(mechanism), prompts(3, 7)

@@ -22,6 +22,7 @@ logits_of = nnx.jit(lambda model, tokens, mask=None: model(tokens, mask))
 
 
 @pytest.mark.parametrize("mechanism", ["softmax", "features:oprf-orf:8", "tree:2x2"])
+@pytest.mark.few(1)
 def test_padding_further_changes_no_logit_whatever_it_holds(mechanism):
     model = make(mechanism, num_layers=2)
     alone = logits_of(model, TOKENS, MASK)

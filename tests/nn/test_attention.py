@@ -36,6 +36,7 @@ def test_softmax_equals_flax():
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS, ids=repr)
+@pytest.mark.few(3)
 def test_steps_equal_the_whole(mechanism):
     attention, x = make(mechanism, num_kv_heads=2, rotary=10000.0), inputs(length=8)
     whole = nnx.jit(lambda module, x: module(x, is_causal=True))(attention, x)
@@ -48,6 +49,7 @@ def test_steps_equal_the_whole(mechanism):
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS, ids=repr)
+@pytest.mark.few(3)
 def test_every_parameter_gets_a_gradient(mechanism):
     attention, x = make(mechanism), inputs()
     grads = nnx.jit(nnx.grad(lambda m: (m(x, is_causal=True) ** 2).sum()))(attention)

@@ -124,6 +124,7 @@ def naive(head, hidden, lengths, training=False):
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.few(4)
 def test_it_is_the_formula(options, inputs):
     hidden, mask = inputs
     head = randomised(make(dropout=0.0, **options))
@@ -140,6 +141,7 @@ def test_it_is_the_formula(options, inputs):
 @pytest.mark.parametrize(
     "options", [*OPTIONS.values(), *({"attention": m} for m in MECHANISMS)], ids=[*OPTIONS, *MECHANISMS]
 )
+@pytest.mark.few(4)
 def test_padding_further_changes_no_logit_and_no_statistic(options, inputs):
     hidden, mask = inputs
     wide = jnp.full((B, L + 5, D), jnp.nan).at[:, :L].set(jnp.where(mask[..., None], hidden, jnp.nan))
@@ -166,6 +168,7 @@ def test_running_statistics_are_of_the_real_tokens(inputs):
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.few(3)
 def test_gradients_reach_every_parameter_and_are_finite(options, inputs):
     hidden, mask = inputs
     head = randomised(make(**options))

@@ -218,6 +218,7 @@ def test_attention_fn_refuses_what_it_cannot_do():
 
 
 @pytest.mark.parametrize(("heads", "head_dim"), [(4, 8), (2, 4), (1, 16)])
+@pytest.mark.few(1)
 def test_attention_fn_of_other_heads_is_named(heads, head_dim):
     x = jax.random.normal(jax.random.key(0), (1, 5, 16))
     for mechanism in (Softmax(), EnergyGated(), CrossCorrelation(2), RandomFeatures(num_features=8)):
@@ -231,6 +232,7 @@ def test_attention_fn_of_other_heads_is_named(heads, head_dim):
     "mechanism", [Softmax(), EnergyGated(), CrossCorrelation(2), RandomFeatures(num_features=8)]
 )
 @pytest.mark.parametrize("queries", [7, 4])
+@pytest.mark.few(3)
 def test_flax_cross_attention_with_padded_keys(mechanism, queries):
     """A mask of keys is not one of queries, also where there are as many of them."""
     x, context = jax.random.normal(jax.random.key(0), (2, 1, 7, 16))
@@ -334,6 +336,7 @@ LEARNED = [
 
 
 @pytest.mark.parametrize("mechanism", LEARNED, ids=repr)
+@pytest.mark.few(1)
 def test_learned_arrays_have_the_dtype_of_the_parameters(mechanism):
     module = Attention(
         2, 8, mechanism=mechanism, param_dtype=jnp.bfloat16, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)
@@ -350,6 +353,7 @@ def test_learned_arrays_have_the_dtype_of_the_parameters(mechanism):
     [Softmax(), CrossCorrelation(2), RandomFeatures(num_features=8), Hierarchical((4, 2))],
     ids=repr,
 )
+@pytest.mark.few(2)
 def test_decoding_states_have_key_heads_unless_gated(mechanism):
     """At 8 query heads a key head, a gate a query head takes states of 8 heads; nothing else does."""
 

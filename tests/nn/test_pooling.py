@@ -42,6 +42,7 @@ def test_it_is_that_of_the_real_tokens_in_float64(kind):
 
 @pytest.mark.parametrize("kind", POOLINGS)
 @pytest.mark.parametrize("shape", [(0, 5, 16), (2, 0, 16)])
+@pytest.mark.few(3)
 def test_empty_batches_and_sequences(kind, shape):
     head = PoolingHead(16, 3, pooling=kind, rngs=nnx.Rngs(0))
     logits = head(jnp.ones(shape))

@@ -112,6 +112,7 @@ def test_extrapolation_from_one_measurement():
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.few(1)
 def test_figures_are_what_they_are_called(is_causal):
     """Grouped queries, a batch, padding and a key bias, against the library's own functions."""
     q, k, v = jax.random.normal(jax.random.key(3), (3, 2, 24, 4, 8)) * 0.7
@@ -210,6 +211,7 @@ def test_default_pairs_exist():
 
 
 @pytest.mark.parametrize("pair", ["trigrf-sgq", "hrf-ssr", "poisrf-fastfood"])
+@pytest.mark.few(1)
 def test_signs_and_features_of_several_rows(pair):
     told = diagnose(*_normal(0.3, length=32), pairs=[pair], num_features=(96,), num_draws=2, norms=())
     assert np.isfinite(told.rows[0].error) and told.rows[0].num_features == 96

@@ -36,6 +36,7 @@ def drawn():
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.few(5)
 def test_every_pair_runs(component, drawn):
     """Features and gradients are finite, and as many as asked for."""
     if component != "oprf":
@@ -81,6 +82,7 @@ def test_code_compiled_for_one_map_is_not_run_for_another(drawn):
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.few(3)
 def test_one_feature_of_one_coordinate(component):
     feature_map = FeatureMap.create(jax.random.key(0), 1, 1, component)
     phi, scale = feature_map.query(normal(0, 3, 2, 1))
@@ -107,6 +109,7 @@ def dense(feature_map):
 @pytest.mark.parametrize(
     ("is_causal", "num_heads"), [(False, None), (True, 2)], ids=["full", "causal a head"]
 )
+@pytest.mark.few(1)
 def test_attention_is_the_dense_form(is_causal, num_heads):
     """With statistics and draws a key head; outputs and gradients of the tensors."""
     query, key, value = normal(0, 2, 12, 4, 6), normal(1, 2, 12, 2, 6), normal(2, 2, 12, 2, 3)
@@ -126,6 +129,7 @@ def test_attention_is_the_dense_form(is_causal, num_heads):
 
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+@pytest.mark.few(1)
 def test_learned_parts_get_the_dense_gradient(is_causal):
     query, key, value = normal(0, 2, 12, 2, 6), normal(1, 2, 12, 2, 6), normal(2, 2, 12, 2, 3)
     # Causal with parameters that the heads share, otherwise with a set for each.
@@ -229,6 +233,7 @@ def test_unit_queries_and_keys_are_too_large():
 
 
 @pytest.mark.parametrize("component", ["oprf", "trigrf"])
+@pytest.mark.few(1)
 def test_logits_of_fifty(component):
     """|x|² = |y|² = 50: finite, and equal to the float64 sum of the same features."""
     width = 16
@@ -250,6 +255,7 @@ def test_logits_of_fifty(component):
 
 
 @pytest.mark.parametrize("width", [1, 256])
+@pytest.mark.few(1)
 def test_head_widths(width):
     q, k, v = (normal(i, 1, 20, 1, width) / 4 for i in range(3))
 

@@ -69,6 +69,7 @@ MOMENTS = [(*case, 6, 10) for case in CASES] + [
 
 
 @pytest.mark.parametrize("name, options, head_dim, num_rows", [_case(c) for c in MOMENTS])
+@pytest.mark.few(12)
 def test_mean_0_and_covariance_identity(name, options, head_dim, num_rows):
     x = 0.7 * jax.random.normal(jax.random.key(5), (head_dim,)) / head_dim**0.5
 
@@ -90,6 +91,7 @@ def test_mean_0_and_covariance_identity(name, options, head_dim, num_rows):
 
 
 @pytest.mark.parametrize("name, options", [_case(c) for c in [*CASES[: len(FAMILIES)], *FAST_VARIANTS]])
+@pytest.mark.few(8)
 def test_fast_product_is_the_dense_one_at_odd_sizes(name, options):
     @jax.jit
     def run(key):
@@ -184,6 +186,7 @@ FAST.append(("p_model", {"structure": "low_displacement_rank"}))
 
 
 @pytest.mark.parametrize("name, options", [_case(c) for c in FAST])
+@pytest.mark.few(3)
 def test_no_array_of_the_size_of_the_matrix(name, options):
     weights = jax.jit(lambda key: WEIGHTS[name].create(key, 64, 128, **options))(jax.random.key(0))
     closed = jax.make_jaxpr(lambda weights, x: weights.apply(x))(weights, jnp.ones(64))
@@ -323,6 +326,7 @@ def test_quantiles_stay_monotone():
 
 
 @pytest.mark.parametrize("name", ["orf", "simrf", "ssf"])
+@pytest.mark.few(1)
 def test_geometry_lowers_the_variance_of_positive_features(name):
     z = jax.random.normal(jax.random.key(0), (8,)) * 0.4
 

@@ -78,6 +78,7 @@ def attention(request):
 
 
 @pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.few(14)
 def test_options(attention, options):
     options = OPTIONS[options]
     key_bias = normal(B, S, N)
@@ -101,6 +102,7 @@ SINK_OPTIONS = {
 
 @pytest.mark.parametrize("options", SINK_OPTIONS)
 @pytest.mark.parametrize("with_sinks", [False, True])
+@pytest.mark.few(5)
 def test_sinks_and_log_sum_exp(attention, options, with_sinks):
     """Values, and gradients through both results; rows without keys stay finite."""
     options = SINK_OPTIONS[options]
@@ -188,6 +190,7 @@ def test_grouped_queries(attention, kv_heads):
 
 
 @pytest.mark.parametrize("length, key_length", [(1, S), (T, 1), (1, 1)])
+@pytest.mark.few(3)
 def test_short_lengths(attention, length, key_length):
     assert_matches_reference(
         jax.jit(lambda q, k, v: attention(q, k, v, is_causal=True)),
@@ -246,6 +249,7 @@ POISONED = {
 
 
 @pytest.mark.parametrize("how", POISONED)
+@pytest.mark.few(4)
 def test_padding_reaches_neither_outputs_nor_gradients(attention, how):
     query, key, value = qkv()
     valid = padding(4, 11)[..., None] == 0

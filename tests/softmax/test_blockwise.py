@@ -62,6 +62,7 @@ def outputs_and_gradients(attention, options, args):
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("blocks", [(16, 8), (16, 64)])
+@pytest.mark.few(6)
 def test_block_sizes_do_not_matter(options, blocks):
     args = (normal(B, T, N, H), normal(B, S, K, H), normal(B, S, K, 5), normal(B, S, N), normal(1, N, T, S))
     args += (normal(N),) if options == "cap and sinks" else ()
@@ -80,6 +81,7 @@ def test_block_sizes_do_not_matter(options, blocks):
     ({"local_window_size": (9, 0), "query_offset": jnp.asarray([-16, 0])}, 9, 9),
     ({"local_window_size": 0, "query_offset": jnp.asarray([99, 150])}, 0, 0),
 ])  # fmt: skip
+@pytest.mark.few(3)
 def test_dead_blocks_are_not_visited(monkeypatch, options, forward, backward):
     """Of the 4 × 4 tiles of 16 queries and 16 keys only those that hold an allowed pair are computed."""
     visited = {False: 0, True: 0}

@@ -42,6 +42,7 @@ def decode(state, arrays, key_bias, counts, **options):
 
 @pytest.mark.parametrize("counts", [[1] * T, [7, 1, 1, 3], [T]])
 @pytest.mark.parametrize("key_bias", [None, KEY_BIAS, KEY_BIAS[:1, :, :1]])
+@pytest.mark.few(4)
 def test_steps_equal_the_whole(counts, key_bias):
     arrays = (QUERY, KEY, VALUE)
     state, out = decode(empty(), arrays, key_bias, counts, scale=0.3)

@@ -36,6 +36,7 @@ ROW = Module("recency", Recency(0.3), recency, ("rate",))
     "check",
     [test_modules.test_causal, test_modules.test_padding_reaches_nothing, test_modules.test_reference],
 )
+@pytest.mark.few(3)
 def test_the_common_checks_in_both_layers(check, flax):
     check(ROW, flax)
 

@@ -61,6 +61,7 @@ def naive_tree(nested, arrays, sibling_bias, *, is_causal, include_self):
 
 @pytest.mark.parametrize("include_self", [True, False], ids=["self", "published"])
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+@pytest.mark.few(2)
 def test_random_trees(is_causal, include_self):
     """Ragged, deep, with single-child chains, of one leaf: outputs, weights, energies and gradients.
 
@@ -125,6 +126,7 @@ def test_one_family_is_softmax(is_causal):
 
 
 @pytest.mark.parametrize("function", [bidirectional.attend, bidirectional.energy, causal.attend_causal])
+@pytest.mark.few(1)
 def test_blocks_change_nothing(function):
     """As on accelerators, in steps of two subtrees; the last of 13 is not full. A fifth of the tokens is removed."""
     tree = Tree.uniform(50, (2, 2, 3))
@@ -142,6 +144,7 @@ def test_blocks_change_nothing(function):
 
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+@pytest.mark.few(1)
 def test_uniform_equals_tables(is_causal):
     """By reshape and by gathers; the last families are not full, the key bias is per head, queries are grouped."""
     tree = Tree.uniform(50, (4, 3))
@@ -165,6 +168,7 @@ def test_uniform_equals_tables(is_causal):
         ("bfloat16", True, True),
     ],
 )
+@pytest.mark.few(2)
 def test_extremes_stay_finite(dtype, is_causal, include_self):
     """Scores up to ±1000, everything removed, one leaf, tokens beyond the tree."""
     nested = [[[0]], [[[1, 2, 3]], 4], [5, [[[6]]], [7]]]

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("optimised")
     [(Tree.uniform(41, (4, 3)), True), (Tree.from_lengths([[5, 7], [1, 2, 9], [17]]), False)],
     ids=["uniform", "ragged"],
 )
+@pytest.mark.few(1)
 def test_causal_at_every_border(tree, include_self):
     call = jitted(hierarchical_attention, tree, is_causal=True, include_self=include_self)
     assert_causal(call, tree_arrays(1, length=41), positions=[0, 5, 11, 12, 24, 39])
@@ -50,6 +51,7 @@ def test_masking_later_siblings_leaks():
 
 
 @pytest.mark.parametrize(("kind", "heads"), [("uniform", 1), ("ragged", 2)])
+@pytest.mark.few(1)
 def test_decoding_equals_the_whole(kind, heads):
     """Token by token and in pieces, with a key bias and a sibling bias, grouped queries.
 
@@ -87,6 +89,7 @@ def test_decoding_equals_the_whole(kind, heads):
 @pytest.mark.parametrize(
     ("branching", "include_self"), [((2, 3, 2, 4), True), ((2, 3, 2, 4), False), ((16, 2, 3), True)]
 )
+@pytest.mark.few(1)
 def test_tokens_at_once_are_tokens_one_by_one(branching, include_self):
     """Outputs and states, from every position on, also where fewer come than the call has room for."""
     length, count = 48, 11

@@ -38,6 +38,7 @@ def randomised(module):
 
 
 @pytest.mark.parametrize("kind", ["learned", "sinusoidal", "fourier"])
+@pytest.mark.few(1)
 def test_sibling_bias_depends_on_the_offset(kind):
     bias = randomised(SiblingBias(kind, 3, levels=2, reach=4, rngs=nnx.Rngs(0)))
     found = bias(Tree.uniform(100, (10, 3)))

@@ -115,7 +115,7 @@ def _sum_to(like: Array, x: Array) -> Array:
 
 
 def _in_xla(how: _How, parameters: Parameters, call: Call, **options: Any) -> Array:
-    tiling = choose_tiling(None, "other")
+    tiling = choose_tiling(None, call, "other")
     return attend_padded(call.with_key_weights(), how.features, parameters, tiling, **options)
 
 

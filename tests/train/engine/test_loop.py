@@ -67,6 +67,7 @@ def test_accumulated_gradients_equal_the_big_batch(plain_losses):
 
 
 @pytest.mark.parametrize("mode", ["vmap", "sequential"])
+@pytest.mark.few(1)
 def test_a_seed_does_not_depend_on_its_neighbours(alone, mode):
     state, losses = _run((4, 5, 6), TOKENS, dropout=0.2, mode=mode)
     np.testing.assert_allclose(losses[:, 1], alone[1][:, 0], rtol=1e-5)
@@ -94,6 +95,7 @@ def test_only_matrices_decay():
 
 
 @pytest.mark.parametrize("kind", ["learned", "sinusoidal", "fourier"])
+@pytest.mark.few(1)
 def test_sibling_bias_trains_and_does_not_decay(kind):
     """Its frequencies are held as they are; a bias is no matrix to shrink."""
     model = language_model(dataclasses.replace(MODEL, attention=f"tree:4x2:bias={kind}"), 11)
@@ -153,6 +155,7 @@ def _prefix_and_whole(**changes):
 
 
 @pytest.mark.parametrize("attention", ["softmax", "softmax+gate=running", "softmax+gate=prefix"])
+@pytest.mark.few(1)
 def test_causal_models_lose_the_same_on_prefixes(attention):
     prefix, whole = _prefix_and_whole(attention=attention)
     np.testing.assert_allclose(prefix, whole, atol=1e-5)
