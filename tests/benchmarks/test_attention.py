@@ -38,6 +38,7 @@ def test_times_are_measured_and_failures_recorded(tmp_path):
         assert ("softmax+gate=running", "jax", direction) not in rows
 
 
+@pytest.mark.slow
 def test_every_mechanism_can_be_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(
         attention, "matmul", lambda: prepared.Prepared(lambda: None, lambda what, times: None)

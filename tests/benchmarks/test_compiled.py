@@ -16,6 +16,7 @@ SMALL += ["--implementations", "blockwise", "linear", "hierarchical"]
 KERNELS = ["softmax+gate=running", "features:oprf-orf:16", "tree:4x2", "linear:16"]
 
 
+@pytest.mark.slow
 def test_programs_have_the_shapes_of_attention():
     cases = compiled.cases(parser().parse_args([*SMALL, "--kernels", *KERNELS]))
     assert len(cases) == len(KERNELS) * (3 + 2), "decoding is causal"

@@ -12,6 +12,7 @@ from tests.benchmarks.cases import case
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the resident set is read from /proc")
+@pytest.mark.slow
 def test_memory_is_measured():
     """What the operating system counts agrees with the T×S arrays that must exist."""
     big = case(length=1024, heads=4, kv_heads=4, direction="forward", causal=False)

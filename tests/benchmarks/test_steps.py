@@ -19,6 +19,7 @@ def result(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_every_attention_has_a_row_and_failures_are_recorded(result):
     document = json.loads(result.read_text())
     assert document["complete"] and document["provenance"]["platform"] == "cpu"
@@ -66,6 +67,7 @@ TINY_ENCODER = {
 }
 
 
+@pytest.mark.slow
 def test_heads_of_an_encoder_are_timed_beside_the_first(tmp_path, monkeypatch):
     monkeypatch.setattr(steps, "ENCODER", TINY_ENCODER)
     out = tmp_path / "results/head_step_small.json"

@@ -15,6 +15,7 @@ from tests.encoders.make_encoder_fixtures import CONFIGS
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.few(6)
 def test_hidden_states_are_those_of_torch_and_padding_changes_nothing(name, tmp_path):
     encoder, arrays = load(name)
     ids, mask = arrays["input_ids"], arrays["attention_mask"]

@@ -193,6 +193,7 @@ def test_the_gate_adds_to_the_callers_key_bias():
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.few(2)
 def test_segments_do_not_see_each_other(normalization):
     q, k, v, energy = (x[:1] for x in qkve())
     kw = {"alpha": ALPHA, "tau": TAU, "normalization": normalization, "is_causal": True, "allow_leak": True}
@@ -271,6 +272,7 @@ def test_cross_attention_takes_energies_of_the_keys():
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.few(2)
 def test_decoding_equals_the_whole_pass(normalization):
     kw = {"alpha": ALPHA, "tau": TAU}
 

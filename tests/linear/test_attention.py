@@ -67,6 +67,7 @@ def test_shared_keys(is_causal, bias_heads):
 
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+@pytest.mark.few(1)
 def test_several_blocks(is_causal):
     """Lengths that the blocks do not divide, and more or fewer keys than queries."""
     compare(arrays(37, 50), SMALL, is_causal=is_causal)
@@ -158,6 +159,7 @@ def test_whole_equals_step_by_step_over_a_thousand_tokens():
     assert sum(x.size for x in jax.tree.leaves(state)) == B * K * (M * (V + 1) + 1)
 
 
+@pytest.mark.slow
 def test_memory_is_linear_in_length():
     """Of the causal gradient: no T×T, no M×V for every position."""
 

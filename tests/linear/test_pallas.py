@@ -288,5 +288,5 @@ def test_choice(implementation, platform, alone, length, fused, monkeypatch):
     monkeypatch.setattr("jaxattn.linear.implementation.is_alone", lambda x: alone)
     call = checked(Case(length=length))[0]
     chosen = choose_implementation(call, None, implementation, None, platform)
-    assert chosen == (Fused(256) if fused else choose_tiling(None, platform))
-    assert choose_implementation(call, "reason", None, None, platform) == choose_tiling(None, platform)
+    assert chosen == (Fused(256) if fused else choose_tiling(None, call, platform))
+    assert choose_implementation(call, "reason", None, None, platform) == choose_tiling(None, call, platform)

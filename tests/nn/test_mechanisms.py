@@ -176,6 +176,7 @@ def test_prefix_needs_softmax_inside():
 @pytest.mark.parametrize(
     "mechanism", [Softmax(), EnergyGated(), EnergyGated(normalization=None), CrossCorrelation(2)], ids=repr
 )
+@pytest.mark.few(2)
 def test_inside_flax_multi_head_attention(mechanism):
     """Under Flax's own module: gradients reach the mechanism, and padding given by a mask changes nothing."""
     rngs = nnx.Rngs(0)

@@ -43,6 +43,7 @@ def ratios(name, weights="gaussian", size=1.0, **options):
 
 
 @every_component
+@pytest.mark.few(6)
 def test_unbiased(name, options):
     """The mean over draws, averaged over pairs, is 1 within three standard errors."""
     means = ratios(name, **options).mean(axis=1)

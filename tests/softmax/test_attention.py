@@ -161,6 +161,7 @@ def test_key_bias_broadcasts(attention, shape):
 
 
 @pytest.mark.parametrize("shape", [(B, N, T, S), (1, 1, T, S), (B, N, 1, S), (1, N, T, 1)])
+@pytest.mark.few(3)
 def test_bias_broadcasts(attention, shape):
     assert_matches_reference(
         jax.jit(lambda q, k, v, b: attention(q, k, v, bias=b, is_causal=True)),

@@ -36,7 +36,7 @@ def tiny():
     return TINY
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def charlm_run(tmp_path_factory):
     """Folder and words of a run with two layers and seeds, gate, Morlet positions, dropout, fsdp, report, sample."""
     from jaxattn_train.cli.commands import main

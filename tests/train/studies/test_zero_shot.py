@@ -152,6 +152,7 @@ def test_features_of_either_sign_have_no_divergence():
         assert has_distribution(built) == positive, spelling
 
 
+@pytest.mark.slow
 def test_layer_by_layer_is_the_whole_model(trained, sharp, texts):
     model = trained.functional.module(sharp)
     classifier = LayeredClassifier(model)

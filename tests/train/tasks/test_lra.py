@@ -76,6 +76,7 @@ def test_listops_from_the_command_line(cli, tmp_path):
     assert "holds a run with other settings: attention" in err
 
 
+@pytest.mark.slow
 def test_two_towers_learn_whether_texts_are_of_one_kind(pairs, tmp_path):
     config = parse(
         ["--task", "retrieval", *SMALL, *shlex.split("--steps 60 --eval-every 30"), "--out", str(tmp_path)]

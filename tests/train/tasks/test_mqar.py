@@ -15,6 +15,7 @@ TINY = shlex.split(
 )
 
 
+@pytest.mark.slow
 def test_leaves_a_report_and_finds_it_done(cli, tmp_path):
     words = ("mqar", *TINY, "--out", tmp_path / "run")
     code, text, _ = cli(*words)
