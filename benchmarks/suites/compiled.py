@@ -27,8 +27,8 @@ MECHANISMS = (
     *("features:oprf-orf:128", "features:oprf-orf:128+gate=running", "features:saderf-sorf:128"),
     *("tree:64x16x16", "tree:64x16x16+gate=running"),
 )
-# Fused kernels of softmax exist on one platform each; decoding does not use them.
-FUSED = {"splash": "tpu", "cudnn": "cuda"}
+# Fused kernels exist on one platform each; decoding does not use them.
+FUSED = {"splash": "tpu", "cudnn": "cuda", "pallas": "tpu"}
 # Feature attention without the features: phi_q, phi_k and v are given.
 LINEAR = "linear:128"
 Program = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -133,7 +133,7 @@ def _exists(case: Case, platform: str) -> bool:
 
 def _has(implementation: str, kernel: str) -> bool:
     if kernel.startswith("linear:"):
-        return implementation == "linear"
+        return implementation in ("linear", "pallas")
     return ours.has(implementation, inner(parse(full_spelling(kernel))))
 
 
@@ -162,7 +162,9 @@ def _linear(case: Case) -> Program:
     phi = jax.ShapeDtypeStruct((case.batch, length, case.heads, num_features), case.dtype)
     value = jax.ShapeDtypeStruct((case.batch, length, case.heads, case.head_dim), case.dtype)
     if case.direction != "decode":
-        return functools.partial(jaxattn.linear_attention, is_causal=case.causal), (phi, phi, value)
+        backend = ours.BACKENDS.get(case.implementation, case.implementation)
+        options = {"is_causal": case.causal, "implementation": backend}
+        return functools.partial(jaxattn.linear_attention, **options), (phi, phi, value)
     sizes = (case.batch, case.heads, num_features)
     state = jax.eval_shape(lambda: jaxattn.linear_attention_init_state(*sizes, value_dim=case.head_dim))
     return jaxattn.linear_attention_step, (state, phi, phi, value)

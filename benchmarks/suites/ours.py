@@ -17,6 +17,8 @@ from jaxattn.nn import MECHANISMS, AttentionInputs, LayerSizes, Mechanism, Mecha
 RAGGED, CAUSAL = "-ragged", "-causal"
 UNIFORM_TREE = "hierarchical"
 IMPLEMENTATIONS = tuple(dict.fromkeys(name for row in MECHANISMS.values() for name in row.implementations))
+# What result files call the plain form of linear kernels.
+BACKENDS = {"linear": "xla"}
 VARIANTS = (UNIFORM_TREE + RAGGED, UNIFORM_TREE + CAUSAL)
 # Statistics of queries and keys are taken from so few tokens that they cost nothing.
 CALIBRATION_LENGTH = 256
@@ -65,7 +67,7 @@ def _with_backend(mechanism: Any, implementation: str) -> Mechanism:
     if hasattr(mechanism, "inner"):
         return dataclasses.replace(mechanism, inner=_with_backend(mechanism.inner, implementation))
     if hasattr(mechanism, "implementation"):
-        return dataclasses.replace(mechanism, implementation=implementation)
+        return dataclasses.replace(mechanism, implementation=BACKENDS.get(implementation, implementation))
     return mechanism
 
 

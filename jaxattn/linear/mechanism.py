@@ -13,6 +13,7 @@ from jaxattn.core.inputs import AttentionInputs, LayerSizes
 from jaxattn.core.mechanism import Flops, Mechanism, MechanismModule
 from jaxattn.core.registry import MechanismRow, register_mechanism
 from jaxattn.linear.attention import linear_attention
+from jaxattn.linear.implementation import IMPLEMENTATIONS
 from jaxattn.linear.state import linear_attention_init_state, linear_attention_step
 
 FEATURES: dict[str, Callable[[Array], Array]] = {
@@ -29,6 +30,7 @@ class Linear(Mechanism):
         features: φ, "elu" for elu(x) + 1, which is positive, or "identity", for projections that are features
             already. Their products may have any sign, and the weights of a query may add up to nearly 0.
         chunk_size: tokens a chunk of the causal form; None chooses by platform.
+        implementation: "xla", "pallas" (TPU) or None, as in `jaxattn.linear_attention`.
 
     Raises:
         ValueError: an unknown name, or a chunk size below 1.
@@ -46,9 +48,11 @@ class Linear(Mechanism):
 
     features: str = "elu"
     chunk_size: int | None = None
+    implementation: str | None = None
 
     def __post_init__(self):
         check_choice("features", self.features, FEATURES)
+        check_choice("implementation", self.implementation, IMPLEMENTATIONS)
         if self.chunk_size is not None and self.chunk_size < 1:
             raise ValueError(f"chunk_size must be None or at least 1; got {self.chunk_size}.")
 
@@ -69,6 +73,7 @@ class LinearModule(MechanismModule):
         super().__init__(sizes)
         self.features = config.features
         self.chunk_size = config.chunk_size
+        self.implementation = config.implementation
 
     def attend(
         self, query: Array, key: Array, value: Array, given: AttentionInputs
@@ -83,6 +88,7 @@ class LinearModule(MechanismModule):
             segment_ids=given.segment_ids,
             is_causal=given.is_causal,
             chunk_size=self.chunk_size,
+            implementation=self.implementation,
         )
 
     def init_state(self, batch: int, max_length: int, dtype: Any, *, gated: bool = False) -> Any:
@@ -115,6 +121,6 @@ register_mechanism(
         mechanism=Linear,
         parse=lambda features="elu": Linear(features),
         spell=lambda mechanism: (mechanism.features,),
-        implementations=("linear",),
+        implementations=("linear", "pallas"),
     )
 )

@@ -14,6 +14,7 @@ from jaxattn.core.inputs import AttentionInputs, LayerSizes
 from jaxattn.core.mechanism import Flops, Mechanism, MechanismModule
 from jaxattn.core.parameters import HeldVariable, UndecayedParam, axis_names
 from jaxattn.core.registry import MechanismRow, register_mechanism, whole_number
+from jaxattn.linear import IMPLEMENTATIONS
 from jaxattn.random_features.attention import (
     random_feature_attention,
     random_feature_attention_init_state,
@@ -58,7 +59,8 @@ class RandomFeatures(Mechanism):
         component_options: the component's own options, such as {"hyperbolic": True} for posrf.
         weight_options: the weight family's own options.
         stabilizer: "global", or "per_key" as in the published code, which then does not estimate softmax.
-        chunk_size: tokens per chunk of the causal form; None for 64 on a CPU, 128 elsewhere.
+        chunk_size: tokens per chunk of the causal form; None chooses by platform.
+        implementation: "xla", "pallas" (TPU) or None, as in `jaxattn.random_feature_attention`.
 
     Raises:
         ValueError: an unknown name, a pair that is not usable, or a number out of range.
@@ -86,12 +88,14 @@ class RandomFeatures(Mechanism):
     weight_options: Options = ()
     stabilizer: str = "global"
     chunk_size: int | None = None
+    implementation: str | None = None
 
     def __post_init__(self):
         check_choice("component", self.component, COMPONENTS)
         check_choice("weights", self.weights, WEIGHTS)
         check_usable(self.component, self.weights)
         check_choice("stabilizer", self.stabilizer, STABILIZERS)
+        check_choice("implementation", self.implementation, IMPLEMENTATIONS)
         for name in ("num_features", "redraw_every", "refit_every", "chunk_size"):
             size = getattr(self, name)
             if size is not None and size < 1:
@@ -143,6 +147,7 @@ class RandomFeaturesModule(MechanismModule):
     ):
         super().__init__(sizes)
         self.chunk_size = config.chunk_size
+        self.implementation = config.implementation
         self.redraw_every = config.redraw_every
         self.momentum = config.momentum
         self.refit_every = config.refit_every
@@ -237,6 +242,7 @@ class RandomFeaturesModule(MechanismModule):
             segment_ids=given.segment_ids,
             is_causal=given.is_causal,
             chunk_size=self.chunk_size,
+            implementation=self.implementation,
         )
         if self.calibrating:
             self._after_training_call(query, key, given)
@@ -296,6 +302,6 @@ register_mechanism(
         mechanism=RandomFeatures,
         parse=_parse,
         spell=_spell,
-        implementations=("linear",),
+        implementations=("linear", "pallas"),
     )
 )
