@@ -91,10 +91,14 @@ class TextTokenizer:
         tokenizer = _tokenizer(files[TOKENIZER], files.get(SETTINGS, "{}"), limit if truncation else None)
         inputs = texts if second is None else zip(texts, second, strict=True)
         found = [
-            Tokens(np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int32))
+            Tokens(
+                np.array(encoding.ids, np.int32),
+                np.array(encoding.type_ids, np.int32),
+                np.array(encoding.offsets, np.int32).reshape(-1, 2),
+            )
             for encoding in tokenizer.encode_batch(list(inputs))
         ]
-        for index, (ids, _) in enumerate(found):
+        for index, (ids, *_) in enumerate(found):
             if len(ids) > limit:
                 raise ValueError(
                     f"texts[{index}] has {len(ids)} tokens, and the limit is {limit}. Split it, or cut long texts "
@@ -123,6 +127,8 @@ class Tokens(NamedTuple):
 
     ids: np.ndarray
     types: np.ndarray
+    offsets: np.ndarray
+    """First character and the one after the last, (tokens, 2); both 0 for special tokens."""
 
 
 def pad(rows: Sequence[np.ndarray], width: int, value: int) -> tuple[Ids, Mask]:

@@ -46,19 +46,23 @@ class Checkpoint:
             )
         prefix = found[0].removesuffix(family.anchor)
         self.names: dict[str, str] = {}
-        self.others: list[str] = []
+        self.others: dict[str, str] = {}
+        """Tensors of heads, the encoder's pooler included."""
         for stored in sorted(self.files):
             name = stored.removeprefix(prefix)
-            if stored.startswith(prefix) and name.startswith(family.body):
-                for old, new in OLD_ENDINGS.items():
-                    name = name.removesuffix(old) + new if name.endswith(old) else name
-                self.names[name] = stored
-            else:
-                self.others.append(stored)
+            inside = stored.startswith(prefix) and name.startswith(family.body)
+            for old, new in OLD_ENDINGS.items():
+                name = name.removesuffix(old) + new if name.endswith(old) else name
+            (self.names if inside else self.others)[name] = stored
 
     def slice(self, name: str) -> Any:
         """A tensor that is not read yet."""
-        return self.files[self.names[name]].get_slice(self.names[name])
+        stored = self.stored(name)
+        return self.files[stored].get_slice(stored)
+
+    def stored(self, name: str) -> str:
+        """The whole name of a tensor; "" where there is none."""
+        return self.names.get(name) or self.others.get(name, "")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -106,6 +110,7 @@ def read_parameters(
     config: EncoderConfig,
     shapes: Mapping[str, tuple[int, ...]],
     place: Callable[[str, np.ndarray], jax.Array],
+    table: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, jax.Array], tuple[str, ...]]:
     """Reads the parameters and places them on devices, one after another.
 
@@ -114,6 +119,7 @@ def read_parameters(
         config: of the model.
         shapes: of the parameters, by path.
         place: from a path and an array in memory to an array on devices.
+        table: places of the parameters; None for those of an encoder alone.
 
     Returns:
         The parameters by path, and the names of the tensors that were left out.
@@ -122,7 +128,7 @@ def read_parameters(
         ValueError: a tensor is missing, has another shape or dtype, or has no place in the model.
     """
     family = FAMILIES[config.model_type]
-    table = family.tensors(config)
+    table = family.tensors(config) if table is None else table
     with contextlib.ExitStack() as stack:
         checkpoint = Checkpoint(folder, family, stack)
         known, unused = {tensor.name for tensor in table.values()}, family.unused(config)
@@ -135,14 +141,15 @@ def read_parameters(
             raise ValueError(
                 f"{len(problems)} tensors in {folder} do not fit its config.json:\n  " + "\n  ".join(problems)
             )
+        taken = {checkpoint.stored(tensor.name) for tensor in table.values()}
         parameters = {
             path: place(path, _read(checkpoint, tensor, shapes[path])) for path, tensor in table.items()
         }
-        return parameters, tuple(checkpoint.others)
+        return parameters, tuple(name for name in checkpoint.others.values() if name not in taken)
 
 
 def _problems(checkpoint: Checkpoint, tensor: Tensor, shape: tuple[int, ...]) -> Iterator[str]:
-    if tensor.name not in checkpoint.names:
+    if not checkpoint.stored(tensor.name):
         yield f"{tensor.name}: missing"
         return
     stored = checkpoint.slice(tensor.name)
@@ -159,10 +166,16 @@ def _read(checkpoint: Checkpoint, tensor: Tensor, shape: tuple[int, ...]) -> np.
     return tensor.to_parameter(block, shape)
 
 
-def write_parameters(path: Path, config: EncoderConfig, parameters: Mapping[str, np.ndarray]) -> None:
-    """Writes parameters by path into one safetensors file that transformers reads."""
+def write_parameters(
+    path: Path,
+    config: EncoderConfig,
+    parameters: Mapping[str, np.ndarray],
+    table: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Writes parameters by path into one safetensors file that transformers reads; see `read_parameters`."""
     blocks: dict[str, dict[int, np.ndarray]] = {}
-    for name, tensor in FAMILIES[config.model_type].tensors(config).items():
+    table = FAMILIES[config.model_type].tensors(config) if table is None else table
+    for name, tensor in table.items():
         blocks.setdefault(tensor.name, {})[tensor.part] = tensor.to_block(parameters[name])
     arrays = {name: np.concatenate([parts[part] for part in sorted(parts)]) for name, parts in blocks.items()}
     optional("safetensors.numpy").save_file(arrays, path, metadata={"format": "pt"})

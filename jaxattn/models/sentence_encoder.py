@@ -1,11 +1,9 @@
 """One vector a text, by a pretrained encoder: the files and the numbers of sentence-transformers."""
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -22,11 +20,8 @@ from jaxattn.encoders.sentence.files import (
     write_files,
 )
 from jaxattn.encoders.text_encoder import TextEncoder
-from jaxattn.encoders.tokenizer import needed, pad
+from jaxattn.models.batching import in_batches, tokenized
 from jaxattn.nn.pooling import Pooling
-
-# Texts that are tokenised at a time.
-CHUNK = 4096
 
 
 class SentenceEncoder(nnx.Module):
@@ -193,61 +188,12 @@ class SentenceEncoder(nnx.Module):
         Raises:
             ValueError: a single string, a text that is none, batch_size below 1, or a model without tokenizer.json.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
         if isinstance(texts, str):
             raise ValueError(f"texts must be a list of texts; got {texts!r}.")
         prompt = self.config.prompt if prompt is None else prompt
-        ids = self._ids([prompt + text if isinstance(text, str) else text for text in texts])
-        order = np.argsort([-len(row) for row in ids], kind="stable")
-        limit, filler = self.max_length, self.encoder.config.pad_token_id
-        graph, state = nnx.split(self)
-
-        def embed(rows: np.ndarray) -> tuple[np.ndarray, Array]:
-            height, width = bucket(len(rows), 1, batch_size), bucket(len(ids[rows[0]]), 8, limit)
-            filled = [ids[row] for row in np.pad(rows, (0, height - len(rows)), mode="edge")]
-            return rows, _embed(graph, state, *pad(filled, width, filler))
-
-        embeddings, done = np.empty((len(texts), self.features), np.float32), 0
-        batches = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
-        for rows, found in _one_ahead(map(embed, batches)):
-            embeddings[rows] = found[: len(rows)]
-            done += len(rows)
-            if progress is not None:
-                progress(done, len(texts))
+        texts = [prompt + text if isinstance(text, str) else text for text in texts]
+        embeddings = np.empty((len(texts), self.features), np.float32)
+        rows = tokenized(self.encoder, texts, max_length=self.max_length)
+        for chosen, found in in_batches(self, rows, self.max_length, batch_size, progress):
+            embeddings[chosen] = found
         return embeddings
-
-    def _ids(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Token ids of every text, cut at the limit."""
-        tokenizer, limit = needed(self.encoder.tokenizer), self.max_length
-        found = []
-        for start in range(0, len(texts), CHUNK):
-            part = texts[start : start + CHUNK]
-            found += tokenizer.rows(part, None, self.encoder.config, max_length=limit, truncation=True)
-        return [row.ids for row in found]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _embed(graph: Any, state: Any, input_ids: Array, mask: Array) -> Array:
-    return nnx.merge(graph, state)(input_ids, mask, deterministic=True).astype(jnp.float32)
-
-
-def bucket(size: int, least: int, most: int) -> int:
-    """The size that `size` is padded to: a power of two, or the middle between two, at most `most`.
-
-    Examples:
-        >>> [bucket(size, 8, 100) for size in (3, 9, 13, 25, 33, 49, 65, 97)]
-        [8, 12, 16, 32, 48, 64, 96, 100]
-    """
-    power = 1 << (size - 1).bit_length()
-    return min(max(least, 3 * power // 4 if 4 * size <= 3 * power else power), most)
-
-
-def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
-    """The same items, each when the next one has been asked for: the device computes while results are copied."""
-    before = next(items, None)
-    for item in items:
-        yield before
-        before = item
-    if before is not None:
-        yield before

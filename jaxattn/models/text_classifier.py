@@ -1,13 +1,21 @@
 """A text classifier: an encoder, such as a pretrained one, and a head."""
 
 import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxattn.encoders.heads.files import labels_of, load_model
+from jaxattn.encoders.heads.modules import PublishedHead
+from jaxattn.encoders.heads.names import SEQUENCE, HeadNames
+from jaxattn.encoders.text_encoder import TextEncoder
+from jaxattn.models.batching import in_batches, tokenized
 from jaxattn.nn.heads import Head, TokenMask
 
 
@@ -40,12 +48,84 @@ class TextClassifier(nnx.Module):
 
     def __init__(self, encoder: nnx.Module, head: Head, *, freeze_encoder: bool = False):
         self.encoder, self.head, self.freeze_encoder = encoder, head, freeze_encoder
+        self.labels: tuple[str, ...] = ()
+        self.loss = "softmax"
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> "TextClassifier":
+        """Loads a published classifier with its head.
+
+        Args:
+            name_or_path: a folder, or the name of a repository of the Hugging Face hub, which is downloaded.
+            **options: dtype, param_dtype, revision, local_files_only and cache_dir, as for
+                `TextEncoder.from_pretrained`.
+
+        Returns:
+            The model; its `labels` are the names of the classes.
+
+        Raises:
+            ValueError: a checkpoint without this head, or what `TextEncoder.from_pretrained` refuses.
+        """
+
+        def build(encoder: TextEncoder, names: HeadNames, **more: Any) -> TextClassifier:
+            config, source = encoder.config, encoder.config.to_dict()
+            labels = labels_of(config)
+            pooling = source.get("classifier_pooling") or "cls"
+            model = cls(encoder, PublishedHead(config, names, len(labels), pooling=pooling, **more))
+            model.labels = labels
+            if source.get("problem_type") == "multi_label_classification":
+                model.loss = "multilabel"
+            elif source.get("problem_type") == "regression" or len(labels) == 1:
+                model.loss = "regression"
+            return model
+
+        return load_model(name_or_path, SEQUENCE, build, **options)
+
+    def predict(
+        self,
+        texts: Sequence[str],
+        second: Sequence[str] | None = None,
+        *,
+        batch_size: int = 32,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Float[np.ndarray, "B C"]:
+        """Probabilities of the classes of texts, or of pairs of texts.
+
+        Args:
+            texts: any number of strings; those beyond the encoder's limit are cut.
+            second: as many second texts; None without.
+            batch_size: texts at a time.
+            progress: called after each batch with the number of texts done and of all texts.
+
+        Returns:
+            softmax of the logits in float32; sigmoid where config.json has several labels a text, and the logits
+            themselves where it has a regression.
+
+        Raises:
+            ValueError: a text that is none, numbers of texts that differ, or an encoder without tokenizer.
+        """
+        if not isinstance(self.encoder, TextEncoder):
+            raise ValueError(f"encoder must be a TextEncoder; got {type(self.encoder).__name__}.")
+        if isinstance(texts, str) or (second is not None and len(second) != len(texts)):
+            raise ValueError(
+                f"texts must be a list, and second one as long; got {len(texts)} and {second!r}."
+            )
+        limit = self.encoder.config.max_length
+        types = second is not None and self.encoder.config.type_vocab_size > 1
+        rows = tokenized(self.encoder, texts, second, max_length=limit)
+        outcome = {"softmax": jax.nn.softmax, "multilabel": jax.nn.sigmoid}.get(self.loss, lambda x: x)
+        found: list[Any] = [None] * len(rows)
+        for chosen, logits in in_batches(self, rows, limit, batch_size, progress, token_types=types):
+            for number, row in zip(chosen, np.asarray(outcome(jnp.asarray(logits))), strict=True):
+                found[number] = row
+        return np.stack(found) if found else np.zeros((0, len(self.labels)), np.float32)
 
     def __call__(
         self,
         input_ids: Int[Array, "B L"],
         attention_mask: TokenMask = None,
         *,
+        token_type_ids: Int[Array, "B L"] | None = None,
         deterministic: bool | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "B classes"]:
@@ -54,6 +134,7 @@ class TextClassifier(nnx.Module):
         Args:
             input_ids: token ids.
             attention_mask: True or 1 at real tokens; None if all are real.
+            token_type_ids: tell the texts of a pair apart, for encoders whose call accepts them; None for zeros.
             deterministic: no dropout, batch statistics unchanged; None for the modules' own settings (`train()` and
                 `eval()` change them), which are True at first.
             rngs: holds the stream "dropout" where there is dropout.
@@ -62,11 +143,12 @@ class TextClassifier(nnx.Module):
             Logits in float32.
         """
         mask = _given(input_ids, attention_mask)
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         drop: dict[str, Any] = {"deterministic": deterministic, "rngs": rngs}
         if self.freeze_encoder:
-            hidden = jax.lax.stop_gradient(self._encode(input_ids, mask, deterministic=True))
+            hidden = jax.lax.stop_gradient(self._encode(input_ids, mask, deterministic=True, **types))
         else:
-            hidden = self._encode(input_ids, mask, **drop)
+            hidden = self._encode(input_ids, mask, **types, **drop)
         return self.head(hidden, mask, **drop)
 
     def relevance(
@@ -92,6 +174,8 @@ class TextClassifier(nnx.Module):
 
     def _encode(self, input_ids: Array, mask: Array, **drop: Any) -> Array:
         accepted = inspect.signature(type(self.encoder).__call__).parameters
+        if "token_type_ids" in drop and "token_type_ids" not in accepted:
+            raise ValueError(f"token_type_ids must be None: {type(self.encoder).__name__} accepts none.")
         return self.encoder(input_ids, mask, **{name: drop[name] for name in drop if name in accepted})
 
 

@@ -185,6 +185,50 @@ def write_functions():
     )
 
 
+HEADED = ("bert", "roberta", "distilbert", "electra", "albert", "mpnet", "nomic_bert", "gte", "deberta-v3")
+HEADED += ("modernbert",)
+TASKS = ("MaskedLM", "SequenceClassification", "TokenClassification")
+PART = 5  # one token in five, where there are logits of all words
+
+
+def write_heads():
+    """Heads on the small models: their own tensors, and logits of the batch."""
+    import torch
+    import transformers
+    from safetensors.numpy import load_file
+
+    arrays = {}
+    for name in HEADED:
+        base = torch_model(name)
+        ids, mask = batch(base.config.pad_token_id)
+        types = token_types(base.config)
+        extra = {} if types is None else {"token_type_ids": torch.tensor(types).long()}
+        own = {key for key in np.load(FIXTURES / f"{name}.npz") if key.startswith("weights/")}
+        for task in TASKS:
+            config = type(base.config).from_dict(base.config.to_dict())
+            config.id2label = dict(enumerate("abc"))
+            config._attn_implementation = "eager"
+            torch.manual_seed(1)
+            model = getattr(transformers, f"AutoModelFor{task}").from_config(config).eval()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(0.2 * torch.randn_like(parameter))
+            model.base_model.load_state_dict(base.state_dict(), strict=False)
+            with torch.no_grad():
+                call = {"input_ids": torch.tensor(ids).long(), "attention_mask": torch.tensor(mask).long()}
+                logits = model(**call, **extra).logits.numpy()
+            with tempfile.TemporaryDirectory() as folder:
+                model.save_pretrained(folder)
+                weights = load_file(f"{folder}/model.safetensors")
+            prefix = f"{model.base_model_prefix}."
+            arrays[f"{name}/{task}/logits"] = logits[:, ::PART] if task == TASKS[0] else logits
+            for key, value in weights.items():
+                if f"weights/{key.removeprefix(prefix)}" not in own or not key.startswith(prefix):
+                    arrays[f"{name}/{task}/weights/{key}"] = value
+        arrays[f"{name}/prefix"] = prefix
+    np.savez_compressed(FIXTURES / "heads.npz", **arrays)
+
+
 SENTENCES = ["w1 w2 w3", "w4 great", "w5 w6 w7 awful w8 w9 w10 w11 w12 w13 w14 w15 w16 w17", "fine", "w1 w19"]
 
 
@@ -256,6 +300,7 @@ if __name__ == "__main__":
     for family in CONFIGS:
         write_family(family)
     write_functions()
+    write_heads()
     write_sentences()
     if len(sys.argv) > 1:
         write_real(sys.argv[1])
