@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from benchmarks.report import check, documents
-from benchmarks.suites import attention, compiled, features, sentences, steps
+from benchmarks.suites import attention, compile_time, compiled, features, rounding, sentences, steps
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
@@ -42,6 +42,16 @@ SUITES: dict[str, tuple[str, Callable[..., None], Callable[..., None]]] = {
         "texts a second of a sentence encoder, beside sentence-transformers",
         sentences.add_arguments,
         sentences.run,
+    ),
+    "rounding": (
+        "errors of kernels against float64, of this and of other checkouts",
+        rounding.add_arguments,
+        rounding.run,
+    ),
+    "compile-time": (
+        "time to trace and compile the gradient of a layer, beside softmax",
+        compile_time.add_arguments,
+        compile_time.run,
     ),
     "compile": (
         "HBM bytes, temporaries and compile time for accelerators that are not present",

@@ -10,7 +10,16 @@ from benchmarks.measure.provenance import provenance
 
 Row = Mapping[str, Any]
 # The subcommands that write a result file, which says in "benchmark" whose it is.
-KINDS = ("attention", "features", "training-step", "head-step", "sentences", "compile")
+KINDS = (
+    "attention",
+    "features",
+    "training-step",
+    "head-step",
+    "sentences",
+    "rounding",
+    "compile-time",
+    "compile",
+)
 
 
 def new_document(kind: str, settings: Mapping[str, Any], rows: Sequence[Row] = ()) -> dict[str, Any]:

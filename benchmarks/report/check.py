@@ -20,12 +20,15 @@ BLOCKWISE_MEMORY_GROWTH = 2.5
 LINEAR_GROWTH = 2.2
 # Of causal random features with 2 heads: (T, bytes).
 FEATURES_MEMORY = 65536, 4e9
+# Compile time of the gradient of one layer over that of softmax.
+COMPILE_TIME = 2.5
 # Training steps with random features over those with softmax: (shortest T judged, bound).
 TRAINING_STEP = 4096, 1 / 3
 
 
 FEATURES, TREE = "features:oprf-orf:128/linear", f"tree:64x16/{UNIFORM_TREE}"
 EVER = float("inf")
+JUDGED = ("attention", "training-step", "compile-time", "compile")
 # Forward + backward in float32 on a CPU, B 1, H 64:
 # (ours, peer, shortest and longest T judged, the most that our time may be of the peer's, whether it must be less)
 TIMES: tuple[tuple[str, str, int, float, float, bool], ...] = (
@@ -45,9 +48,7 @@ TIMES: tuple[tuple[str, str, int, float, float, bool], ...] = (
 
 def run(paths: Sequence[pathlib.Path]) -> int:
     """Prints the verdict on every promise of the files; exit status 1 if one is missed or none can be judged."""
-    verdicts = [
-        verdict for path in paths for verdict in judge(load(path, "attention", "training-step", "compile"))
-    ]
+    verdicts = [verdict for path in paths for verdict in judge(load(path, *JUDGED))]
     for text, kept in verdicts:
         print(f"{VERDICTS[kept]}  {text}")
     judged = [kept for _, kept in verdicts if kept is not None]
@@ -58,8 +59,8 @@ def run(paths: Sequence[pathlib.Path]) -> int:
 
 def judge(document: Mapping[str, Any]) -> Iterator[Verdict]:
     """The verdicts on one result."""
-    if document["benchmark"] == "compile":
-        yield from _compiled(document["rows"])
+    if document["benchmark"] in _OF_COMPILERS:
+        yield from _OF_COMPILERS[document["benchmark"]](document["rows"])
         return
     on_cpu, rows = document["provenance"]["platform"] == "cpu", document["rows"]
     if document["benchmark"] == "training-step":
@@ -142,6 +143,19 @@ def _compiled(rows: Sequence[Row]) -> Iterator[Verdict]:
             before, after = row["temp_bytes"], double["temp_bytes"]
             text = f"{name}: temporaries {before / 2**20:.0f} MiB, {after / 2**20:.0f} MiB at 2T"
             yield f"{text} (at most x {LINEAR_GROWTH})", after <= LINEAR_GROWTH * before
+
+
+def _compile_times(rows: Sequence[Row]) -> Iterator[Verdict]:
+    for row in rows:
+        name = f"{row['mechanism']}, {'causal' if row['causal'] else 'not causal'}"
+        if row["status"] == "ok":
+            text = f"{name}: compiles in {row['ratio']:.2f} of the time of softmax (at most {COMPILE_TIME})"
+            yield text, row["ratio"] <= COMPILE_TIME
+        else:
+            yield f"{name}: {row['status']}, {row['message']}", None
+
+
+_OF_COMPILERS = {"compile": _compiled, "compile-time": _compile_times}
 
 
 def _training_steps(rows: Sequence[Row]) -> Iterator[Verdict]:
