@@ -163,7 +163,7 @@ def _linear(case: Case) -> Program:
     value = jax.ShapeDtypeStruct((case.batch, length, case.heads, case.head_dim), case.dtype)
     if case.direction != "decode":
         backend = ours.BACKENDS.get(case.implementation, case.implementation)
-        options = {"is_causal": case.causal, "implementation": backend}
+        options: dict[str, Any] = {"is_causal": case.causal, "implementation": backend}
         return functools.partial(jaxattn.linear_attention, **options), (phi, phi, value)
     sizes = (case.batch, case.heads, num_features)
     state = jax.eval_shape(lambda: jaxattn.linear_attention_init_state(*sizes, value_dim=case.head_dim))

@@ -18,6 +18,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxattn_train.compiler.kernels import kernel_moves
 from jaxattn_train.compiler.traffic import hbm_bytes
 
 # What lets a CPU host load libtpu, several processes at a time.
@@ -140,7 +141,7 @@ def measure_compiled(name: str, function: Callable[..., Any], arguments: Sequenc
     whole = jax.tree.leaves((shapes, traced.out_info))
     moved: dict[str, Any]
     try:
-        moved = {"bytes": hbm_bytes(compiled.as_text())}
+        moved = {"bytes": hbm_bytes(compiled.as_text(), kernel_moves(traced.jaxpr))}
     except ValueError as error:
         moved = {"bytes": None, "bytes_unknown": str(error)}
     return {

@@ -7,7 +7,7 @@ by 128 takes 128. A loop whose rounds depend on the counter of another (causal b
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from jaxattn_train.compiler.hlo import Buffer, Computation, Instruction, Program
 from jaxattn_train.compiler.integers import Frame
@@ -30,15 +30,16 @@ _SLICES = ("slice", "dynamic-slice", "gather")
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # opcode -> which operand is the update
 
 
-def hbm_bytes(hlo: str) -> int:
+def hbm_bytes(hlo: str, kernels: Mapping[str, Sequence[float]] | None = None) -> int:
     """Bytes read from and written to HBM by one run of a compiled program.
 
     Every instruction reads its operands and writes its result; a fusion reads of an operand what the instructions in
-    it use. Of a conditional's branches the most expensive counts. A custom call (a Pallas kernel, a cuDNN graph)
-    counts every operand and result once, which is a lower bound.
+    it use. Of a conditional's branches the most expensive counts. A custom call (a cuDNN graph, a Pallas
+    kernel not in `kernels`) counts every operand and result once, which is a lower bound.
 
     Args:
         hlo: `compiled.as_text()`.
+        kernels: how often Pallas kernels move their operands and results, from `kernel_moves`.
 
     Raises:
         ValueError: the number of rounds of a loop depends on data.
@@ -49,7 +50,7 @@ def hbm_bytes(hlo: str) -> int:
         >>> hbm_bytes(jax.jit(lambda x: 2 * x + 1).lower(x).compile().as_text())
         8000
     """
-    count = _Count(hlo)
+    count = _Count(hlo, kernels)
     return count.bytes(count.runs())
 
 
@@ -90,8 +91,9 @@ def collectives(hlo: str) -> dict[str, tuple[int, int]]:
 class _Count:
     """How often the instructions of one HLO text run, and what each costs."""
 
-    def __init__(self, hlo: str):
+    def __init__(self, hlo: str, kernels: Mapping[str, Sequence[float]] | None = None):
         self.program = Program(hlo)
+        self.kernels = kernels or {}
         self._alone: dict[str, _Runs | None] = {}
 
     def bytes(self, runs: _Runs) -> int:
@@ -151,6 +153,10 @@ class _Count:
         free = opcode in _FREE or opcode.endswith(("-done", "-update"))
         if free or (opcode == "custom-call" and "AllocateBuffer" in this.text):
             return 0
+        moves = self.kernels.get(this.name.split(".")[0]) if opcode == "custom-call" else None
+        if moves is not None:
+            sizes = [x.hbm for x in operands] + [x.size * x.in_hbm for x in this.buffers]
+            return round(sum(size * times for size, times in zip(sizes, moves, strict=True)))
         if opcode == "fusion":
             fused = self.program.named(this, "calls")
             reads = (self._read(fused, fused.parameters[i], x.size) for i, x in enumerate(operands) if x.hbm)

@@ -8,6 +8,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
+from jaxattn.linear.pallas.cost import cost_estimate, products
 from jaxattn.linear.pallas.factors import LOWEST, Place, causal_factors
 from jaxattn.linear.pallas.layout import Blocks, arranged, store
 from jaxattn.linear.pallas.plan import Plan, Tokens, projection_specs, sequential
@@ -85,6 +86,14 @@ def causal_forward(
             pltpu.VMEM(shape, jnp.float32) for shape in ((width, features), (features, 1), (1, 1), (1, 1))
         ],
         compiler_params=sequential(),
+        cost_estimate=cost_estimate(
+            plan,
+            lead,
+            projection,
+            (tokens, out, kept),
+            keys=products(plan, 2, 1),
+            queries=products(plan, 2, 1, (1, 1)),
+        ),
         name="causal_linear_attention",
     )(tokens, projection)
 

@@ -9,6 +9,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
 from jaxattn.linear.pallas.causal import SEGMENT, TOP, WEIGHT, Kept, read_ids
+from jaxattn.linear.pallas.cost import cost_estimate, products
 from jaxattn.linear.pallas.factors import Place, causal_factors
 from jaxattn.linear.pallas.layout import Blocks, store
 from jaxattn.linear.pallas.plan import Plan, Tokens, projection_specs, sequential
@@ -44,13 +45,15 @@ def causal_gradient(
         n = chunks - 1 - pl.program_id(2)
         _pull(plan, tokens, projection, kept, grad, of_tokens, of_projection, state, n)
 
+    shapes = (
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), asked),
+        gradient_shapes(projection, batch, heads, learned),
+    )
+    grid = (batch, heads, chunks)
     return pl.pallas_call(
         kernel,
-        out_shape=(
-            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), asked),
-            gradient_shapes(projection, batch, heads, learned),
-        ),
-        grid=(batch, heads, chunks),
+        out_shape=shapes,
+        grid=grid,
         in_specs=(
             plan.specs(blocks, tokens),
             projection_specs(projection, heads),
@@ -60,6 +63,14 @@ def causal_gradient(
         out_specs=(plan.specs(blocks, asked), gradient_specs(projection, blocks, learned)),
         scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in ((width, features), (features, 1))],
         compiler_params=sequential(),
+        cost_estimate=cost_estimate(
+            plan,
+            grid,
+            projection,
+            (tokens, kept, grad, shapes),
+            keys=products(plan, 3 + learned, 2),
+            queries=products(plan, 3 + learned, 2, (3, 2)),
+        ),
         name="causal_linear_attention_gradient",
     )(tokens, projection, kept, grad)
 

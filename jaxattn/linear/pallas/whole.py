@@ -8,6 +8,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
+from jaxattn.linear.pallas.cost import cost_estimate, products
 from jaxattn.linear.pallas.factors import LOWEST
 from jaxattn.linear.pallas.layout import Blocks, arranged, store
 from jaxattn.linear.pallas.plan import Plan, Tokens, projection_specs, sequential
@@ -69,14 +70,18 @@ def whole_keys(plan: Plan, tokens: Tokens, projection: Projection) -> Whole:
             sums.weight[...] = as_row(weight[...])
             sums.top[...] = jnp.broadcast_to(top[...], sums.top.shape)
 
+    grid, shapes = (batch, heads, chunks), whole_shapes(plan, batch, heads)
     (sums,) = pl.pallas_call(
         kernel,
-        out_shape=(whole_shapes(plan, batch, heads),),
-        grid=(batch, heads, chunks),
+        out_shape=(shapes,),
+        grid=grid,
         in_specs=(plan.specs(blocks, tokens), projection_specs(projection, heads)),
         out_specs=(whole_specs(plan, blocks),),
         scratch_shapes=[pltpu.VMEM((plan.num_features, 1), jnp.float32), pltpu.VMEM((1, 1), jnp.float32)],
         compiler_params=sequential(),
+        cost_estimate=cost_estimate(
+            plan, grid, projection, (tokens, shapes), keys=products(plan, 2, 1), queries=0
+        ),
         name="linear_attention_keys",
     )(tokens, projection)
     return sums
@@ -95,10 +100,12 @@ def whole_queries(plan: Plan, query: Array, projection: Projection, sums: Whole,
             whole = (weight * phi).sum(axis=0, keepdims=True)
             store(out, nn(total, phi.astype(query.dtype)) * inverse(whole), (g,))
 
+    grid = (batch, heads, plan.num_chunks(plan.length))
+    out = arranged((batch, plan.length, heads, plan.groups, plan.value_width), dtype)
     return pl.pallas_call(
         kernel,
-        out_shape=arranged((batch, plan.length, heads, plan.groups, plan.value_width), dtype),
-        grid=(batch, heads, plan.num_chunks(plan.length)),
+        out_shape=out,
+        grid=grid,
         in_specs=(
             plan.specs(blocks, tokens),
             projection_specs(projection, heads),
@@ -106,5 +113,8 @@ def whole_queries(plan: Plan, query: Array, projection: Projection, sums: Whole,
         ),
         out_specs=blocks.tokens(plan.value_width, plan.groups),
         compiler_params=sequential(),
+        cost_estimate=cost_estimate(
+            plan, grid, projection, (tokens, sums, out), keys=0, queries=products(plan, 2, 1)
+        ),
         name="linear_attention_queries",
     )(tokens, projection, sums)

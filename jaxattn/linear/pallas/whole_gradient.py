@@ -8,6 +8,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
+from jaxattn.linear.pallas.cost import cost_estimate, products
 from jaxattn.linear.pallas.layout import Blocks, store
 from jaxattn.linear.pallas.plan import Plan, Tokens, projection_specs, sequential
 from jaxattn.linear.pallas.products import as_column, as_row, nn, nt, tn
@@ -71,14 +72,16 @@ def _of_queries(
         def _() -> None:
             of_sums.weight[...] = as_row(of_weight[...])
 
+    shapes = (
+        jax.ShapeDtypeStruct(query.shape, query.dtype),
+        whole_shapes(plan, batch, heads)._replace(top=None),
+        gradient_shapes(asked, batch, heads, learned),
+    )
+    grid = (batch, heads, chunks)
     return pl.pallas_call(
         kernel,
-        out_shape=(
-            jax.ShapeDtypeStruct(query.shape, query.dtype),
-            whole_shapes(plan, batch, heads)._replace(top=None),
-            gradient_shapes(asked, batch, heads, learned),
-        ),
-        grid=(batch, heads, chunks),
+        out_shape=shapes,
+        grid=grid,
         in_specs=(
             plan.specs(blocks, tokens),
             projection_specs(projection, heads),
@@ -92,6 +95,14 @@ def _of_queries(
         ),
         scratch_shapes=[pltpu.VMEM((plan.num_features, 1), jnp.float32)],
         compiler_params=sequential(),
+        cost_estimate=cost_estimate(
+            plan,
+            grid,
+            projection,
+            (tokens, sums, grad, shapes),
+            keys=0,
+            queries=products(plan, 3 + learned, 2),
+        ),
         name="linear_attention_queries_gradient",
     )(tokens, projection, sums, grad)
 
@@ -126,13 +137,15 @@ def _of_keys(
         if of_tokens.bias is not None:
             of_tokens.bias[...] = of_log_weight
 
+    shapes = (
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tokens),
+        gradient_shapes(asked, batch, heads, learned),
+    )
+    grid = (batch, heads, plan.num_chunks(plan.key_length))
     return pl.pallas_call(
         kernel,
-        out_shape=(
-            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tokens),
-            gradient_shapes(asked, batch, heads, learned),
-        ),
-        grid=(batch, heads, plan.num_chunks(plan.key_length)),
+        out_shape=shapes,
+        grid=grid,
         in_specs=(
             plan.specs(blocks, tokens),
             projection_specs(projection, heads),
@@ -140,5 +153,13 @@ def _of_keys(
         ),
         out_specs=(plan.specs(blocks, tokens), gradient_specs(asked, blocks, learned)),
         compiler_params=sequential(),
+        cost_estimate=cost_estimate(
+            plan,
+            grid,
+            projection,
+            (tokens, of_sums, shapes),
+            keys=products(plan, 3 + learned, 2),
+            queries=0,
+        ),
         name="linear_attention_keys_gradient",
     )(tokens, projection, of_sums)
