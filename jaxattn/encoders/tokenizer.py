@@ -41,6 +41,16 @@ class TextTokenizer:
         present = [name for name in FILES if (folder / name).is_file()]
         return cls(tuple((name, (folder / name).read_text(encoding="utf-8")) for name in present))
 
+    @property
+    def mask_id(self) -> int | None:
+        """The id of [MASK]; None where there is none."""
+        files = dict(self.files)
+        said = json.loads(files.get(SETTINGS, "{}")).get("mask_token")
+        names = (said["content"] if isinstance(said, dict) else said, "[MASK]", "<mask>")
+        tokenizer = _tokenizer(files[TOKENIZER], files.get(SETTINGS, "{}"), None)
+        ids = [tokenizer.token_to_id(name) for name in names if name]
+        return next((number for number in ids if number is not None), None)
+
     def save(self, folder: Path) -> None:
         """Writes the files as they were."""
         for name, content in self.files:
@@ -95,6 +105,7 @@ class TextTokenizer:
                 np.array(encoding.ids, np.int32),
                 np.array(encoding.type_ids, np.int32),
                 np.array(encoding.offsets, np.int32).reshape(-1, 2),
+                np.array([-1 if word is None else word for word in encoding.word_ids], np.int32),
             )
             for encoding in tokenizer.encode_batch(list(inputs))
         ]
@@ -129,6 +140,8 @@ class Tokens(NamedTuple):
     types: np.ndarray
     offsets: np.ndarray
     """First character and the one after the last, (tokens, 2); both 0 for special tokens."""
+    words: np.ndarray
+    """Which word of the text each token is a part of; −1 for special tokens."""
 
 
 def pad(rows: Sequence[np.ndarray], width: int, value: int) -> tuple[Ids, Mask]:

@@ -20,6 +20,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "jaxattn_train.tasks.finetune.command",
         "fine-tune a pretrained text encoder: irony, emotion, SST-2 or your own texts",
     ),
+    "pretrain": (
+        "jaxattn_train.tasks.pretrain.command",
+        "continue masked language modelling of a pretrained encoder on your own text",
+    ),
     "predict": ("jaxattn_train.tasks.predict.command", "label texts with a classifier that was trained"),
     "evaluate": ("jaxattn_train.tasks.predict.evaluate", "score such a classifier on labelled texts"),
     "embed": ("jaxattn_train.tasks.embed", "vectors of texts, by a pretrained sentence encoder"),

@@ -24,6 +24,7 @@ WRITTEN = (
         f"{FOLDER}-unreadable",
         "tensorboard",
         "encoder",
+        "model",
         "evaluations",
         "config.json",
         "metrics.jsonl",

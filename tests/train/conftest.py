@@ -98,11 +98,10 @@ def start():
 
 @pytest.fixture
 def stop_before(monkeypatch):
-    """stop_before(n): this process gets SIGTERM as it asks for the n-th batch of labelled sequences, once."""
-    following = BatchStream.__next__
+    """stop_before(n): this process gets SIGTERM as it asks for the n-th batch of a stream, once."""
 
-    def arrange(number):
-        asked = []
+    def arrange(number, kind=BatchStream):
+        asked, following = [], kind.__next__
 
         def interrupt(stream):
             asked.append(stream)
@@ -110,7 +109,7 @@ def stop_before(monkeypatch):
                 os.kill(os.getpid(), signal.SIGTERM)
             return following(stream)
 
-        monkeypatch.setattr(BatchStream, "__next__", interrupt)
+        monkeypatch.setattr(kind, "__next__", interrupt)
 
     return arrange
 

@@ -21,17 +21,27 @@ def next_token_loss(
     return cross_entropy(logits, tokens[:, 1:]).mean(), held
 
 
+def next_token_rows(model: Functional, params: Params, tokens: Int[Array, "B T1"]) -> Float[Array, " B"]:
+    """The mean over the targets of each window in nats per token."""
+    return cross_entropy(model.apply(params, tokens[:, :-1]), tokens[:, 1:]).mean(-1)
+
+
 def make_evaluate(
-    model: Functional, mesh: Mesh, *, seeds: int, batch_size: int, mode: str
+    model: Functional,
+    mesh: Mesh,
+    *,
+    seeds: int,
+    batch_size: int,
+    mode: str,
+    row_losses: Callable[[Functional, Params, Array], Array] = next_token_rows,
 ) -> Callable[[Params, np.ndarray], list[float]]:
-    """The function (params, windows (W, T + 1)) -> mean loss of each seed in nats per token.
+    """The function (params, windows (W, ...)) -> mean over the windows of `row_losses`, of each seed.
 
     Every window counts once, whatever W is: the last batch is filled up with rows of weight 0.
     """
 
     def losses(params: Params, tokens: Array, weights: Array) -> Array:
-        per_row = cross_entropy(model.apply(params, tokens[:, :-1]), tokens[:, 1:]).mean(-1)
-        return (per_row * weights).sum()
+        return (row_losses(model, params, tokens) * weights).sum()
 
     # The running total is an argument and a result so that batches run one after the other: independent computations
     # with collectives could start in different orders on different processes, and deadlock.
@@ -46,7 +56,7 @@ def make_evaluate(
             rows = windows[start : start + batch_size]
             weights = np.zeros(batch_size, np.float32)
             weights[: len(rows)] = 1
-            rows = np.pad(rows, ((0, batch_size - len(rows)), (0, 0)))
+            rows = np.pad(rows, ((0, batch_size - len(rows)), *((0, 0) for _ in rows.shape[1:])))
             total = compiled(total, params, put_rows(mesh, rows), put_rows(mesh, weights))
             settle(total)
         return (np.asarray(total, np.float64) / len(windows)).tolist()

@@ -1,0 +1,1 @@
+"""Masked language modelling on the user's own text, from a pretrained encoder on."""
