@@ -75,7 +75,7 @@ def finetune(config: FinetuneConfig, encoder: Any, *, command: str = "the same c
         describe,
         loss=loss,
         class_weights=balanced_weights(loss, data.train.labels, classes) if balanced else None,
-        optimizer=functools.partial(make_optimizer, config.optimizer, layers),
+        optimizer=functools.partial(make_optimizer, config.optimizer, encoder.config.num_blocks),
         start=pretrained_parameters(encoder),
         metric="val_f1",
         patience=config.evaluation.patience,
