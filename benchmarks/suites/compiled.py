@@ -87,8 +87,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _measure(target: str, case: Case) -> dict[str, Any]:
     try:
-        function, arguments = program(case)
         try:
+            function, arguments = program(case)
             jax.eval_shape(function, *arguments)
         except ValueError as error:  # what a mechanism or an implementation refuses, such as to look ahead
             return {"status": "refused", "message": str(error)}
