@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxattn.encoders.families import FAMILIES
+from jaxattn.encoders.heads.names import MASKED, SEQUENCE, TOKENS
 from jaxattn.models import MaskedLanguageModel, TextClassifier, TokenClassifier
 from tests.encoders.helpers import fixture, safetensors_numpy, write
 from tests.encoders.make_encoder_fixtures import FIXTURES, HEADED, PART, TASKS
@@ -97,6 +99,10 @@ def test_a_head_of_its_own_last_layer_and_other_names(tmp_path):
     logits = model.head(jnp.asarray(arrays["states"][-1]), model.encoder.embeddings.word[...])[:, ::PART]
     mask = arrays["attention_mask"][:, ::PART]
     np.testing.assert_allclose(logits[mask], expected[mask], atol=2e-5)
+
+
+def test_every_family_has_every_head():
+    assert set(MASKED) == set(SEQUENCE) == set(TOKENS) == set(FAMILIES)
 
 
 def test_a_head_that_is_missing_is_named(tmp_path):

@@ -67,7 +67,7 @@ def save_model(model: Any, names: HeadNames, folder: Path) -> None:
     prefix = PREFIXES.get(config.model_type, config.model_type)
     table = {
         path: dataclasses.replace(tensor, name=f"{prefix}.{tensor.name}")
-        if path.startswith("encoder.") or (names.inside and path.startswith("head.dense"))
+        if path.startswith("encoder.") or (names.inside and path.startswith("head.transform.dense"))
         else tensor
         for path, tensor in model_tensors(names, config).items()
     }

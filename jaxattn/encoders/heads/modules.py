@@ -16,6 +16,24 @@ from jaxattn.nn.layers import linear
 from jaxattn.nn.pooling import Pooling
 
 
+class Transform(nnx.Module):
+    """norm(activation(dense(x))), of which all may be missing; `width` is that of the result."""
+
+    def __init__(self, config: EncoderConfig, names: HeadNames, width: int, **options: Any):
+        self.activation = activation_of(config, names)
+        dense = None
+        if names.dense:
+            bias, axes = dense_bias(names, config), ("embed", "embed")
+            dense = linear(config.hidden_size, width, axes, use_bias=bias, kernel_init=INIT, **options)
+        self.dense = nnx.data(dense)
+        self.norm = nnx.data(make_norm(config, width, **options) if names.norm else None)
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B E"]:
+        """Applies the layers that there are."""
+        x = x if self.dense is None else ACTIVATIONS[self.activation](self.dense(x))
+        return x if self.norm is None else self.norm(x)
+
+
 class PublishedHead(Head):
     """Logits of a text: one vector by `Pooling`, norm(activation(dense(x))), dropout, the last layer.
 
@@ -43,12 +61,12 @@ class PublishedHead(Head):
         options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
         self.features, self.dtype = config.hidden_size, dtype
         self.pool = Pooling(pooling, config.hidden_size, rngs=rngs)
-        add_layers(self, config, names, config.hidden_size, dtype=dtype, **options)
+        self.transform = Transform(config, names, config.hidden_size, dtype=dtype, **options)
         self.dropout = nnx.Dropout(_rate(config), deterministic=True)
         self.out = _last_layer(config, num_classes, **options)
 
     def _logits(self, hidden: Array, token_mask: Array, **drop: Any) -> Array:
-        return self.out(self.dropout(transform(self, self.pool(hidden, token_mask)), **drop))
+        return self.out(self.dropout(self.transform(self.pool(hidden, token_mask)), **drop))
 
 
 class TokenHead(nnx.Module):
@@ -65,13 +83,13 @@ class TokenHead(nnx.Module):
         rngs: nnx.Rngs,
     ):
         options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
-        add_layers(self, config, names, config.hidden_size, dtype=dtype, **options)
+        self.transform = Transform(config, names, config.hidden_size, dtype=dtype, **options)
         self.dropout = nnx.Dropout(_rate(config), deterministic=True)
         self.out = _last_layer(config, num_classes, **options)
 
     def __call__(self, hidden: Float[Array, "B L D"], **drop: Any) -> Float[Array, "B L C"]:
         """Logits in float32; `drop` has the arguments of `nnx.Dropout`: deterministic and rngs."""
-        return self.out(self.dropout(transform(self, hidden), **drop))
+        return self.out(self.dropout(self.transform(hidden), **drop))
 
 
 class MaskedHead(nnx.Module):
@@ -97,7 +115,7 @@ class MaskedHead(nnx.Module):
         rngs: nnx.Rngs,
     ):
         width = config.embedding_size or config.hidden_size
-        add_layers(self, config, names, width, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.transform = Transform(config, names, width, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         shape, zeros = (width, config.vocab_size), nnx.initializers.zeros_init()
         kernel = None if tied else parameter(INIT, rngs.params(), shape, ("embed", "vocab"), param_dtype)
         self.kernel = nnx.data(kernel)
@@ -105,7 +123,7 @@ class MaskedHead(nnx.Module):
 
     def __call__(self, hidden: Float[Array, "B L D"], words: Float[Array, "V E"]) -> Float[Array, "B L V"]:
         """The logits; `words` is the encoder's table."""
-        x = transform(self, hidden)
+        x = self.transform(hidden)
         kernel = words.T if self.kernel is None else self.kernel[...]
         logits = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
         return logits + self.bias[...].astype(jnp.float32)
@@ -114,24 +132,6 @@ class MaskedHead(nnx.Module):
 def _last_layer(config: EncoderConfig, num_classes: int, **options: Any) -> nnx.Linear:
     axes = ("embed", "classes")
     return linear(config.hidden_size, num_classes, axes, kernel_init=INIT, dtype=jnp.float32, **options)
-
-
-def add_layers(head: Any, config: EncoderConfig, names: HeadNames, width: int, **options: Any) -> None:
-    """Gives a head its dense layer, of output width `width`, activation and normalisation."""
-    head.activation = activation_of(config, names)
-    dense = None
-    if names.dense:
-        bias = dense_bias(names, config)
-        axes = ("embed", "embed")
-        dense = linear(config.hidden_size, width, axes, use_bias=bias, kernel_init=INIT, **options)
-    head.dense = nnx.data(dense)
-    head.norm = nnx.data(make_norm(config, width, **options) if names.norm else None)
-
-
-def transform(head: Any, x: Array) -> Array:
-    """The layers of a head before the last."""
-    x = x if head.dense is None else ACTIVATIONS[head.activation](head.dense(x))
-    return x if head.norm is None else head.norm(x)
 
 
 def activation_of(config: EncoderConfig, names: HeadNames) -> str:

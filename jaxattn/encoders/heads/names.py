@@ -122,9 +122,9 @@ def head_tensors(names: HeadNames, config: EncoderConfig, *, tied: bool = True) 
     """
     table: dict[str, Tensor] = {}
     if names.dense:
-        table |= linear("dense", names.dense, bias=dense_bias(names, config))
+        table |= linear("transform.dense", names.dense, bias=dense_bias(names, config))
     if names.norm:
-        table |= norm("norm", names.norm, bias=config.layout.norm_bias)
+        table |= norm("transform.norm", names.norm, bias=config.layout.norm_bias)
     if not names.bias:
         return table | linear("out", names.out)
     if not tied:

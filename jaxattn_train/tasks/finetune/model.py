@@ -135,7 +135,7 @@ def make_optimizer(
 
     Args:
         config: of the optimiser.
-        layers: of the encoder.
+        layers: blocks of the encoder.
         decayed: names of the parameters that weight decay applies to.
     """
 

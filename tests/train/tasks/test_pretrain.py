@@ -77,7 +77,7 @@ def test_it_learns_and_writes_a_model_that_finetune_and_transformers_read(folder
     assert summary["val_loss"]["mean"] < before
     model, start = (MaskedLanguageModel.from_pretrained(path) for path in (out / "model", folder / "tiny"))
     assert model.encoder.tokenizer == start.encoder.tokenizer
-    moved = abs(model.head.dense.kernel[...] - start.head.dense.kernel[...]).max()
+    moved = abs(model.head.transform.dense.kernel[...] - start.head.transform.dense.kernel[...]).max()
     assert 0 < moved < 0.2
     assert main(words_of(folder, out, "--whole-words")) == 0
     assert "all 8 steps are done already" in capsys.readouterr().out
