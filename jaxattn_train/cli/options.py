@@ -191,6 +191,8 @@ class RunOptions(Options, at_least={"seed": 0, "seeds": 1, "keep": 1, "fsdp": 1}
     """Resume from this checkpoint instead of the newest; later ones are deleted."""
     keep: int = 3
     """Newest checkpoints to keep, next to the best on the validation data."""
+    best_only: bool = False
+    """In the end keep the best parameters alone, a third of a checkpoint: such a run cannot be trained further."""
     fsdp: int = 1
     """Devices over which the parameters are split; the others split the batch only."""
     compilation_cache: bool = True

@@ -6,6 +6,7 @@ else (configuration, vocabulary, position in the data, metrics so far).
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from jaxattn_train.engine.loop import TrainState
 from jaxattn_train.errors import TrainingFailed, UserError
 
-FOLDER = "checkpoints"
+FOLDER, OPTIMIZER = "checkpoints", "optimizer"
 BEST = {"val_loss": "min", "val_accuracy": "max", "val_f1": "max"}
 """Metrics that can decide which checkpoint is the best, and whether they are minimised or maximised."""
 
@@ -139,6 +140,20 @@ class Checkpoints:
         """Deletes every later checkpoint."""
         for later in [s for s in self.steps() if s > step]:
             self._manager.delete(later)
+
+    def keep_best(self) -> None:
+        """Waits, closes, and deletes all but the parameters and the record of the best checkpoint."""
+        best = self.best_step()
+        for step in self.steps():
+            if step != best:
+                self._manager.delete(step)
+        self.close()
+        if jax.process_index() == 0:
+            shutil.rmtree(self.folder / str(best) / OPTIMIZER, ignore_errors=True)
+
+    def can_resume(self, step: int) -> bool:
+        """Whether `keep_best` has left the optimiser's part of a checkpoint."""
+        return (self.folder / str(step) / OPTIMIZER).exists()
 
     def set_aside(self, step: int) -> Path:
         """Moves a step folder that cannot be read out of the way; returns its new path."""

@@ -145,6 +145,12 @@ def restore(
         there = f"one of {', '.join(map(str, steps))}" if steps else "left out: there are no checkpoints"
         raise UserError(f"--resume-step must be {there}; got {step}.")
     warnings = list(store.warnings)
+    out = store.folder.parent
+    if (out / "summary.json").exists() and steps and not store.can_resume(steps[-1]):
+        raise UserError(
+            f"{out} is finished and keeps its best parameters alone (--best-only), for predict and evaluate. Choose "
+            "another --out, or start over there with --overwrite."
+        )
     for candidate in [step] if step is not None else reversed(steps):
         try:
             record = store.record(candidate)

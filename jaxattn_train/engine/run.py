@@ -226,6 +226,13 @@ class Run:
                 self.store.wait()
         return None
 
+    def close(self) -> None:
+        """Closes the checkpoints of a finished run, and keeps of them what --best-only says."""
+        if self.config.run.best_only:
+            self.store.keep_best()
+        else:
+            self.store.close()
+
     def _log_training(self, record: _Record) -> None:
         self._fail_if_not_finite(record.metrics[-1].failed)
         losses, norms = (np.mean([np.asarray(m[i]) for m in record.metrics], axis=0) for i in (0, 1))

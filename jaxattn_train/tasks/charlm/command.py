@@ -94,7 +94,7 @@ def train(config: CharLMConfig, *, command: str = "the same command") -> int:
     # 5. The report.
     say = run.progress.say
     summary = finish(config, corpus, run, evaluate, identity=identity)
-    run.store.close()
+    run.close()
     for line in closing(summary):
         say(line)
     say(f"files: {resume.listing(run.out)} in {run.out}")

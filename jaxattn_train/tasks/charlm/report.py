@@ -77,7 +77,8 @@ def finish(
         )
     first = first_seed(run.mesh, params)
     if jax.process_index() == 0:
-        plots.training_curves(run.log.history, run.seeds, out / "loss.png", unit="nats per character")
+        path, best = out / "loss.png", run.store.best_step()
+        plots.training_curves(run.log.history, run.seeds, path, unit="nats per character", best=best)
         plots.learned_parameters({name: np.asarray(value) for name, value in first.items()}, out)
         if config.evaluation.sample_tokens:
             text = _sample(config, corpus, model.module(first))

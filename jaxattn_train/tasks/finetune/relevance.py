@@ -47,8 +47,10 @@ def relevance(config: FinetuneConfig, encoder: Any, measured: Measured, model: A
     found = np.asarray(run(jnp.asarray(padded.tokens), jnp.asarray(mask)))
     coloured = []
     for i, (row, ids, tokens) in enumerate(zip(rows, padded.tokens, padded.lengths, strict=True)):
-        said, truth = measured.label(measured.predicted[0][row]), measured.label(part.labels[row])
+        predicted, label = measured.predicted[0][row], part.labels[row]
+        said, truth = (measured.label(one) or "no label" for one in (predicted, label))
         about = f", relevance to {measured.classes[likeliest[i]]}" if config.data.loss == "multilabel" else ""
         heading = f"{said} (p {chances[row].max():.2f}; labelled {truth}){about}"
-        coloured.append(Coloured(heading, token_strings(encoder, ids[:tokens]), found[i, :tokens]))
+        wrong = bool(np.any(predicted != label))
+        coloured.append(Coloured(heading, token_strings(encoder, ids[:tokens]), found[i, :tokens], wrong))
     return coloured

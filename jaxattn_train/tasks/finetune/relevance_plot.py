@@ -19,6 +19,8 @@ class Coloured(NamedTuple):
     tokens: Sequence[str]
     relevance: np.ndarray
     """A non-negative number for each token; the largest has the strongest colour."""
+    wrong: bool = False
+    """Whether the heading is marked."""
 
 
 def token_strings(encoder: Any, ids: np.ndarray) -> list[str]:
@@ -61,10 +63,11 @@ def plot_relevance(texts: Sequence[Coloured], path: Path, *, title: str) -> None
     axis.set_axis_off()
     # parse_math: a $ in a text is not a formula.
     style: dict[str, Any] = {"family": "monospace", "fontsize": size, "va": "center", "parse_math": False}
+    title += "; the darker a token, the more relevant; wrong predictions in red"
     axis.text(0, 0.8, title, **(style | {"fontsize": size + 1}), weight="bold")
     y = 2.2
     for text, lines in layout:
-        axis.text(0, y, text.heading, **style, color="dimgrey")
+        axis.text(0, y, text.heading, **style, color="firebrick" if text.wrong else "dimgrey")
         y += 1.4
         largest = max(float(np.max(text.relevance, initial=0.0)), 1e-12)
         for line in lines:

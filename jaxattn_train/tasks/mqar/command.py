@@ -99,7 +99,7 @@ def train(config: MQARConfig, *, command: str = "the same command") -> int:
     }
     if jax.process_index() == 0:
         (run.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    run.store.close()
+    run.close()
     for line in closing(summary):
         run.progress.say(line)
     return 0

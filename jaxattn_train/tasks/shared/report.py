@@ -136,7 +136,12 @@ def finish(
     if jax.process_index() == 0:
         panels = {run.metric: f"validation {NAMES[run.metric.removeprefix('val_')]}"}
         plots.training_curves(
-            run.log.history, run.seeds, out / "curves.png", unit="nats per example", validation=panels
+            run.log.history,
+            run.seeds,
+            out / "curves.png",
+            unit="nats per example",
+            best=best,
+            validation=panels,
         )
         write_predictions(out, measured, run.seeds, loss, data.ids.get(name), data.texts.get(name))
     if more is not None:
@@ -188,15 +193,12 @@ def write_predictions(
     labels, classes = measured.part.labels, measured.classes
     counts = confusion(loss, measured.predicted, labels, len(classes)).sum(axis=0)
     title = measured.name + (f", sum of {len(seeds)} seeds" if len(seeds) > 1 else "")
-    if loss == "multilabel":
-        axes = ("label", "texts")
-        plots.heatmap(counts.tolist(), classes, CELLS, out / "confusion.png", title=title, axes=axes)
-    else:
-        plots.confusion(counts, classes, out / "confusion.png", title=title)
-    columns = [f"{x}_seed{seed}" for seed in seeds for x in ("prediction", *(f"p_{c}" for c in classes))]
+    columns = CELLS if loss == "multilabel" else None
+    plots.confusion(counts, classes, out / "confusion.png", title=title, columns=columns)
+    header = [f"{x}_seed{seed}" for seed in seeds for x in ("prediction", *(f"p_{c}" for c in classes))]
     with (out / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["id", *(["text"] if texts else []), "label", *columns])
+        writer.writerow(["id", *(["text"] if texts else []), "label", *header])
         for i, example in enumerate(ids or range(len(labels))):
             row = [example, *([texts[i]] if texts else []), measured.label(labels[i])]
             for predicted, chances in zip(measured.predicted, measured.chances, strict=True):

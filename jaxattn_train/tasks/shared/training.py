@@ -169,7 +169,7 @@ def train_classifier(
         shapes=len(examples),
         batches=len(buckets["train"]),
     )
-    run.store.close()
+    run.close()
     return 0
 
 

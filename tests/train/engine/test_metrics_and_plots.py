@@ -86,3 +86,36 @@ def test_pictures_of_what_the_model_has(tmp_path):
 def test_layers_are_drawn_in_their_order():
     values = {f"blocks.{i}.alpha": np.array([float(i)]) for i in (10, 2, 0)}
     assert [float(v[0]) for v in plots._named(values, "alpha")] == [0.0, 2.0, 10.0]
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, in place of files."""
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    return drawn
+
+
+def test_curves_mark_the_best_checkpoint_and_do_not_zoom_on_noise(figures, tmp_path):
+    evals = [{"step": s, "kind": "eval", "val_loss": [0.5], "val_f1": [0.94 + s / 1e6]} for s in (1, 2, 3)]
+    plots.training_curves(evals, (0,), tmp_path, unit="nats", best=2, validation={"val_f1": "macro-F1"})
+    loss, metric = figures[0].axes
+    assert metric.get_ylabel() == "macro-F1"
+    for axis, least in ((loss, 0.05), (metric, 0.1)):
+        low, high = axis.get_ylim()
+        assert high - low >= 0.999 * least
+        assert axis.lines[-1].get_xdata() == [2, 2]
+
+
+def test_a_single_evaluation_is_drawn_as_bars_and_gates_around_zero(figures, tmp_path):
+    plots.learning_curves({"a": {8: [1.0, 3.0]}, "b": {8: [5.0]}}, tmp_path, title="", ylabel="")
+    assert [bar.get_width() for bar in figures[0].axes[0].patches] == [2, 5]
+    gates = {f"blocks.{i}.{name}": np.array([1.0, 3.0]) for i in range(2) for name in ("alpha", "tau")}
+    plots.learned_parameters(gates, tmp_path)
+    assert [axis.images[0].get_clim() for axis in figures[1].axes[:2]] == [(-3, 3)] * 2
+
+
+def test_long_class_names_leave_room_for_the_matrix(figures, tmp_path):
+    plots.confusion(np.eye(3), ["a", "b" * 99, "c"], tmp_path, title="")
+    names = [label.get_text() for label in figures[0].axes[0].get_yticklabels()]
+    assert names == ["a", "b" * 23 + "…", "c"]

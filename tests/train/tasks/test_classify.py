@@ -105,6 +105,20 @@ def test_another_test_file_is_the_same_run(finished, cli, tmp_path, monkeypatch)
     assert json.loads((tmp_path / "run/summary.json").read_text())["data"]["examples"]["test"] == 24
 
 
+def test_the_best_parameters_alone_are_kept_on_request(cli, tmp_path):
+    train, out = _texts(tmp_path / "train.csv", 60, 0), tmp_path / "run"
+    words = ["classify", *TINY, "--steps", 6, "--eval-every", 2, "--train-file", train, "--out", out]
+    code, _, err = cli(*words, "--best-only")
+    assert code == 0, err
+    (step,) = (out / "checkpoints").iterdir()
+    assert not (step / "optimizer").exists()
+    assert "all 6 steps are done already" in cli(*words)[1]
+    assert cli("evaluate", "--run", out, "--test-file", train)[0] == 0
+    code, _, err = cli(*words, "--log-every", 3)
+    assert code == 2
+    assert "keeps its best parameters alone (--best-only)" in err
+
+
 def test_its_runs_label_and_score_new_texts(finished, cli, tmp_path):
     out, _ = finished
     (tmp_path / "new.txt").write_text("w1 awful awful awful.\n\nw3 great great great.\n")
