@@ -107,6 +107,10 @@ class Classifier:
         """Probabilities (texts, classes)."""
         return probabilities(self.loss, self.logits(texts, batch_size=batch_size)[0])
 
+    def module(self) -> Any:
+        """The model as a Flax module: an encoder and a head, or a `SequenceClassifier`."""
+        return self.functional.module(self.params)
+
     def labels(self, chances: np.ndarray) -> list[str]:
         """The name of the likeliest class of each row, or of all likely labels."""
         said = predictions(self.loss, chances, self.thresholds)
