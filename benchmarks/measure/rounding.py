@@ -26,7 +26,7 @@ def use_accelerator_plan() -> None:
     def on_gpu(*args: Any, default: Callable[..., Any], **branches: Callable[..., Any]) -> Any:
         return branches.get("cuda", default)(*args)
 
-    jax.lax.platform_dependent = on_gpu
+    jax.lax.platform_dependent = on_gpu  # type: ignore[assignment]
     jax.default_backend = lambda: "gpu"  # what older versions ask
 
 
@@ -55,7 +55,7 @@ def errors(name: str, is_causal: bool, dtype: str) -> dict[str, float]:
     function, shape, positive = kernels()[name]
     draws = zip(jax.random.split(jax.random.key(0), 4), (shape, shape, _SHAPE, _SHAPE), strict=True)
     query, key, value, cotangent = (jax.random.normal(draw, size, jnp.float32) for draw, size in draws)
-    state = jaxattn.FeatureMap.create(jax.random.key(1), SIZES["head_dim"], SIZES["features"])
+    state: Any = jaxattn.FeatureMap.create(jax.random.key(1), SIZES["head_dim"], SIZES["features"])
     state = state.calibrate(query, key) if shape == _SHAPE else None
     if positive:
         query, key = jnp.abs(query), jnp.abs(key)

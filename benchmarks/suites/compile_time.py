@@ -85,11 +85,11 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _seconds(mechanism: str, causal: bool, sizes: argparse.Namespace) -> float:
     layer = Attention(sizes.heads, sizes.features, mechanism=parse(mechanism), rngs=nnx.Rngs(0))
-    graph, learned, rest = nnx.split(layer, nnx.Param, ...)
+    graph, learned, *rest = nnx.split(layer, nnx.Param, ...)
     x = jax.ShapeDtypeStruct((1, sizes.length, sizes.features), jnp.float32)
 
     def loss(learned: nnx.State, x: jax.Array) -> jax.Array:
-        return jnp.square(nnx.merge(graph, learned, rest)(x, is_causal=causal)).sum()
+        return jnp.square(nnx.merge(graph, learned, *rest)(x, is_causal=causal)).sum()
 
     jax.clear_caches()
     start = time.process_time()
