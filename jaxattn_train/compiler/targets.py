@@ -120,8 +120,8 @@ def measure_compiled(name: str, function: Callable[..., Any], arguments: Sequenc
         arguments: what it is called with, arrays or their shapes.
 
     Returns:
-        `bytes` read from and written to HBM, see `hbm_bytes`, None if the rounds of a loop depend on data (then
-        `bytes_unknown` says which);
+        `bytes` read from and written to HBM, see `hbm_bytes`, None if the rounds of a loop depend on data, or if
+        jaxlib cannot read what a newer compiler wrote (`bytes_unknown` says which);
         `ideal_bytes`, every argument and result once; `temp_bytes` of temporaries; `compile_s`, tracing included.
 
     Raises:
@@ -142,8 +142,8 @@ def measure_compiled(name: str, function: Callable[..., Any], arguments: Sequenc
     moved: dict[str, Any]
     try:
         moved = {"bytes": hbm_bytes(compiled.as_text(), kernel_moves(traced.jaxpr))}
-    except ValueError as error:
-        moved = {"bytes": None, "bytes_unknown": str(error)}
+    except (ValueError, jax.errors.JaxRuntimeError) as error:  # the latter: a text that jaxlib cannot read
+        moved = {"bytes": None, "bytes_unknown": str(error)[:300]}
     return {
         **moved,
         "ideal_bytes": sum(x.size * x.dtype.itemsize for x in whole),

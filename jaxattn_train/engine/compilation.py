@@ -110,7 +110,7 @@ def compile_steps(
 
     mode = seed_mode
     if mode == "auto":
-        mode = "sequential" if jax.default_backend() == "cpu" else "vmap"
+        mode = "sequential" if mesh.devices.flat[0].platform == "cpu" else "vmap"
     steps: dict[Any, Any] = {}
     for batch in reversed(batches):
         step = compiled(mode, batch)

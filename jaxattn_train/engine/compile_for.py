@@ -110,26 +110,27 @@ def report_step(
         f"memory      {_size(total)} of {_size(target.chip.memory)} a device, {'fits' if fits else 'DOES NOT FIT'}: "
         f"{', '.join(f'{name} {_size(size)}' for name, size in own.items())}"
     )
-    _describe_work(compiled.as_text(), product_flops(traced.jaxpr) / mesh.size, target)
+    _describe_work(compiled, product_flops(traced.jaxpr) / mesh.size, target)
     print(f"compiled    in {seconds:.1f} s with {', '.join(' '.join(x) for x in target.versions().items())}")
     if not fits:
         _advise(config, mesh, own, target)
     return 0 if fits else 1
 
 
-def _describe_work(hlo: str, flops: float, target: Target) -> None:
+def _describe_work(compiled: Any, flops: float, target: Target) -> None:
     """Prints what a step computes, moves and exchanges, and the time that published peaks imply."""
     times = {"matrix products": flops / target.chip.flops}
     line, exchanged = f"{flops / 1e12:.3g} TFLOPs of matrix products", "not counted"
     try:
+        hlo = compiled.as_text()
         moved, kinds = hbm_bytes(hlo), collectives(hlo)
         times["memory"] = moved / target.chip.bandwidth
         line += f", {_size(moved)} read and written in memory"
         exchanged = "; ".join(
             f"{count} {kind}, {_size(size)}" for kind, (count, size) in sorted(kinds.items())
         )
-    except ValueError as error:
-        line += f"; bytes not counted: {error}"
+    except (ValueError, jax.errors.JaxRuntimeError) as error:
+        line += f"; bytes not counted: {' '.join(str(error).split())[:200]}"
     bound = max(times, key=lambda name: times[name])
     print(f"a step      {line}, a device")
     print(f"roofline    {times[bound] * 1e3:.3g} ms by {bound}: predicted from published peaks, not measured")

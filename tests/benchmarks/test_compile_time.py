@@ -3,6 +3,7 @@
 import json
 
 from benchmarks.__main__ import main
+from tests.benchmarks.cases import between
 
 
 def test_compile_times_are_judged(tmp_path, capsys):
@@ -14,6 +15,11 @@ def test_compile_times_are_judged(tmp_path, capsys):
     assert softmax["ratio"] == 1 and softmax["median_cpu_s"] > 0
     assert retention["status"] == "refused" and "causal" in retention["message"]
     assert main(["check", str(out)]) == 0
+    page = tmp_path / "docs/benchmarks.md"
+    page.parent.mkdir()
+    page.write_text(between("results:compile-time"))
+    assert main(["report", "--results", str(tmp_path), "--root", str(tmp_path)]) == 0
+    assert "| `retention`, not causal | refused |  |" in page.read_text()
     softmax["ratio"] = 3
     out.write_text(json.dumps(document))
     assert main(["check", str(out)]) == 1
