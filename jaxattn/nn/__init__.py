@@ -30,6 +30,7 @@ from jaxattn.nn.inject import inject, replace_attention
 from jaxattn.nn.pooling import Pooling
 from jaxattn.nn.positions import LearnedPositions, MorletPositionalEncoding, SinusoidalPositions
 from jaxattn.nn.scanned import ScannedBlocks
+from jaxattn.nn.sharding import SHARDING_RULES, gather_parameters, partition_spec
 from jaxattn.nn.stack import scan_layers, unroll_layers
 from jaxattn.output_gate.mechanism import OutputGated
 from jaxattn.random_features.mechanism import FeatureDraw, FeatureStatistic, RandomFeatures
@@ -68,6 +69,7 @@ __all__ = [
     "MechanismModule",
     "MechanismRow",
     "MorletPositionalEncoding",
+    "SHARDING_RULES",
     "Pooling",
     "OutputGated",
     "PoolingHead",
@@ -84,9 +86,11 @@ __all__ = [
     "decays",
     "inject",
     "logical_axes",
+    "gather_parameters",
     "mechanism_help",
     "parameter",
     "parse_mechanism",
+    "partition_spec",
     "register_gate",
     "register_mechanism",
     "replace_attention",

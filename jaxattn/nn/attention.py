@@ -12,6 +12,7 @@ from jaxattn.core.mechanism import Mechanism
 from jaxattn.core.parameters import UNDECAYED, Initializer, axis_names
 from jaxattn.nn.context import ProjectedContext
 from jaxattn.nn.layers import DEFAULT_INIT
+from jaxattn.nn.sharding import constrain
 from jaxattn.positions import Rotary
 from jaxattn.softmax.mechanism import Softmax
 from jaxattn.tree import Tree
@@ -263,7 +264,7 @@ class Attention(nnx.Module):
         return self.out(out + query if self.query_residual else out)
 
     def _queries(self, x: Array, positions: Array | None) -> Array:
-        query = self.query(x)
+        query = constrain(self.query(x), "batch", None, "heads", None)
         if len(self.projection_norms):
             query = self.projection_norms[0](query)
         if self.query_norm is not None:
@@ -271,7 +272,7 @@ class Attention(nnx.Module):
         return query if self.rotary is None else self.rotary(query, positions)
 
     def _keys_and_values(self, x: Array, positions: Array | None) -> tuple[Array, Array]:
-        key, value = self.key(x), self.value(x)
+        key, value = (constrain(f(x), "batch", None, "kv_heads", None) for f in (self.key, self.value))
         if len(self.projection_norms):
             key, value = self.projection_norms[1](key), self.projection_norms[2](value)
         if self.key_norm is not None:

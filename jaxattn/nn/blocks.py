@@ -13,6 +13,7 @@ from jaxattn.core.parameters import Initializer
 from jaxattn.nn.attention import Attention, refuse
 from jaxattn.nn.context import ProjectedContext
 from jaxattn.nn.layers import DEFAULT_INIT, layer_norm, linear
+from jaxattn.nn.sharding import constrain
 from jaxattn.positions import Rotary
 from jaxattn.tree import Tree
 
@@ -70,6 +71,8 @@ class MLP(nnx.Module):
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         """Applies the layers to the last axis."""
         hidden = self.activation(self.up(x))
+        if x.ndim == 3:
+            hidden = constrain(hidden, "batch", None, "mlp")
         return self.down(hidden if self.gate is None else hidden * self.gate(x))
 
 
@@ -164,7 +167,7 @@ class Block(nnx.Module):
             total = x + self.dropout(new, deterministic=deterministic, rngs=rngs)
             return total if self.pre_norm else _normalised(norm, total)
 
-        x = branch(x, self.attention_norm, attend)
+        x = branch(constrain(x, "batch", None, None), self.attention_norm, attend)
         if (cross := self.cross_attention) is not None:
 
             def look(x: Array) -> Array:

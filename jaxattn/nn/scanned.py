@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxattn.core.parameters import LAYERS, axes_of
 from jaxattn.nn.blocks import Block
+from jaxattn.nn.sharding import gather_parameters
 
 # What a block keeps for its backward pass; the rest is rematerialised there.
 REMAT: dict[str, Callable[..., bool] | None] = {
@@ -112,14 +113,21 @@ def apply_blocks(
     return x
 
 
+def _is_variable(x: Any) -> bool:
+    return isinstance(x, nnx.Variable)
+
+
 def _scan(
     blocks: ScannedBlocks, function: Callable[..., Array], x: Array, policy: Any, rngs: nnx.Rngs | None
 ) -> Array:
     graph, learned, *others = nnx.split(blocks.stacked, nnx.Param, ...)
+    variables, structure = jax.tree.leaves(learned, is_leaf=_is_variable), jax.tree.structure(learned)
+    names = [axes_of(variable)[1:] for variable in variables]
     streams, keys = nnx.split(None if rngs is None else rngs.fork(split=len(blocks)))
 
     def body(x: Array, layer: Any) -> tuple[Array, Any]:
         learned, others, keys = layer
+        learned = jax.tree.unflatten(structure, gather_parameters(jax.tree.leaves(learned), names))
         block = nnx.merge(graph, learned, *others)
         x = function(block, x, nnx.merge(streams, keys))
         return x, nnx.state(block, nnx.Not(nnx.Param))

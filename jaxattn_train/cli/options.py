@@ -67,8 +67,8 @@ class BackboneOptions(Options, at_least={"num_layers": 1, "num_heads": 1, "featu
     """Dropout rate in training."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the computation (parameters stay float32); auto is bfloat16 on accelerators, float32 on CPU."""
-    scan_layers: bool | None = None
-    """Scan over the layers, so that the time to compile does not grow with them; None does from 4 layers on."""
+    scan_layers: Literal["auto", "on", "off"] = "auto"
+    """Scan over the layers, so that the time to compile does not grow with them; auto does from 4 layers on."""
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass rematerialises to save memory: full everything but the input of each layer, dots what
     is not a product with a learned matrix."""
@@ -172,7 +172,7 @@ class EvaluationOptions(Options, at_least={"eval_every": 1, "log_every": 1}):
 
 
 @dataclasses.dataclass(frozen=True)
-class RunOptions(Options, at_least={"seed": 0, "seeds": 1, "keep": 1, "fsdp": 1}):
+class RunOptions(Options, at_least={"seed": 0, "seeds": 1, "keep": 1}):
     """Seeds, files and devices."""
 
     seed: int = 0
@@ -193,8 +193,9 @@ class RunOptions(Options, at_least={"seed": 0, "seeds": 1, "keep": 1, "fsdp": 1}
     """Newest checkpoints to keep, next to the best on the validation data."""
     best_only: bool = False
     """In the end keep the best parameters alone, a third of a checkpoint: such a run cannot be trained further."""
-    fsdp: int = 1
-    """Devices over which the parameters are split; the others split the batch only."""
+    mesh: str = ""
+    """How devices share the work, such as fsdp=4,tensor=2: fsdp splits the batch and the parameters, tensor heads and
+    MLPs, data (the devices that are left) the batch alone."""
     compilation_cache: bool = True
     """Keep compiled programs for later runs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
     compile_for: str | None = None

@@ -47,7 +47,7 @@ def plan_state(
     rule = make_optimizer(model.decayed)
     init = loop.make_init(model, rule, config.seeds())
     shapes = jax.eval_shape(init)
-    specs = sharding.param_specs(model.axes, model.shapes, config.run.fsdp)
+    specs = sharding.param_specs(model.axes, model.shapes, mesh)
     shardings = sharding.tree_shardings(shapes, specs, mesh)
     target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     return StatePlan(rule, init, shardings, target)

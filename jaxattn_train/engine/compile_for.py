@@ -38,7 +38,7 @@ def choose_devices(config: Config) -> tuple[Config, Target | None, Mesh]:
         if getattr(config.model, "dtype", None) == "auto":
             config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
     mesh = sharding.make_mesh(
-        config.run.fsdp,
+        config.run.mesh,
         batch_size=config.optimizer.batch_size,
         accumulate=config.optimizer.accumulate,
         devices=None if target is None else target.devices,
@@ -155,11 +155,14 @@ def _advise(config: TaskConfig, mesh: Mesh, own: dict[str, int], target: Target)
     state = own["parameters"] + own["optimiser"]
     accumulate, batch_size = config.optimizer.accumulate, config.optimizer.batch_size
     found = []
-    if state > target.chip.memory / 4 and config.run.fsdp < mesh.size:
-        found.append(f"--fsdp {mesh.size} (parameters and optimiser over all devices)")
-    if batch_size % (mesh.size * 2 * accumulate) == 0:
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    if state > target.chip.memory / 4 and mesh.shape["fsdp"] < mesh.size:
+        found.append(f"--mesh fsdp={mesh.size} (parameters and optimiser over all devices)")
+    if getattr(config.model, "remat", None) == "none":
+        found.append("--remat dots or --remat full (fewer activations, more computation)")
+    if batch_size % (rows * 2 * accumulate) == 0:
         found.append(f"--accumulate {2 * accumulate} (half the activations, the same gradient)")
-    elif batch_size > mesh.size:
+    elif batch_size > rows:
         found.append(f"a smaller --batch-size than {batch_size}")
     found.append("more devices, or devices with more memory")
     print(f"to fit      {'; '.join(found)}")

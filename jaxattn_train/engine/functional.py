@@ -137,7 +137,7 @@ def backbone(options: BackboneOptions, *, max_length: int, **more: Any) -> Backb
         qk_norm=options.qk_norm,
         dropout=options.dropout,
         dtype=compute_dtype(options.dtype),
-        scan_layers=options.scan_layers,
+        scan_layers={"auto": None, "on": True, "off": False}[options.scan_layers],
         remat=options.remat,
         **more,
     )

@@ -1,5 +1,6 @@
-"""A device mesh of two axes: `data` splits the batch, `fsdp` splits the batch and the parameters."""
+"""A device mesh: `data` splits the batch, `fsdp` the batch and the parameters, `tensor` heads and MLPs."""
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -7,13 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxattn.core.parameters import LAYERS
+from jaxattn.nn import SHARDING_RULES, gather_parameters, partition_spec
 from jaxattn_train.engine.functional import Functional, Params
 from jaxattn_train.errors import UserError
 
-# Which logical axis of a parameter is split over `fsdp`: the first of these that it has and that divides evenly.
-FSDP_AXES = ("embed", "mlp", "vocab")
+AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
 
@@ -43,82 +46,102 @@ def initialize_distributed(wanted: bool) -> None:
 
 
 def make_mesh(
-    fsdp: int, *, batch_size: int, accumulate: int, devices: Sequence[jax.Device] | None = None
+    axes: str, *, batch_size: int, accumulate: int, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
     """The mesh over all devices.
 
     Args:
-        fsdp: devices over which parameters are split; the rest of the devices form the `data` axis.
+        axes: sizes, such as "fsdp=4,tensor=2"; `data` is what is left of the devices.
         batch_size: windows of a global batch.
-        accumulate: micro-batches it is cut into; each must divide evenly over all devices.
+        accumulate: micro-batches it is cut into; each must divide evenly over `data` and `fsdp`.
         devices: None for all there are.
 
     Returns:
-        Mesh with the axes `data` and `fsdp`.
+        Mesh with the axes of `AXES`.
 
     Raises:
-        UserError: numbers that do not divide.
+        UserError: unknown axes, or numbers that do not divide.
     """
     count = jax.device_count() if devices is None else len(devices)
-    if count % fsdp:
-        raise UserError(f"--fsdp must divide the number of devices, {count}; got {fsdp}.")
-    if batch_size % (count * accumulate):
+    sizes = parse_axes(axes)
+    given = math.prod(sizes.values())
+    if count % given or ("data" in sizes and count != given):
+        raise UserError(f"--mesh must divide the number of devices, {count}; got {axes}.")
+    sizes = {"data": count // given, **sizes}
+    shape = tuple(sizes.get(axis, 1) for axis in AXES)
+    rows = shape[0] * shape[1] * accumulate
+    if batch_size % rows:
         raise UserError(
-            f"--batch-size must be a multiple of devices x --accumulate = {count} x {accumulate}; got {batch_size}."
+            f"--batch-size must be a multiple of data x fsdp x --accumulate = {shape[0]} x {shape[1]} x "
+            f"{accumulate}; got {batch_size}."
         )
-    axis_types = (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh((count // fsdp, fsdp), BATCH_AXES, axis_types=axis_types, devices=devices)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def parse_axes(text: str) -> dict[str, int]:
+    """Sizes of the axes of a mesh.
+
+    Raises:
+        UserError: an unknown axis, one that is given twice, or a size that is no positive number.
+
+    Examples:
+        >>> parse_axes("fsdp=4,tensor=2")
+        {'fsdp': 4, 'tensor': 2}
+    """
+    sizes: dict[str, int] = {}
+    for part in filter(None, text.split(",")):
+        name, _, size = part.partition("=")
+        if name not in AXES or name in sizes or not size.isdecimal() or int(size) < 1:
+            raise UserError(
+                f"--mesh must be sizes of {', '.join(AXES)}, such as fsdp=4,tensor=2; got {text!r}."
+            )
+        sizes[name] = int(size)
+    return sizes
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of arrays (seeds, batch, ...): the batch over every device."""
+    """Of arrays (seeds, batch, ...): the batch over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
 
 
-def param_specs(axes: Mapping[str, tuple[str | None, ...]], shapes: Mapping[str, Any], fsdp: int) -> dict:
+def param_specs(axes: Mapping[str, tuple[str | None, ...]], shapes: Mapping[str, Any], mesh: Mesh) -> dict:
     """How each parameter, with its leading seed axis, is split.
 
     Args:
         axes: logical axis names by parameter, without the seed axis.
         shapes: arrays or shape structs by parameter, without the seed axis.
-        fsdp: size of that mesh axis.
+        mesh: devices.
 
     Returns:
         PartitionSpec by parameter.
 
     Examples:
-        >>> shape = {"kernel": np.zeros((8, 6))}
-        >>> param_specs({"kernel": ("mlp", "embed")}, shape, fsdp=2)["kernel"] == PartitionSpec(None, None, "fsdp")
-        True
+        >>> shape, mesh = {"kernel": np.zeros((8, 6))}, jax.sharding.AbstractMesh((2,), ("fsdp",))
+        >>> tuple(param_specs({"kernel": ("mlp", "embed")}, shape, mesh)["kernel"])
+        (None, None, 'fsdp')
+    """
+    specs = {name: partition_spec(axes[name], shapes[name].shape, mesh) for name in shapes}
+    return {name: PartitionSpec(None, *spec) for name, spec in specs.items()}
+
+
+def partitioned(model: Functional) -> Functional:
+    """The same model with its activations cut among devices as `SHARDING_RULES` say.
+
+    Axes of parameters over which the batch is cut too are gathered where they are used, layer by layer where layers
+    are scanned: devices store a part of the parameters and compute with all of them, each on its own rows.
     """
 
-    def spec(name: str) -> PartitionSpec:
-        for wanted in FSDP_AXES:
-            for dim, axis in enumerate(axes[name]):
-                if fsdp > 1 and axis == wanted and shapes[name].shape[dim] % fsdp == 0:
-                    return PartitionSpec(*[None] * (dim + 1), "fsdp")
-        return PartitionSpec()
-
-    return {name: spec(name) for name in shapes}
-
-
-def gather_before_use(model: Functional, mesh: Mesh) -> Functional:
-    """The same model with its parameters all-gathered where they are used.
-
-    This is fully sharded data parallelism: devices store a part of the parameters and compute with all of them, each
-    on its own rows. Without the constraint, the compiler would shard the activations like the parameters.
-    """
-    if mesh.shape["fsdp"] == 1:
-        return model
-    whole = NamedSharding(mesh, PartitionSpec())
-
-    def gathered(function: Callable[..., Any]) -> Callable[..., Any]:
+    def ruled(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(params: Params, *args: Any, **kwargs: Any) -> Any:
-            return function(jax.lax.with_sharding_constraint(params, whole), *args, **kwargs)
+            with nnx.logical_axis_rules(SHARDING_RULES):
+                # Those of scanned layers are gathered in the scan.
+                whole = {name: x for name, x in params.items() if LAYERS not in model.axes[name]}
+                gathered = gather_parameters(whole, {name: model.axes[name] for name in whole})
+                return function(params | gathered, *args, **kwargs)
 
         return call
 
-    return model._replace(apply=gathered(model.apply), train_apply=gathered(model.train_apply))
+    return model._replace(apply=ruled(model.apply), train_apply=ruled(model.train_apply))
 
 
 def tree_shardings(tree: Any, specs: Mapping[str, PartitionSpec], mesh: Mesh) -> Any:

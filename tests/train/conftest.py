@@ -25,8 +25,8 @@ TINY = shlex.split(
 
 
 EVERYTHING = shlex.split(
-    "--attention softmax+gate=running --positions morlet:learned --qk-norm 0.5 --num-layers 2 --seeds 2 --fsdp 2 "
-    "--dropout 0.1 --accumulate 2 --prefix-windows 3 --sample-tokens 20"
+    "--attention softmax+gate=running --positions morlet:learned --qk-norm 0.5 --num-layers 2 --seeds 2 "
+    "--mesh fsdp=2 --dropout 0.1 --accumulate 2 --prefix-windows 3 --sample-tokens 20"
 )
 
 

@@ -52,7 +52,7 @@ def train(config: CharLMConfig, *, command: str = "the same command") -> int:
     if target is None and resume.is_done(config, identity, closing):
         return 0
     model = language_model(config.model, len(corpus.vocabulary))
-    model = sharding.gather_before_use(model, mesh)
+    model = sharding.partitioned(model)
     windows = jax.ShapeDtypeStruct((len(seeds), batch_size, context + 1), np.int32)
     if target is not None:
         return report_step(config, target, model, mesh, next_token_loss, [windows])

@@ -51,7 +51,7 @@ def train(config: MQARConfig, *, command: str = "the same command") -> int:
     if target is None and resume.is_done(config, identity, closing):
         return 0
     model = recall_model(config)
-    model = sharding.gather_before_use(model, mesh)
+    model = sharding.partitioned(model)
     rows = jax.ShapeDtypeStruct((len(seeds), batch_size, data.length), np.int32)
     batch = {"tokens": rows, "targets": rows}
     if target is not None:

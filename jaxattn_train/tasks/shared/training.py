@@ -101,7 +101,7 @@ def train_classifier(
     streams = BatchStream(data.train, trees.get("train"), buckets["train"], seeds=seeds, rows=rows)
     examples = streams.examples()
     model = recipe.make_model(config, data, next(iter(examples.values())))
-    model = sharding.gather_before_use(model, mesh)
+    model = sharding.partitioned(model)
     loss = make_loss(recipe.loss, recipe.class_weights)
     if target is not None:
         batches = list(examples.values())

@@ -158,7 +158,7 @@ def test_impossible_numbers_are_named(flags, message):
         ("--positions foo", "positions must be one of"),
         ("--attention softmax+gate=sequence", "sequence"),
         ("--batch-size 12", "--batch-size must be a multiple of devices"),
-        ("--fsdp 3", "--fsdp must divide the number of devices"),
+        ("--mesh fsdp=3", "--mesh must divide the number of devices"),
         ("--prompt é", "does not know the characters 'é'"),
         ("--text-file nowhere.txt", "cannot read nowhere.txt"),
     ],
@@ -177,7 +177,8 @@ def test_user_mistakes_exit_with_one_line_and_write_nothing(
 def test_identity_ignores_what_does_not_change_the_numbers():
     base = parse([])
     assert (
-        parse(["--log-every", "7", "--keep", "9", "--out", "x", "--fsdp", "2"]).identity() == base.identity()
+        parse(["--log-every", "7", "--keep", "9", "--out", "x", "--mesh", "fsdp=2"]).identity()
+        == base.identity()
     )
     assert parse(["--lr", "0.5"]).identity() != base.identity()
     assert parse(["--seeds", "2"]).identity() != base.identity()

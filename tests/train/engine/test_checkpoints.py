@@ -22,7 +22,7 @@ def _state(value):
 
 
 def _target(mesh=None, spec=None):
-    mesh = mesh or sharding.make_mesh(1, batch_size=8, accumulate=1)
+    mesh = mesh or sharding.make_mesh("", batch_size=8, accumulate=1)
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(
             x.shape, x.dtype, sharding=NamedSharding(mesh, spec if spec and x.ndim == 3 else PartitionSpec())
@@ -72,7 +72,7 @@ def test_restores_state_and_record(store):
 
 
 def test_restores_onto_other_devices(store):
-    mesh = sharding.make_mesh(2, batch_size=8, accumulate=1)
+    mesh = sharding.make_mesh("fsdp=2", batch_size=8, accumulate=1)
     state = store.state(40, _target(mesh, PartitionSpec(None, None, "fsdp")))
     assert state.params["embedding"].addressable_shards[0].data.shape == (1, 4, 4)
     np.testing.assert_array_equal(state.opt_state["mu"]["embedding"], np.full((1, 4, 8), 40.0))

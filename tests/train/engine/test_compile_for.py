@@ -29,14 +29,26 @@ def test_a_step_is_described_and_nothing_trained(memory, cli, tiny, text_file, t
         "jaxattn_train.engine.compile_for.named_target", lambda name: Here(Chip(memory, 1e12, 1e9))
     )
     out = tmp_path / "run"
-    words = (*tiny, "--text-file", text_file, "--fsdp", 2, "--batch-size", 32, "--seeds", 2, "--out", out)
+    words = (
+        *tiny,
+        "--text-file",
+        text_file,
+        "--mesh",
+        "fsdp=2",
+        "--batch-size",
+        32,
+        "--seeds",
+        2,
+        "--out",
+        out,
+    )
     code, text, err = cli("charlm", *words, "--compile-for", "here")
     assert not err and not out.exists()
-    assert "here: 8 devices, mesh {'data': 4, 'fsdp': 2}" in text
+    assert "here: 8 devices, mesh {'data': 4, 'fsdp': 2, 'tensor': 1}" in text
     assert "TFLOPs" in text and "all-reduce" in text and "all-gather" in text and "not measured" in text
     assert code == (memory < 2**20)
     assert ("fits: parameters" in text) == (memory > 2**20)
-    assert ("--fsdp 8" in text and "--accumulate 2" in text) == (memory < 2**20)
+    assert ("--mesh fsdp=8" in text and "--accumulate 2" in text) == (memory < 2**20)
 
 
 def test_what_cannot_be_compiled_for_is_refused(cli, tiny, text_file, monkeypatch):

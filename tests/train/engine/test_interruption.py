@@ -140,7 +140,9 @@ def test_losses_on_eight_devices_equal_those_on_one(runs, cli, tiny, tmp_path):
     straight, _, _ = runs
     expected = [r for r in _records(straight) if r["kind"] == "train"]
     # The same run on this process's eight devices, its parameters split over two.
-    code, *_ = cli("charlm", *tiny, *FLAGS, "--eval-every", 100, "--out", tmp_path / "run", "--fsdp", 2)
+    code, *_ = cli(
+        "charlm", *tiny, *FLAGS, "--eval-every", 100, "--out", tmp_path / "run", "--mesh", "fsdp=2"
+    )
     assert code == 0
     got = [r for r in _records(tmp_path / "run") if r["kind"] == "train"]
     for a, b in zip(expected[:5], got[:5], strict=True):
@@ -154,7 +156,7 @@ def test_two_processes_train_as_one_and_their_checkpoint_fits_other_devices(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    words = ["charlm", *tiny, "--text-file", text_file, "--fsdp", 2, "--out"]
+    words = ["charlm", *tiny, "--text-file", text_file, "--mesh", "fsdp=2", "--out"]
     together, alone = tmp_path / "together", tmp_path / "alone"
     processes = [
         start(

@@ -1,7 +1,11 @@
+import dataclasses
+import math
+import re
+
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxattn_train.cli.options import OptimizerOptions
 from jaxattn_train.engine import loop, sharding
@@ -11,22 +15,28 @@ from jaxattn_train.tasks.charlm.evaluation import evaluate_prefixes, make_evalua
 from jaxattn_train.tasks.charlm.model import language_model
 
 MODEL = ModelConfig(
-    attention="softmax+gate=running", num_layers=1, num_heads=2, features=16, context_length=8
+    attention="softmax+gate=running",
+    num_layers=2,
+    num_heads=2,
+    features=16,
+    context_length=8,
+    scan_layers="on",
 )
 SEEDS = (0, 1)
 TOKENS = np.random.default_rng(0).integers(0, 11, (4, 2, 16, 9)).astype(np.int32)
 
 
-def _mesh(data, fsdp):
-    devices = np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp)
-    return jax.sharding.Mesh(devices, sharding.BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+def _mesh(*sizes):
+    devices = np.array(jax.devices()[: math.prod(sizes)]).reshape(sizes)
+    return jax.sharding.Mesh(devices, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def _train(mesh):
-    model = sharding.gather_before_use(language_model(MODEL, 11), mesh)
+def _train(mesh, config=MODEL):
+    """(state after some steps, losses of each, loss of an evaluation, the same prefix by prefix)."""
+    model = sharding.partitioned(language_model(config, 11))
     update = loop.make_optimizer(OptimizerOptions(steps=20, warmup=2, lr=1e-2), model.decayed)
     init = loop.make_init(model, update, SEEDS)
-    specs = sharding.param_specs(model.axes, model.shapes, mesh.shape["fsdp"])
+    specs = sharding.param_specs(model.axes, model.shapes, mesh)
     shardings = sharding.tree_shardings(jax.eval_shape(init), specs, mesh)
     state = jax.jit(init, out_shardings=shardings)()
     step = jax.jit(
@@ -35,7 +45,7 @@ def _train(mesh):
     losses = []
     for tokens in TOKENS:
         state, metrics = step(state, sharding.put_batch(mesh, tokens, 16))
-        losses.append(np.asarray(metrics.loss))
+        losses.append(np.asarray([metrics.loss, metrics.grad_norm]))
     evaluate = make_evaluate(model, mesh, seeds=2, batch_size=8, mode="vmap")
     windows = TOKENS[0, 0, :13]  # not a multiple of the batch
     prefixes = evaluate_prefixes(model, mesh, state.params, windows, seeds=2)
@@ -43,40 +53,87 @@ def _train(mesh):
 
 
 def test_losses_are_the_same_on_every_mesh():
-    _, losses, evaluated, prefixes = _train(_mesh(1, 1))
+    _, losses, evaluated, prefixes = _train(_mesh(1, 1, 1))
     np.testing.assert_allclose(evaluated, prefixes, rtol=1e-5)
-    state, others, other_evaluated, other_prefixes = _train(_mesh(2, 2))
+    state, others, other_evaluated, other_prefixes = _train(_mesh(2, 2, 2))
     np.testing.assert_allclose(losses, others, rtol=1e-5)
     np.testing.assert_allclose(evaluated, other_evaluated, rtol=1e-4)
     np.testing.assert_allclose(prefixes, other_prefixes, rtol=1e-4)
-    embedding = state.params["embedding"]
-    assert embedding.sharding.spec == PartitionSpec(None, None, "fsdp")
+    embedding, up = (state.params[name] for name in ("embedding", "decoder.blocks.stacked.mlp.up.kernel"))
+    assert embedding.sharding.spec == PartitionSpec(None, None, "fsdp")  # 11 letters do not divide
     assert embedding.addressable_shards[0].data.shape == (2, 11, 8)
+    assert up.sharding.spec == PartitionSpec(None, None, "fsdp", "tensor")
     moments = jax.tree.leaves(state.opt_state, is_leaf=lambda x: isinstance(x, dict))
     assert any(
         isinstance(m, dict) and m["embedding"].sharding.spec == embedding.sharding.spec for m in moments
     )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("scan", ["on", "off"])
+@pytest.mark.parametrize(
+    "attention", ["softmax", "features:oprf-orf:16", "tree:4x4", "lags:2", "linear+retention"]
+)
+def test_mechanisms_on_meshes(attention, scan):
+    """Parameters after the steps too, which hold every gradient, on 1, 2, 4 and 8 devices."""
+    config = dataclasses.replace(MODEL, attention=attention, scan_layers=scan, remat="dots")
+    one, losses, *_ = _train(_mesh(1, 1, 1), config)
+    for sizes in ((2, 1, 1), (1, 2, 1), (1, 1, 2), (1, 2, 2), (2, 2, 2), (1, 4, 2)):
+        state, others, *_ = _train(_mesh(*sizes), config)
+        np.testing.assert_allclose(losses, others, rtol=1e-4)
+        for name, value in one.params.items():
+            np.testing.assert_allclose(value, state.params[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def _collectives(mesh):
+    """Of the gradient of a model: (kind, elements of the result) of every instruction."""
+    model = sharding.partitioned(language_model(MODEL, 11))
+    specs = sharding.param_specs(model.axes, model.shapes, mesh)
+    params = {
+        name: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=NamedSharding(mesh, PartitionSpec(*specs[name][1:]))
+        )
+        for name, x in model.shapes.items()
+    }
+    rows = NamedSharding(mesh, PartitionSpec(sharding.BATCH_AXES))
+    tokens = jax.ShapeDtypeStruct((16, 8), np.int32, sharding=rows)
+    gradient = jax.grad(lambda params, tokens: model.apply(params, tokens).sum())
+    hlo = jax.jit(gradient).lower(params, tokens).compile().as_text()
+    return re.findall(r"\[([\d,]*)\]\S* (all-gather|all-reduce|reduce-scatter|all-to-all)[\w-]*\(", hlo)
+
+
+def test_layers_are_gathered_one_at_a_time():
+    """No device ever holds the kernels of both layers whole, and no tokens are gathered."""
+    gathered = [shape for shape, kind in _collectives(_mesh(2, 4, 1)) if kind == "all-gather"]
+    assert "16,64" in gathered or "1,16,64" in gathered
+    assert not any(shape.startswith("2,16,64") or shape.startswith("16,8,") for shape in gathered)
+
+
 def test_every_matrix_is_split_where_it_divides():
-    model = language_model(MODEL, 11)
-    specs = sharding.param_specs(model.axes, model.shapes, fsdp=2)
-    for name in model.shapes:
-        if name.endswith(("kernel", "embedding")):
-            assert "fsdp" in specs[name], name
-    assert not any("fsdp" in spec for spec in sharding.param_specs(model.axes, model.shapes, fsdp=1).values())
-    assert sharding.param_specs({"w": ("embed", "vocab")}, {"w": np.zeros((3, 4))}, 2)["w"] == PartitionSpec(
-        None, None, "fsdp"
-    )
+    model = language_model(MODEL, 12)
+    for sizes, axis in (((1, 2, 1), "fsdp"), ((1, 1, 2), "tensor")):
+        specs = sharding.param_specs(model.axes, model.shapes, _mesh(*sizes))
+        for name in model.shapes:
+            if name == "embedding" or (name.endswith("kernel") and "mechanism" not in name):
+                assert axis in specs[name], name
+    specs = sharding.param_specs(model.axes, model.shapes, _mesh(1, 1, 1))
+    assert all(entry is None for spec in specs.values() for entry in spec)
 
 
 def test_numbers_that_do_not_divide_are_named():
-    assert dict(sharding.make_mesh(2, batch_size=16, accumulate=2).shape) == {"data": 4, "fsdp": 2}
-    with pytest.raises(UserError, match="--fsdp must divide the number of devices, 8; got 3"):
-        sharding.make_mesh(3, batch_size=16, accumulate=1)
-    with pytest.raises(UserError, match="8 x 4; got 16"):
-        sharding.make_mesh(1, batch_size=16, accumulate=4)
+    made = sharding.make_mesh("fsdp=2", batch_size=16, accumulate=2)
+    assert dict(made.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+    made = sharding.make_mesh("tensor=4,data=1,fsdp=2", batch_size=2, accumulate=1)
+    assert dict(made.shape) == {"data": 1, "fsdp": 2, "tensor": 4}
+    for axes in ("fsdp=3", "data=2,fsdp=2"):
+        with pytest.raises(UserError, match=f"--mesh must divide the number of devices, 8; got {axes}"):
+            sharding.make_mesh(axes, batch_size=16, accumulate=1)
+    with pytest.raises(UserError, match="8 x 1 x 4; got 16"):
+        sharding.make_mesh("", batch_size=16, accumulate=4)
+    for axes in ("sequence=2", "fsdp", "fsdp=2,fsdp=2", "data=0"):
+        with pytest.raises(UserError, match="--mesh must be sizes of data, fsdp, tensor"):
+            sharding.make_mesh(axes, batch_size=16, accumulate=1)
 
 
 def test_one_process_reads_every_row():
-    assert sharding.local_rows(_mesh(4, 2), 16) == slice(0, 16)
+    assert sharding.local_rows(_mesh(4, 2, 1), 16) == slice(0, 16)

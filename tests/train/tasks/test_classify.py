@@ -13,7 +13,7 @@ TINY = shlex.split(
     "--dataset files --num-layers 1 --num-heads 2 --features 16 --batch-size 16 --max-length 32 --steps 32 "
     "--warmup 2 --lr 2e-2 --eval-every 8 --log-every 4"
 )
-EVERYTHING = shlex.split("--seeds 2 --dropout 0.1 --accumulate 2 --fsdp 2")
+EVERYTHING = shlex.split("--seeds 2 --dropout 0.1 --accumulate 2 --mesh fsdp=2")
 
 
 def _texts(path, count, seed):

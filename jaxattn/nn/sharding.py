@@ -1,0 +1,129 @@
+"""Logical axes of parameters and activations, and the table that says over which axes of a mesh each is cut."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from flax.core.spmd import get_logical_axis_rules
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from jaxattn.core.mesh import mesh_of
+
+Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
+
+# The batch over `data` and `fsdp`; parameters by width over `fsdp`, by heads and by the width of MLPs over `tensor`.
+# An axis that is cut like the batch is gathered where parameters are used: fully sharded data parallelism.
+SHARDING_RULES: Rules = (
+    ("batch", ("data", "fsdp")),
+    ("embed", "fsdp"),
+    ("vocab", "tensor"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("mlp", "tensor"),
+)
+
+
+def partition_spec(
+    names: Sequence[str | None],
+    shape: Sequence[int],
+    mesh: Mesh | AbstractMesh,
+    rules: Rules = SHARDING_RULES,
+    *,
+    gathered: bool = False,
+) -> PartitionSpec:
+    """How an array is cut among the devices of a mesh.
+
+    Args:
+        names: a logical axis, or None, for every dimension.
+        shape: of the array; a dimension that does not divide is not cut.
+        mesh: devices; rules for axes that it lacks do nothing.
+        rules: logical axis -> axis or axes of the mesh.
+        gathered: leave out the axes that the batch is cut over.
+
+    Returns:
+        One entry per dimension; no axis of the mesh occurs twice.
+
+    Examples:
+        >>> import jax
+        >>> mesh = jax.sharding.AbstractMesh((4, 2), ("fsdp", "tensor"))
+        >>> tuple(partition_spec(("embed", "mlp"), (16, 64), mesh))
+        ('fsdp', 'tensor')
+        >>> tuple(partition_spec(("embed", "mlp"), (16, 64), mesh, gathered=True))
+        (None, 'tensor')
+    """
+    table = {name: (axes,) if isinstance(axes, str) else axes or () for name, axes in rules}
+    used = set(table.get("batch", ())) if gathered else set()
+    entries: list[Any] = []
+    for name, size in zip(names, shape, strict=True):
+        axes = [axis for axis in table.get(name or "", ()) if axis in mesh.shape and axis not in used]
+        count = functools.reduce(lambda product, axis: product * mesh.shape[axis], axes, 1)
+        if count == 1 or size % count:
+            axes = []
+        used.update(axes)
+        entries.append(axes[0] if len(axes) == 1 else tuple(axes) or None)
+    return PartitionSpec(*entries)
+
+
+def constrain(x: Array, *names: str | None) -> Array:
+    """`x` cut as the rules of `nnx.logical_axis_rules` say, in a program over a mesh; elsewhere `x` itself.
+
+    Args:
+        x: an activation.
+        names: a logical axis, or None, for every dimension.
+    """
+    mesh, rules = _automatic_mesh(x), get_logical_axis_rules()
+    if mesh is None or not rules:
+        return x
+    return _constrained(x, mesh, partition_spec(names, x.shape, mesh, rules))
+
+
+def gather_parameters(tree: Any, names: Any) -> Any:
+    """Parameters with the axes gathered that the batch is cut over; their gradients are scattered over these again.
+
+    Args:
+        tree: arrays.
+        names: the logical axes of each, as a tree of tuples.
+    """
+    rules = get_logical_axis_rules()
+    mesh = _automatic_mesh(tree)
+    if mesh is None or not rules:
+        return tree
+
+    def gather(x: Array, names: Sequence[str | None]) -> Array:
+        stored, used = (partition_spec(names, x.shape, mesh, rules, gathered=g) for g in (False, True))
+        return x if stored == used else _gathered(x, mesh, stored, used)
+
+    return jax.tree.map(gather, tree, names)
+
+
+def _automatic_mesh(tree: Any) -> AbstractMesh | None:
+    """The mesh of a program that the compiler partitions; None in `shard_map` and under explicit axes."""
+    mesh = mesh_of(tree)
+    return mesh if mesh is not None and all(kind == AxisType.Auto for kind in mesh.axis_types) else None
+
+
+def _constrained(x: Array, mesh: AbstractMesh, spec: PartitionSpec) -> Array:
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gathered(x: Array, mesh: AbstractMesh, stored: PartitionSpec, used: PartitionSpec) -> Array:
+    return _constrained(x, mesh, used)
+
+
+def _gathered_forward(
+    x: Array, mesh: AbstractMesh, stored: PartitionSpec, used: PartitionSpec
+) -> tuple[Array, None]:
+    return _constrained(x, mesh, used), None
+
+
+def _gathered_backward(
+    mesh: AbstractMesh, stored: PartitionSpec, used: PartitionSpec, _: None, gradient: Array
+) -> tuple[Array]:
+    # Partial sums on every device become sums of one part each: a reduce-scatter.
+    return (_constrained(gradient, mesh, stored),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
