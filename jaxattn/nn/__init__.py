@@ -30,7 +30,7 @@ from jaxattn.nn.inject import inject, replace_attention
 from jaxattn.nn.pooling import Pooling
 from jaxattn.nn.positions import LearnedPositions, MorletPositionalEncoding, SinusoidalPositions
 from jaxattn.nn.scanned import ScannedBlocks
-from jaxattn.nn.sharding import SHARDING_RULES, gather_parameters, partition_spec
+from jaxattn.nn.sharding import SHARDING_RULES, partition_spec
 from jaxattn.nn.stack import scan_layers, unroll_layers
 from jaxattn.output_gate.mechanism import OutputGated
 from jaxattn.random_features.mechanism import FeatureDraw, FeatureStatistic, RandomFeatures
@@ -86,7 +86,6 @@ __all__ = [
     "decays",
     "inject",
     "logical_axes",
-    "gather_parameters",
     "mechanism_help",
     "parameter",
     "parse_mechanism",

@@ -22,6 +22,11 @@ SHARDING_RULES: Rules = (
     ("heads", "tensor"),
     ("kv_heads", "tensor"),
     ("mlp", "tensor"),
+    # Named for tables that cut them; Flax takes a name without a rule for an axis of the mesh.
+    ("head_dim", None),
+    ("layers", None),
+    ("length", None),
+    ("classes", None),
 )
 
 

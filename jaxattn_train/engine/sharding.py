@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxattn.core.parameters import LAYERS
-from jaxattn.nn import SHARDING_RULES, gather_parameters, partition_spec
+from jaxattn.nn.sharding import SHARDING_RULES, gather_parameters, partition_spec
 from jaxattn_train.engine.functional import Functional, Params
 from jaxattn_train.errors import UserError
 

@@ -7,7 +7,16 @@ import pytest
 from flax import nnx
 
 from jaxattn.models import BackboneConfig, LanguageModel
-from jaxattn.nn import Encoder, Softmax, decays, inject, replace_attention, scan_layers, unroll_layers
+from jaxattn.nn import (
+    SHARDING_RULES,
+    Encoder,
+    Softmax,
+    decays,
+    inject,
+    replace_attention,
+    scan_layers,
+    unroll_layers,
+)
 from jaxattn.tree import Tree
 
 X = jax.random.normal(jax.random.key(0), (1, 6, 8))
@@ -39,7 +48,7 @@ def close(left, right):
         "features:oprf-orf:16",
         *(
             pytest.param(x, marks=pytest.mark.slow)
-            for x in ("softmax+gate=running", "tree:4x4", "lags:2", "linear+retention")
+            for x in ("softmax+gate=running", "tree:4x4", "lags:2", "retention:gated")
         ),
     ],
 )
@@ -126,7 +135,7 @@ def test_axes_are_named_and_layers_do_not_count_as_a_dimension_of_a_matrix():
     assert decays(kernel) and not decays(bias) and bias.ndim == 2
     specs = (nnx.get_partition_spec(nnx.state(each)) for each in (block, one))
     assert jax.tree.leaves(next(specs)) == jax.tree.leaves(next(specs))
-    with nnx.logical_axis_rules((("embed", "fsdp"), ("mlp", "tensor"), ("layers", None))):
+    with nnx.logical_axis_rules(SHARDING_RULES):
         assert tuple(nnx.get_partition_spec(kernel).get_value()) == (None, "fsdp", "tensor")
 
 

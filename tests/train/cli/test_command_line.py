@@ -157,7 +157,7 @@ def test_impossible_numbers_are_named(flags, message):
         ("--attention sofmax", "softmax"),
         ("--positions foo", "positions must be one of"),
         ("--attention softmax+gate=sequence", "sequence"),
-        ("--batch-size 12", "--batch-size must be a multiple of devices"),
+        ("--batch-size 12", "--batch-size must be a multiple of data x fsdp"),
         ("--mesh fsdp=3", "--mesh must divide the number of devices"),
         ("--prompt é", "does not know the characters 'é'"),
         ("--text-file nowhere.txt", "cannot read nowhere.txt"),

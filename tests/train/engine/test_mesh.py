@@ -72,7 +72,7 @@ def test_losses_are_the_same_on_every_mesh():
 @pytest.mark.slow
 @pytest.mark.parametrize("scan", ["on", "off"])
 @pytest.mark.parametrize(
-    "attention", ["softmax", "features:oprf-orf:16", "tree:4x4", "lags:2", "linear+retention"]
+    "attention", ["softmax", "features:oprf-orf:16", "tree:4x4", "lags:2", "retention:gated"]
 )
 def test_mechanisms_on_meshes(attention, scan):
     """Parameters after the steps too, which hold every gradient, on 1, 2, 4 and 8 devices."""

@@ -183,7 +183,7 @@ def test_impossible_flags_are_named(flags, message):
         ("--text-column sentence", "--text-column must be a column of"),
         ("--attention sofmax", "sofmax"),
         ("--positions foo", "positions must be one of"),
-        ("--batch-size 12", "--batch-size must be a multiple of devices"),
+        ("--batch-size 12", "--batch-size must be a multiple of data x fsdp"),
     ],
 )
 def test_user_mistakes_exit_with_one_line_and_write_nothing(cli, tmp_path, no_typecheck, flags, message):
