@@ -56,7 +56,7 @@ def train(config: PretrainConfig, *, command: str = "the same command") -> int:
     if target is None and resume.is_done(config, identity, closing):
         return 0
     model, start = masked_model(pretrained, length)
-    model = sharding.gather_before_use(model, mesh)
+    model = sharding.partitioned(model)
     mask_id, vocab_size = encoder.tokenizer.mask_id, encoder.config.vocab_size
     loss, row_losses = make_losses(
         functools.partial(mask_tokens, rate=config.data.mask_rate, mask_id=mask_id, vocab_size=vocab_size)
