@@ -114,7 +114,7 @@ def train(config: PretrainConfig, *, command: str = "the same command") -> int:
         model.module(first).save_pretrained(run.out / MODEL_FOLDER)
         plots.training_curves(run.log.history, run.seeds, run.out / "loss.png", unit="nats per masked token")
         (run.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    run.store.close()
+    run.close()
     for line in [*closing(summary), f"files: {resume.listing(run.out)} in {run.out}"]:
         run.progress.say(line)
     return 0

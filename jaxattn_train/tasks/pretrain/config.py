@@ -53,6 +53,17 @@ class PretrainConfig(TaskConfig):
     """
 
     command: ClassVar[str] = "pretrain"
+    brief = (
+        "encoder",
+        "train_file",
+        "validation_file",
+        "text_column",
+        "whole_words",
+        "steps",
+        "lr",
+        "seeds",
+        "out",
+    )
     preset: Literal["text"] = "text"
     """Which set of defaults to start from."""
     model: PretrainModel = PretrainModel()

@@ -83,7 +83,7 @@ def test_help_explains_every_flag(cli, command, monkeypatch):
         assert words[:40] in flat, flag
 
 
-@pytest.mark.parametrize("command", ["charlm", "finetune", "classify", "lra", "mqar"])
+@pytest.mark.parametrize("command", ["charlm", "finetune", "classify", "pretrain", "lra", "mqar"])
 def test_help_shows_the_options_used_most(cli, command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "90")
     code, out, _ = cli(command, "--help")
