@@ -119,7 +119,7 @@ def parameter(
 
 def axes_of(variable: nnx.Variable) -> tuple[str | None, ...]:
     """The logical axis names of one variable; None where a dimension has none."""
-    return variable.get_metadata().get("out_sharding", (None,) * jnp.ndim(variable[...]))
+    return variable.get_metadata().get("out_sharding", (None,) * len(variable.shape))
 
 
 def logical_axes(tree: Any) -> Any:
