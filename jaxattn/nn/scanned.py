@@ -43,7 +43,8 @@ class ScannedBlocks(nnx.Module):
         for _, variable in nnx.iter_graph(stacked):
             if isinstance(variable, nnx.Variable):
                 names = axes_of(variable)
-                variable.set_metadata(out_sharding=(LAYERS, *names[-(jnp.ndim(variable[...]) - 1) :]))
+                own = len(variable.shape) - 1
+                variable.set_metadata(out_sharding=(LAYERS, *names[len(names) - own :]))
 
     @classmethod
     def create(cls, count: int, make: Callable[[nnx.Rngs], Block], rngs: nnx.Rngs) -> "ScannedBlocks":
