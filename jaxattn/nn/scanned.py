@@ -49,7 +49,7 @@ class ScannedBlocks(nnx.Module):
     @classmethod
     def create(cls, count: int, make: Callable[[nnx.Rngs], Block], rngs: nnx.Rngs) -> "ScannedBlocks":
         """`count` blocks made by `make`, each from random streams of its own."""
-        return cls(nnx.vmap(make)(rngs.fork(split=count)))
+        return cls(nnx.vmap(make)(rngs.split(count)))
 
     @classmethod
     def stack(cls, blocks: Sequence[Block]) -> "ScannedBlocks":
@@ -124,7 +124,7 @@ def _scan(
     graph, learned, *others = nnx.split(blocks.stacked, nnx.Param, ...)
     variables, structure = jax.tree.leaves(learned, is_leaf=_is_variable), jax.tree.structure(learned)
     names = [axes_of(variable)[1:] for variable in variables]
-    streams, keys = nnx.split(None if rngs is None else rngs.fork(split=len(blocks)))
+    streams, keys = nnx.split(None if rngs is None else rngs.split(len(blocks)))
 
     def body(x: Array, layer: Any) -> tuple[Array, Any]:
         learned, others, keys = layer

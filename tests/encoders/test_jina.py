@@ -57,4 +57,6 @@ def test_jina_is_its_formulas(tmp_path):
     again = TextEncoder.from_pretrained(tmp_path)
     assert again.config.model_type == "jina-bert" and again.config.position_rows == 0
     for ours, theirs in zip(states_of(again, ids, mask), expected, strict=True):
-        np.testing.assert_allclose(ours[mask], theirs[mask], atol=2.2e-6)  # three times what docs/encoders.md says
+        np.testing.assert_allclose(
+            ours[mask], theirs[mask], atol=2.2e-6
+        )  # three times what docs/encoders.md says
