@@ -13,13 +13,18 @@
 #
 # Attention kernels as pure functions, the same as Flax NNX modules, and a small language model that learns to write
 # words in about half a minute. Everything runs on a CPU; on a GPU or TPU the same cells use its kernels.
+#
+# A CPU runtime is enough. To open it in Colab, put your OWNER into
+# https://colab.research.google.com/github/OWNER/jaxattn/blob/main/colab/01_quickstart.ipynb and REPOSITORY below.
 
 # %%
 import importlib.util
 import os
 
-if importlib.util.find_spec("jaxattn") is None:  # in Colab
-    os.system("pip install -q git+https://github.com/jaxattn/jaxattn")
+REPOSITORY = ""  # where you have jaxattn from: "https://github.com/OWNER/jaxattn"
+if importlib.util.find_spec("jaxattn") is None:  # in Colab, whose JAX pip keeps if it is new enough
+    assert REPOSITORY, "set REPOSITORY to the address that you have jaxattn from"
+    os.system(f"pip install -q 'jaxattn @ git+{REPOSITORY}'")
 
 # %%
 import re
@@ -166,5 +171,5 @@ layer = nnx.MultiHeadAttention(num_heads=4, in_features=64, decode=False, attent
 print(layer(jnp.ones((2, 10, 64)), is_causal=True).shape)
 
 # %% [markdown]
-# Next: [which attention](https://github.com/jaxattn/jaxattn/blob/main/docs/choosing.md),
-# [does my model leak?](https://github.com/jaxattn/jaxattn/blob/main/docs/leaks.md), and the other notebooks beside this one.
+# Next: which attention (`docs/choosing.md`),
+# does my model leak? (`docs/leaks.md`), and the other notebooks beside this one.

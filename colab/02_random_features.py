@@ -15,13 +15,18 @@
 # are computed before any query is seen: time and memory grow linearly with length, and a decoder's state has constant
 # size. The price is an error. This notebook measures it: how it depends on the features, on their number, and above all
 # on the queries and keys.
+#
+# A CPU runtime is enough. To open it in Colab, put your OWNER into
+# https://colab.research.google.com/github/OWNER/jaxattn/blob/main/colab/02_random_features.ipynb and REPOSITORY below.
 
 # %%
 import importlib.util
 import os
 
-if importlib.util.find_spec("jaxattn") is None:  # in Colab
-    os.system("pip install -q git+https://github.com/jaxattn/jaxattn")
+REPOSITORY = ""  # where you have jaxattn from: "https://github.com/OWNER/jaxattn"
+if importlib.util.find_spec("jaxattn") is None:  # in Colab, whose JAX pip keeps if it is new enough
+    assert REPOSITORY, "set REPOSITORY to the address that you have jaxattn from"
+    os.system(f"pip install -q 'jaxattn @ git+{REPOSITORY}'")
 
 # %%
 # %matplotlib inline

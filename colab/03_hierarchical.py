@@ -14,13 +14,18 @@
 # Text has paragraphs, sentences and words. Hierarchical self-attention takes such a tree, and every node attends to each
 # sibling as a whole. This notebook draws a tree, compares its attention with softmax, measures its cost, and generates text
 # with a causal model over a tree.
+#
+# A CPU runtime is enough. To open it in Colab, put your OWNER into
+# https://colab.research.google.com/github/OWNER/jaxattn/blob/main/colab/03_hierarchical.ipynb and REPOSITORY below.
 
 # %%
 import importlib.util
 import os
 
-if importlib.util.find_spec("jaxattn") is None:  # in Colab
-    os.system("pip install -q git+https://github.com/jaxattn/jaxattn")
+REPOSITORY = ""  # where you have jaxattn from: "https://github.com/OWNER/jaxattn"
+if importlib.util.find_spec("jaxattn") is None:  # in Colab, whose JAX pip keeps if it is new enough
+    assert REPOSITORY, "set REPOSITORY to the address that you have jaxattn from"
+    os.system(f"pip install -q 'jaxattn @ git+{REPOSITORY}'")
 
 # %%
 import time

@@ -14,13 +14,18 @@
 # A pretrained encoder gives one vector a token. The Inceptive head runs convolutions of several widths over them, concatenates the
 # results with the vectors, applies attention and pools. This notebook trains it on a frozen encoder, beside the usual [CLS]
 # head and the control without convolutions, and looks at what the head reads.
+#
+# A CPU runtime is enough. To open it in Colab, put your OWNER into
+# https://colab.research.google.com/github/OWNER/jaxattn/blob/main/colab/04_inceptive.ipynb and REPOSITORY below.
 
 # %%
 import importlib.util
 import os
 
-if importlib.util.find_spec("jaxattn") is None:  # in Colab
-    os.system("pip install -q 'jaxattn[pretrained] @ git+https://github.com/jaxattn/jaxattn'")
+REPOSITORY = ""  # where you have jaxattn from: "https://github.com/OWNER/jaxattn"
+if importlib.util.find_spec("jaxattn") is None:  # in Colab, whose JAX pip keeps if it is new enough
+    assert REPOSITORY, "set REPOSITORY to the address that you have jaxattn from"
+    os.system(f"pip install -q 'jaxattn[pretrained] @ git+{REPOSITORY}'")
 
 # %%
 import jax

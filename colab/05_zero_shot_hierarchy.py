@@ -14,13 +14,18 @@
 # Attention over a tree can replace softmax in a trained encoder without changing a weight. This notebook puts it into chosen
 # layers of a pretrained encoder and measures how attention and hidden states change: for branchings of 2 to 16, in one
 # layer or in all, with and without a token's attention to itself.
+#
+# A CPU runtime is enough. To open it in Colab, put your OWNER into
+# https://colab.research.google.com/github/OWNER/jaxattn/blob/main/colab/05_zero_shot_hierarchy.ipynb and REPOSITORY below.
 
 # %%
 import importlib.util
 import os
 
-if importlib.util.find_spec("jaxattn") is None:  # in Colab
-    os.system("pip install -q 'jaxattn[pretrained] @ git+https://github.com/jaxattn/jaxattn'")
+REPOSITORY = ""  # where you have jaxattn from: "https://github.com/OWNER/jaxattn"
+if importlib.util.find_spec("jaxattn") is None:  # in Colab, whose JAX pip keeps if it is new enough
+    assert REPOSITORY, "set REPOSITORY to the address that you have jaxattn from"
+    os.system(f"pip install -q 'jaxattn[pretrained] @ git+{REPOSITORY}'")
 
 # %%
 import jax
@@ -212,5 +217,5 @@ plt.show()
 # python -m train zero-shot --run runs/finetune-sst2
 # ```
 #
-# [The results](https://github.com/jaxattn/jaxattn/blob/main/docs/encoders.md) also say whether including self helps there. In
+# The results (`docs/encoders.md`) also say whether including self helps there. In
 # texts as short as these a tree saves next to nothing; it pays in long ones.

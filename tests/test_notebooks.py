@@ -39,3 +39,10 @@ def test_outputs_are_saved(path):
     assert all(cell.execution_count for cell in code)
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert all(output.output_type != "error" and output.get("name") != "stderr" for output in outputs)
+
+
+def test_nobody_is_told_to_install_from_an_address_that_is_not_theirs():
+    root = NOTEBOOKS[0].parents[1]
+    for path in (*NOTEBOOKS, root / "README.md", *sorted((root / "docs").glob("*.md"))):
+        text = path.read_text(encoding="utf-8")
+        assert "git+http" not in text and "git clone http" not in text, path.name
