@@ -1,5 +1,6 @@
 """How often Pallas kernels move their operands and results between HBM and the chip, from grids and index maps."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,7 +75,9 @@ def _without_none(variables: Any, values: Any) -> dict[Any, Any]:
 
 
 def _moves(mapping: Any, scalars: list[Any]) -> Iterator[float]:
-    steps = jnp.asarray(np.indices(mapping.grid).reshape(len(mapping.grid), -1), jnp.int32)
+    steps = jnp.asarray(
+        np.indices(mapping.grid).reshape(len(mapping.grid), math.prod(mapping.grid)), jnp.int32
+    )
     for block in mapping.block_mappings:
         shape = block.array_aval.shape
         sizes = np.array([getattr(size, "block_size", 1) for size in block.block_shape])

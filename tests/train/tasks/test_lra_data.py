@@ -216,7 +216,7 @@ def test_the_real_reviews():
 
 
 def test_the_data_need_no_jax():
-    code = "import sys, train.tasks.lra.data, train.data.buckets; assert 'jax' not in sys.modules"
+    code = "import sys, jaxattn_train.tasks.lra.data, jaxattn_train.data.buckets; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=pathlib.Path(__file__).resolve().parents[3])
 
 
