@@ -13,7 +13,30 @@ import jaxattn
 MODULES = sorted(m.name for m in pkgutil.walk_packages(jaxattn.__path__, "jaxattn."))
 
 
-@pytest.mark.parametrize("name", MODULES)
+# Their examples build and compile whole models: two to four seconds each.
+HEAVY = {
+    "jaxattn.encoders.calibration",
+    "jaxattn.models.generate",
+    "jaxattn.models.language_model",
+    "jaxattn.models.pair_classifier",
+    "jaxattn.models.sequence_classifier",
+    "jaxattn.nn.attention",
+    "jaxattn.nn.inject",
+    "jaxattn.nn.stack",
+    "jaxattn.random_features.feature_map",
+    "jaxattn.random_features.mechanism",
+    "jaxattn.tree.mechanism",
+    "jaxattn.tree.state",
+}
+
+
+def test_heavy_modules_exist():
+    assert set(MODULES) >= HEAVY
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in HEAVY)) for name in MODULES]
+)
 def test_examples_run(name):
     module = importlib.import_module(name)
     failures, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)

@@ -37,6 +37,8 @@ every_kernel = pytest.mark.parametrize("row", KERNELS, ids=lambda row: row.name)
 # One row for each way of computing: products in memory, loops over blocks, gates, chunks of a state, trees.
 KINDS = "softmax-xla", "softmax-blockwise", "energy-running", "features", "tree"
 one_row_a_kind = first_tier(KERNELS, *KINDS)
+# Where what is checked lies around the kernel: one that loops, one with parameters, one with a small state.
+around = first_tier(KERNELS, "softmax-blockwise", "energy-running", "features")
 # Where more than these is wanted at once: what has a state of its own.
 each_own_state = first_tier(KERNELS, *KINDS, "energy-prefix", "lags", "linear-decay")
 
@@ -94,14 +96,22 @@ def test_padding_reaches_nothing(row):
 
 
 @every_kernel
-@pytest.mark.parametrize("is_causal", [True, False], ids=["causal", "full"])
-def test_reference(row, is_causal):
-    """Outputs and gradients, with padding; causal with grouped queries, full without."""
-    if row.only_causal and not is_causal:
+def test_reference(row):
+    """Outputs and gradients, with padding, causal with grouped queries."""
+    matches_reference(row, Sizes(), is_causal=True)
+
+
+@one_row_a_kind
+def test_reference_without_a_mask(row):
+    """The same for full attention, without groups."""
+    if row.only_causal:
         with pytest.raises(ValueError, match="is_causal"):
             row.call(*arrays(row, UNGROUPED), mask=None, segment_ids=None, is_causal=False)
         return
-    sizes = Sizes() if is_causal else UNGROUPED
+    matches_reference(row, UNGROUPED, is_causal=False)
+
+
+def matches_reference(row, sizes, *, is_causal):
     mask = jnp.arange(sizes.length) < jnp.array([[sizes.length], [sizes.length - 4]])
     assert_matches_reference(
         on_tokens(compiled(row, is_causal), mask),
@@ -133,21 +143,21 @@ def test_bfloat16(row):
     assert_close_to_reference(whole(row), reference, args, max_error=2e-2, check_gradients=True)
 
 
-@one_row_a_kind
+@around
 def test_unbatched(row):
     args = arrays(row, Sizes())
     single = [x if a is None else x[0] for x, a in zip(args, axes(row), strict=True)]
     np.testing.assert_allclose(whole(row)(*single), whole(row)(*args)[0], atol=1e-6)
 
 
-@one_row_a_kind
+@around
 def test_eager_equals_jit(row):
     args = arrays(row, Sizes())
     eager = row.call(*args, mask=None, segment_ids=None, is_causal=True)
     np.testing.assert_allclose(eager, whole(row)(*args), atol=1e-6)
 
 
-@one_row_a_kind
+@around
 def test_vmap(row):
     args = arrays(row, Sizes())
     # Over the batch, whose members are then unbatched; parameters are shared.
@@ -289,7 +299,7 @@ def test_reverse_over_reverse(row):
     np.testing.assert_allclose(reverse, forward, rtol=1e-3, atol=1e-4)
 
 
-@one_row_a_kind
+@around
 def test_shard_map(row):
     """Outputs and gradients over a batch cut among devices, parameters replicated, with the default checks."""
     mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -299,7 +309,7 @@ def test_shard_map(row):
     chex.assert_trees_all_close(got, output_and_gradients(row), rtol=1e-4, atol=1e-5)
 
 
-@one_row_a_kind
+@around
 def test_steps_in_shard_map(row):
     mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     specs = tuple(P() if axis is None else P("batch") for axis in axes(row))
@@ -308,7 +318,7 @@ def test_steps_in_shard_map(row):
     np.testing.assert_allclose(jax.jit(mapped)(*args), whole(row)(*args)[:, :5], atol=1e-5)
 
 
-@one_row_a_kind
+@around
 def test_explicit_mesh(row):
     """Batch and heads sharded over a mesh of explicit axes: outputs, gradients and steps are those of one device."""
     mesh = jax.make_mesh((2, 2), ("batch", "heads"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
@@ -374,7 +384,7 @@ def test_export_for_any_length(row):
     np.testing.assert_allclose(exported(row, call, 2, length).call(*args), whole(row)(*args), atol=1e-5)
 
 
-@one_row_a_kind
+@around
 def test_exported_steps_are_saved(row):
     pytest.importorskip("flatbuffers")
     args = tuple(

@@ -32,10 +32,13 @@ BASIC = (
     "softmax-forget",
     "softmax-outgate",
 )
+# Of what the projections around a mechanism do.
+FAMILIES = ("softmax", "energy-running", "features", "tree")
 OWN = (*BASIC, "softmax-options", "energy-prefix", "softmax-alibi", "retention-gated")
 IN_FLAX = ("softmax", "energy-running")
 modules = first_tier(MODULES, *OWN)
 basic_modules = first_tier(MODULES, *BASIC)
+families = first_tier(MODULES, *FAMILIES)
 modules_in_both_homes = pytest.mark.parametrize(
     ("row", "flax"),
     [
@@ -118,7 +121,7 @@ def test_inside_linen(row):
     np.testing.assert_allclose(call(made.inputs), expected, atol=1e-5)
 
 
-@basic_modules
+@families
 def test_full_attention(row):
     made, args, _ = arguments(row, flax=False)
     if row.only_causal:
@@ -178,20 +181,20 @@ def test_ragged_batch(row):
         start += count
 
 
-@basic_modules
+@families
 def test_bfloat16(row):
     made, args, _ = arguments(row, flax=False, dtype="bfloat16")
     assert made.call(*args).dtype == jnp.bfloat16
     assert_close_to_reference(made.call, made.naive, args, max_error=2e-2)
 
 
-@basic_modules
+@families
 def test_eager_equals_jit(row):
     made, args, _ = arguments(row, flax=False)
     np.testing.assert_allclose(made.module(made.inputs, is_causal=True), made.call(*args), atol=2e-6)
 
 
-@basic_modules
+@families
 def test_sequences_of_padding_alone(row):
     """Nothing is attended to, so the output is the projection's offset; gradients are finite."""
     made, args, _ = arguments(row, flax=False)
@@ -201,7 +204,7 @@ def test_sequences_of_padding_alone(row):
     assert all(jnp.isfinite(g).all() for g in vjp(jnp.ones_like(out)))
 
 
-@basic_modules
+@families
 def test_huge_inputs(row):
     made, (x, *parameters), _ = arguments(row, flax=False)
     out, vjp = jax.vjp(made.call, 1e3 * x, *parameters)

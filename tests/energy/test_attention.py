@@ -42,7 +42,7 @@ from tests.energy.naive import (
         *((name, False) for name in NORMALIZATIONS if name != "prefix"),
     ],
 )
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 def test_attention_matches_the_published_form(normalization, is_causal):
     def fn(q, k, v, energy, alpha, tau):
         return energy_gated_attention(

@@ -72,7 +72,7 @@ def module(row):
 
 
 @pytest.mark.parametrize("row", MODULES, ids=lambda row: row.name)
-@pytest.mark.few(6)
+@pytest.mark.few(4)
 def test_every_mechanism(row):
     """Values and gradients, padding of the context included; a mechanism that cannot says why."""
     if message := refusal(row):

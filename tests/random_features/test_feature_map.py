@@ -36,7 +36,7 @@ def drawn():
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 def test_every_pair_runs(component, drawn):
     """Features and gradients are finite, and as many as asked for."""
     if component != "oprf":

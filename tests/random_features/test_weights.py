@@ -108,6 +108,7 @@ def test_fast_product_is_the_dense_one_at_odd_sizes(name, options):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.few(9)
 def test_products_and_draws(name):
     """For vmapped heads, drawn and redrawn inside jit: agreement with the dense rows, leaves, gradients."""
     head_dim, num_rows = 5, 19

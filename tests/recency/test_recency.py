@@ -93,7 +93,7 @@ def test_padding_decays_nothing():
     "text", ["softmax+alibi", "features:oprf-orf:16+forget", "linear:elu+forget", "tree:4x2+forget"]
 )
 @pytest.mark.parametrize("kv_heads", [1, 2])
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_spelled_and_decoded(text, kv_heads):
     mechanism = parse_mechanism(text)
     assert spell_mechanism(mechanism) == text

@@ -61,7 +61,7 @@ def naive_tree(nested, arrays, sibling_bias, *, is_causal, include_self):
 
 @pytest.mark.parametrize("include_self", [True, False], ids=["self", "published"])
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_random_trees(is_causal, include_self):
     """Ragged, deep, with single-child chains, of one leaf: outputs, weights, energies and gradients.
 

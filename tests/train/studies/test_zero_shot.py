@@ -209,6 +209,7 @@ def test_texts_are_padded_to_one_of_two_lengths():
     assert calibration_batch(part, 8, 3).rows.tolist() == [0, 4, 6]
 
 
+@pytest.mark.slow
 def test_the_command_writes_record_and_table(run, tmp_path, cli):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- results:zero-shot-files -->\nold\n<!-- /results -->\nafter\n")
