@@ -137,7 +137,7 @@ class Block(nnx.Module):
             context_mask: True at the context's real tokens.
             context_positions: positions of the context for rotary embedding; None for 0 to S − 1.
             token_mask: True at real tokens, False at padding; None if all are real.
-            segment_ids: tokens attend within their segment only (packing).
+            segment_ids: tokens attend within their segment only (packing); not beside a context.
             positions: positions for rotary embedding; None for 0 to T − 1.
             is_causal: a token attends to itself and earlier tokens only.
             tree: over the T tokens, or a batch of trees, for a mechanism that attends over one.
@@ -147,9 +147,12 @@ class Block(nnx.Module):
             **special: arguments of an attention of another class than `Attention`.
 
         Raises:
-            ValueError: a context without cross-attention, or cross-attention without a context.
+            ValueError: a context without cross-attention, or cross-attention without a context; segment_ids with one.
         """
         self._check_context(context, context_mask, context_positions)
+        if context is not None:
+            # Cross-attention would let every packed sequence see the contexts of the others.
+            refuse("a block without cross-attention", {"segment_ids": segment_ids})
 
         def attend(x: Array) -> Array:
             return self.attention(

@@ -217,6 +217,12 @@ def test_what_is_said_of_no_context_is_refused(options):
         decoder.init_state(B, T, **options)
 
 
+def test_packed_sequences_do_not_share_a_context():
+    decoder = Decoder(1, D, HEADS, **BLOCK, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="segment_ids is for a block without cross-attention"):
+        decoder(X, context=CONTEXT, segment_ids=jnp.zeros((B, T), int))
+
+
 def test_a_projected_context_is_of_one_block(no_typecheck):
     """A block decodes from it as it attends to it; a stack refuses it, as each block has its own projections."""
     decoder = Decoder(1, D, HEADS, **BLOCK, rngs=nnx.Rngs(0))

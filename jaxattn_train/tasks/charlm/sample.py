@@ -1,7 +1,7 @@
 """`jaxattn-train sample`: text from a checkpoint."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -62,6 +62,11 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def options_of(record: Mapping[str, Any]) -> ModelConfig:
+    """The model's options in a record; runs from before layers could be scanned do not name that option."""
+    return ModelConfig(**({"scan_layers": "off"} | record["config"]["model"]))
+
+
 def load(path: str, *, step: int | None = None, model_seed: int | None = None) -> tuple[LanguageModel, Any]:
     """The trained model and its record.
 
@@ -79,7 +84,7 @@ def load(path: str, *, step: int | None = None, model_seed: int | None = None) -
     """
     functional, params, record = load_trained(
         path,
-        lambda record: language_model(ModelConfig(**record["config"]["model"]), len(record["vocabulary"])),
+        lambda record: language_model(options_of(record), len(record["vocabulary"])),
         step=step,
         model_seed=model_seed,
     )

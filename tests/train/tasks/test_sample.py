@@ -1,10 +1,12 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from jaxattn_train.tasks.charlm.config import ModelConfig
 from jaxattn_train.tasks.charlm.model import language_model
-from jaxattn_train.tasks.charlm.sample import write
+from jaxattn_train.tasks.charlm.sample import options_of, write
 
 VOCABULARY = "abcdefgh"
 
@@ -39,3 +41,12 @@ def test_beyond_the_context_it_goes_on_from_the_last_half(model):
     ids = [VOCABULARY.index(c) for c in text]
     likeliest = model(jnp.array([ids[4:12]])).argmax(-1)[0]  # the first piece after the slide starts at 4
     assert likeliest[3:7].tolist() == ids[8:12]
+
+
+def test_a_run_from_before_layers_could_be_scanned_is_read_as_it_was_written():
+    """Its checkpoints have parameters layer by layer, however many layers there are."""
+    now = dataclasses.asdict(ModelConfig(attention="softmax", num_layers=4))
+    before = {name: value for name, value in now.items() if name != "scan_layers"}
+    names = language_model(options_of({"config": {"model": before}}), len(VOCABULARY)).shapes
+    assert sum(".3." in name for name in names) == 16 and not any("stacked" in name for name in names)
+    assert options_of({"config": {"model": now}}).scan_layers == "auto"
