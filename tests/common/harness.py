@@ -14,7 +14,8 @@ from flax import nnx
 
 from jaxattn.nn import Attention
 from tests.common import naive
-from tests.common.table import OWN, Kernel, Module, Sizes
+from tests.common.module_table import Module
+from tests.common.table import OWN, Kernel, Sizes
 
 
 def first_tier(rows: Sequence[Any], *names: str) -> Any:

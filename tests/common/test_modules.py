@@ -16,7 +16,7 @@ from jaxattn.testing import (
     assert_padding_invariant,
 )
 from tests.common.harness import afresh, first_tier, layer
-from tests.common.table import LEAKING_MODULE, MODULES
+from tests.common.module_table import LEAKING_MODULE, MODULES
 
 HOMES = {"Attention": False, "MultiHeadAttention": True}
 # One row a family, and one a kind of gate, is in the first tier everywhere. The other rows combine these: whether

@@ -20,7 +20,7 @@ from jaxattn.nn import (
 )
 from jaxattn.testing import assert_decode_matches, assert_matches_reference, assert_padding_invariant
 from tests.common import naive
-from tests.common.table import MODULES
+from tests.common.module_table import MODULES
 
 B, T, S, D, HEADS = 2, 5, 7, 8, 2
 RNG = np.random.default_rng(0)

@@ -12,7 +12,7 @@ import pytest
 from jaxattn.nn import MECHANISMS, EnergyGated, mechanism_help, parse_mechanism, spell_mechanism
 from jaxattn_train.__main__ import main
 from tests.common import naive, test_modules
-from tests.common.table import Module
+from tests.common.module_table import Module
 from tests.recency.mechanism import Recency
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -100,6 +100,6 @@ def test_a_family_is_known_in_four_places():
         "jaxattn/__init__.py",
         "jaxattn/nn/__init__.py",
     }
-    assert "CrossCorrelation" in (ROOT / "tests/common/table.py").read_text(encoding="utf-8")
+    assert "CrossCorrelation" in (ROOT / "tests/common/module_table.py").read_text(encoding="utf-8")
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     assert any("CrossCorrelation" in page.read_text(encoding="utf-8") for page in pages)
