@@ -3,20 +3,19 @@
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Int
 
+from jaxattn.core.arrays import ArrayLike, TokenMask
 from jaxattn.random_features.mechanism import RandomFeaturesModule
 
-ArrayLike = Array | np.ndarray
 Model = TypeVar("Model", bound=nnx.Module)
 
 
 def calibrate(
     model: Model,
     input_ids: Int[ArrayLike, "B L"],
-    attention_mask: Bool[ArrayLike, "B L"] | Int[ArrayLike, "B L"] | None = None,
+    attention_mask: TokenMask = None,
     *,
     passes: int = 2,
     **call: Any,

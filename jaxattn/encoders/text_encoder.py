@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from jaxattn.core.arrays import ArrayLike, TokenMask
 from jaxattn.encoders.biased import PairBias
 from jaxattn.encoders.blocks import make_block
 from jaxattn.encoders.config import EncoderConfig
@@ -24,7 +24,6 @@ from jaxattn.encoders.tokenizer import Ids, Mask, TextTokenizer, needed
 from jaxattn.nn.stack import check_tree
 from jaxattn.tree import Tree
 
-ArrayLike = Array | np.ndarray
 logger = logging.getLogger(__name__)
 
 
@@ -238,7 +237,7 @@ class TextEncoder(nnx.Module):
     def __call__(
         self,
         input_ids: Int[ArrayLike, "B L"],
-        attention_mask: Bool[ArrayLike, "B L"] | Int[ArrayLike, "B L"] | None = None,
+        attention_mask: TokenMask = None,
         *,
         token_type_ids: Int[ArrayLike, "B L"] | None = None,
         tree: Tree | None = None,
@@ -273,7 +272,7 @@ class TextEncoder(nnx.Module):
     def hidden_states(
         self,
         input_ids: Int[ArrayLike, "B L"],
-        attention_mask: Bool[ArrayLike, "B L"] | Int[ArrayLike, "B L"] | None = None,
+        attention_mask: TokenMask = None,
         *,
         token_type_ids: Int[ArrayLike, "B L"] | None = None,
         tree: Tree | None = None,

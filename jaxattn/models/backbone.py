@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxattn.core.arrays import ArrayLike
 from jaxattn.core.checks import check_choice, check_dtype, check_rank
 from jaxattn.core.mechanism import Mechanism
 from jaxattn.core.parameters import parameter
@@ -127,7 +128,7 @@ class Backbone(nnx.Module):
         )
 
     def _embed(
-        self, tokens: Int[Array, "B T"], positions: Int[Array, "*#B T"] | None
+        self, tokens: Int[ArrayLike, "B T"], positions: Int[Array, "*#B T"] | None
     ) -> Float[Array, "B T D"]:
         """The embedding of the tokens plus that of their positions."""
         check_dtype("tokens", tokens, jnp.integer, "integer token ids")

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxattn.core.arrays import ArrayLike
 from jaxattn.core.checks import check_dtype, check_rank, check_shape
 from jaxattn.models.language_model import LanguageModel
 from jaxattn.models.sampling import Keys, Temperature, check_sampling, sample_token, typed_keys
@@ -29,11 +30,11 @@ class Generation(NamedTuple):
 
 def generate(
     model: LanguageModel,
-    prompt: Int[Array, "B P"],
+    prompt: Int[ArrayLike, "B P"],
     num_tokens: int,
     *,
     key: Keys,
-    prompt_lengths: Int[Array, "B"] | None = None,
+    prompt_lengths: Int[ArrayLike, "B"] | None = None,
     end_token: int | None = None,
     temperature: Temperature = 1.0,
     top_k: int | None = None,
@@ -89,11 +90,11 @@ def generate(
 
 def stream(
     model: LanguageModel,
-    prompt: Int[Array, "B P"],
+    prompt: Int[ArrayLike, "B P"],
     num_tokens: int,
     *,
     key: Keys,
-    prompt_lengths: Int[Array, "B"] | None = None,
+    prompt_lengths: Int[ArrayLike, "B"] | None = None,
     end_token: int | None = None,
     temperature: Temperature = 1.0,
     top_k: int | None = None,

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxattn.core.arrays import ArrayLike, as_jax
 from jaxattn.core.checks import check_rank, check_token_mask
 from jaxattn.models.backbone import Backbone, BackboneConfig
 from jaxattn.nn.decoder import Decoder
@@ -43,11 +44,11 @@ class LanguageModel(Backbone):
 
     def __call__(
         self,
-        tokens: Int[Array, "B T"],
+        tokens: Int[ArrayLike, "B T"],
         *,
-        token_mask: Bool[Array, "B T"] | None = None,
-        segment_ids: Int[Array, "B T"] | None = None,
-        positions: Int[Array, "*#B T"] | None = None,
+        token_mask: Bool[ArrayLike, "B T"] | None = None,
+        segment_ids: Int[ArrayLike, "B T"] | None = None,
+        positions: Int[ArrayLike, "*#B T"] | None = None,
         tree: Tree | None = None,
         deterministic: bool | None = None,
         rngs: nnx.Rngs | None = None,
@@ -71,10 +72,9 @@ class LanguageModel(Backbone):
             ValueError: more tokens than `max_length`.
         """
         drop: dict[str, Any] = {"deterministic": deterministic, "rngs": rngs}
-        x = self.dropout(self._embed(tokens, positions), **drop)
-        x = self.decoder(
-            x, token_mask=token_mask, segment_ids=segment_ids, positions=positions, tree=tree, **drop
-        )
+        mask, segments, places = as_jax(token_mask, segment_ids, positions)
+        x = self.dropout(self._embed(tokens, places), **drop)
+        x = self.decoder(x, token_mask=mask, segment_ids=segments, positions=places, tree=tree, **drop)
         return self._logits(x)
 
     def init_state(self, batch: int, max_length: int | None = None) -> dict[str, Any]:
@@ -90,9 +90,9 @@ class LanguageModel(Backbone):
     def step(
         self,
         state: dict[str, Any],
-        tokens: Int[Array, "B T"],
+        tokens: Int[ArrayLike, "B T"],
         *,
-        token_mask: Bool[Array, "B T"] | None = None,
+        token_mask: Bool[ArrayLike, "B T"] | None = None,
     ) -> tuple[dict[str, Any], Float[Array, "B T V"]]:
         """Logits after each of T new tokens, the same as in the whole pass; beyond the state's length, NaN.
 
@@ -118,9 +118,9 @@ class LanguageModel(Backbone):
 
     def prefill(
         self,
-        tokens: Int[Array, "B T"],
+        tokens: Int[ArrayLike, "B T"],
         *,
-        token_mask: Bool[Array, "B T"] | None = None,
+        token_mask: Bool[ArrayLike, "B T"] | None = None,
         max_length: int | None = None,
     ) -> tuple[dict[str, Any], Float[Array, "B V"]]:
         """The decoding state after whole prompts, and the logits of the token that follows.
@@ -145,7 +145,7 @@ class LanguageModel(Backbone):
         return state, self._logits(jnp.take_along_axis(x, last[:, None, None], axis=1))[:, 0]
 
     def _hidden_step(
-        self, state: dict[str, Any], tokens: Int[Array, "B T"], token_mask: Bool[Array, "B T"] | None
+        self, state: dict[str, Any], tokens: Int[ArrayLike, "B T"], token_mask: Bool[ArrayLike, "B T"] | None
     ) -> tuple[dict[str, Any], Float[Array, "B T D"]]:
         """`step` up to the last hidden states, for real tokens that come first in every row."""
         check_rank("tokens", tokens, (2,), "(B, T)")
@@ -168,8 +168,9 @@ class LanguageModel(Backbone):
         return jnp.einsum("BTD,VD->BTV", x, table, preferred_element_type=jnp.float32)
 
 
-def _real_first(tokens: Array, token_mask: Array) -> tuple[Array, Array, Array]:
+def _real_first(tokens: ArrayLike, token_mask: ArrayLike) -> tuple[Array, Array, Array]:
     """(order, tokens, token_mask) with the real tokens of every row first, in their order: all layers rely on it."""
     check_token_mask(token_mask, tokens.shape)
+    tokens, token_mask = as_jax(tokens, token_mask)
     order = jnp.argsort(~token_mask, axis=1, stable=True)
     return order, jnp.take_along_axis(tokens, order, axis=1), jnp.take_along_axis(token_mask, order, axis=1)

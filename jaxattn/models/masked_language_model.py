@@ -4,16 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from jaxattn.core.arrays import ArrayLike, TokenMask
 from jaxattn.encoders.heads.files import is_tied, load_model, save_model
 from jaxattn.encoders.heads.modules import MaskedHead
 from jaxattn.encoders.heads.names import MASKED, HeadNames
 from jaxattn.encoders.text_encoder import TextEncoder
-
-ArrayLike = Array | np.ndarray
 
 
 class MaskedLanguageModel(nnx.Module):
@@ -74,7 +72,7 @@ class MaskedLanguageModel(nnx.Module):
     def __call__(
         self,
         input_ids: Int[ArrayLike, "B L"],
-        attention_mask: Bool[ArrayLike, "B L"] | Int[ArrayLike, "B L"] | None = None,
+        attention_mask: TokenMask = None,
         *,
         places: Int[ArrayLike, "B K"] | None = None,
         token_type_ids: Int[ArrayLike, "B L"] | None = None,

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxattn.core.arrays import ArrayLike
 from jaxattn.models.backbone import BackboneConfig
 from jaxattn.models.sequence_encoder import SequenceEncoder, head_layer
 from jaxattn.tree import Tree
@@ -55,8 +56,8 @@ class PairClassifier(SequenceEncoder):
 
     def __call__(
         self,
-        tokens: Int[Array, "B 2 T"],
-        token_mask: Bool[Array, "B 2 T"] | None = None,
+        tokens: Int[ArrayLike, "B 2 T"],
+        token_mask: Bool[ArrayLike, "B 2 T"] | None = None,
         *,
         tree: Tree | None = None,
         deterministic: bool | None = None,

@@ -7,8 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from jaxattn.core.arrays import ArrayLike, TokenMask
 from jaxattn.encoders import hub
 from jaxattn.encoders.sentence.dense import Dense
 from jaxattn.encoders.sentence.files import (
@@ -144,8 +145,8 @@ class SentenceEncoder(nnx.Module):
 
     def __call__(
         self,
-        input_ids: Int[Array, "B L"],
-        attention_mask: Bool[Array, "B L"] | Int[Array, "B L"] | None = None,
+        input_ids: Int[ArrayLike, "B L"],
+        attention_mask: TokenMask = None,
         *,
         deterministic: bool | None = None,
         rngs: nnx.Rngs | None = None,

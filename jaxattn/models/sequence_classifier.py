@@ -3,6 +3,7 @@
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxattn.core.arrays import ArrayLike
 from jaxattn.models.backbone import BackboneConfig
 from jaxattn.models.sequence_encoder import SequenceEncoder, head_layer
 from jaxattn.tree import Tree
@@ -54,11 +55,11 @@ class SequenceClassifier(SequenceEncoder):
 
     def __call__(
         self,
-        tokens: Int[Array, "B T"],
-        token_mask: Bool[Array, "B T"] | None = None,
+        tokens: Int[ArrayLike, "B T"],
+        token_mask: Bool[ArrayLike, "B T"] | None = None,
         *,
         tree: Tree | None = None,
-        positions: Int[Array, "*#B T"] | None = None,
+        positions: Int[ArrayLike, "*#B T"] | None = None,
         deterministic: bool | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "B C"]:

@@ -3,9 +3,11 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxattn.core.arrays import ArrayLike, as_jax
 from jaxattn.models.backbone import INIT, Backbone, BackboneConfig
 from jaxattn.nn.encoder import Encoder
 from jaxattn.nn.layers import layer_norm, linear
@@ -38,21 +40,20 @@ class SequenceEncoder(Backbone):
 
     def pooled(
         self,
-        tokens: Int[Array, "B T"],
-        token_mask: Bool[Array, "B T"] | None = None,
+        tokens: Int[ArrayLike, "B T"],
+        token_mask: Bool[ArrayLike, "B T"] | None = None,
         *,
         tree: Tree | None = None,
-        positions: Int[Array, "*#B T"] | None = None,
+        positions: Int[ArrayLike, "*#B T"] | None = None,
         deterministic: bool | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "B D"]:
         """One vector a sequence, in float32; the arguments are those of `SequenceClassifier`."""
-        if token_mask is None:
-            token_mask = jnp.ones(tokens.shape, bool)
+        mask, places = as_jax(np.ones(tokens.shape, bool) if token_mask is None else token_mask, positions)
         drop: dict[str, Any] = {"deterministic": deterministic, "rngs": rngs}
-        x = self.dropout(self._embed(tokens, positions), **drop)
-        x = self.encoder(x, token_mask=token_mask, positions=positions, tree=tree, **drop)
-        return self.dropout(self.norm(self.pooling(x.astype(jnp.float32), token_mask)), **drop)
+        x = self.dropout(self._embed(tokens, places), **drop)
+        x = self.encoder(x, token_mask=mask, positions=places, tree=tree, **drop)
+        return self.dropout(self.norm(self.pooling(x.astype(jnp.float32), mask)), **drop)
 
 
 def head_layer(

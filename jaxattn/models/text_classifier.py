@@ -11,12 +11,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxattn.core.arrays import ArrayLike, TokenMask
 from jaxattn.encoders.heads.files import labels_of, load_model
 from jaxattn.encoders.heads.modules import PublishedHead
 from jaxattn.encoders.heads.names import SEQUENCE, HeadNames
 from jaxattn.encoders.text_encoder import TextEncoder
 from jaxattn.models.batching import in_batches, tokenized
-from jaxattn.nn.heads import Head, TokenMask
+from jaxattn.nn.heads import Head
 
 
 class TextClassifier(nnx.Module):
@@ -122,10 +123,10 @@ class TextClassifier(nnx.Module):
 
     def __call__(
         self,
-        input_ids: Int[Array, "B L"],
+        input_ids: Int[ArrayLike, "B L"],
         attention_mask: TokenMask = None,
         *,
-        token_type_ids: Int[Array, "B L"] | None = None,
+        token_type_ids: Int[ArrayLike, "B L"] | None = None,
         deterministic: bool | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "B classes"]:
@@ -142,21 +143,21 @@ class TextClassifier(nnx.Module):
         Returns:
             Logits in float32.
         """
-        mask = _given(input_ids, attention_mask)
+        ids, mask = _given(input_ids, attention_mask)
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         drop: dict[str, Any] = {"deterministic": deterministic, "rngs": rngs}
         if self.freeze_encoder:
-            hidden = jax.lax.stop_gradient(self._encode(input_ids, mask, deterministic=True, **types))
+            hidden = jax.lax.stop_gradient(self._encode(ids, mask, deterministic=True, **types))
         else:
-            hidden = self._encode(input_ids, mask, **types, **drop)
+            hidden = self._encode(ids, mask, **types, **drop)
         return self.head(hidden, mask, **drop)
 
     def relevance(
         self,
-        input_ids: Int[Array, "B L"],
+        input_ids: Int[ArrayLike, "B L"],
         attention_mask: TokenMask = None,
         *,
-        classes: Int[Array, " B"] | None = None,
+        classes: Int[ArrayLike, " B"] | None = None,
     ) -> Float[Array, "B L"]:
         """The share of each token's last hidden state in the predicted class; see the head's `relevance`.
 
@@ -168,8 +169,8 @@ class TextClassifier(nnx.Module):
         Returns:
             Shares that sum to 1 over the real tokens.
         """
-        mask = _given(input_ids, attention_mask)
-        hidden = self._encode(input_ids, mask, deterministic=True)
+        ids, mask = _given(input_ids, attention_mask)
+        hidden = self._encode(ids, mask, deterministic=True)
         return self.head.relevance(hidden, mask, classes=classes)
 
     def _encode(self, input_ids: Array, mask: Array, **drop: Any) -> Array:
@@ -179,5 +180,6 @@ class TextClassifier(nnx.Module):
         return self.encoder(input_ids, mask, **{name: drop[name] for name in drop if name in accepted})
 
 
-def _given(input_ids: Array, attention_mask: Array | None) -> Array:
-    return jnp.ones(input_ids.shape, bool) if attention_mask is None else attention_mask.astype(bool)
+def _given(input_ids: ArrayLike, attention_mask: TokenMask) -> tuple[Array, Array]:
+    mask = jnp.ones(input_ids.shape, bool) if attention_mask is None else jnp.asarray(attention_mask) != 0
+    return jnp.asarray(input_ids), mask

@@ -8,15 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from jaxattn.core.arrays import ArrayLike, TokenMask
 from jaxattn.encoders.heads.files import labels_of, load_model
 from jaxattn.encoders.heads.modules import TokenHead
 from jaxattn.encoders.heads.names import TOKENS, HeadNames
 from jaxattn.encoders.text_encoder import TextEncoder
 from jaxattn.models.batching import in_batches, tokenized
-
-ArrayLike = Array | np.ndarray
 
 
 class TokenLabel(NamedTuple):
@@ -81,7 +80,7 @@ class TokenClassifier(nnx.Module):
     def __call__(
         self,
         input_ids: Int[ArrayLike, "B L"],
-        attention_mask: Bool[ArrayLike, "B L"] | Int[ArrayLike, "B L"] | None = None,
+        attention_mask: TokenMask = None,
         *,
         deterministic: bool | None = None,
         rngs: nnx.Rngs | None = None,

@@ -6,13 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from jaxattn.core.arrays import ArrayLike, TokenMask
 from jaxattn.core.checks import check_rank, check_shape
 from jaxattn.nn.layers import linear
 from jaxattn.nn.pooling import Pooling
-
-TokenMask = Bool[Array, "B L"] | Int[Array, "B L"] | None
 
 
 class Head(nnx.Module):
@@ -60,7 +59,7 @@ class Head(nnx.Module):
         hidden: Float[Array, "B L d"],
         attention_mask: TokenMask = None,
         *,
-        classes: Int[Array, " B"] | None = None,
+        classes: Int[ArrayLike, " B"] | None = None,
     ) -> Float[Array, "B L"]:
         """Gradient times input: the share of each token's hidden state in a logit z_c.
 
@@ -81,7 +80,7 @@ class Head(nnx.Module):
 
         def chosen_logits(hidden: Array) -> Array:
             logits = self(hidden, token_mask, deterministic=True)
-            chosen = logits.argmax(axis=-1) if classes is None else classes
+            chosen = logits.argmax(axis=-1) if classes is None else jnp.asarray(classes)
             return jnp.take_along_axis(logits, chosen[:, None], axis=-1).sum()
 
         gradient = jax.grad(chosen_logits)(hidden)
@@ -90,13 +89,13 @@ class Head(nnx.Module):
         total = share.sum(axis=-1, keepdims=True)
         return jnp.where(total > 0, share / jnp.where(total > 0, total, 1), 0)
 
-    def _token_mask(self, hidden: Array, attention_mask: Array | None) -> Array:
+    def _token_mask(self, hidden: Array, attention_mask: TokenMask) -> Array:
         check_rank("hidden", hidden, (3,), "(B, L, d)")
         check_shape("hidden", hidden, (*hidden.shape[:2], self.features), "(B, L, features)")
         if attention_mask is None:
             return jnp.ones(hidden.shape[:2], bool)
         check_shape("attention_mask", attention_mask, hidden.shape[:2], "(B, L)")
-        return attention_mask.astype(bool)
+        return jnp.asarray(attention_mask).astype(bool)
 
 
 class PoolingHead(Head):

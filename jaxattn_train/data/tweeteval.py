@@ -65,6 +65,33 @@ def load_tweeteval(task: str, data_path: str | None = None) -> LabelledTexts:
     return LabelledTexts(f"TweetEval {task}", train, validation, test, names)
 
 
+def load_emotion_pairs(data_path: str | None = None) -> LabelledTexts:
+    """A constructed set of texts with one or two labels: pairs of tweets of TweetEval emotion.
+
+    Tweets 2i and 2i + 1 of a part are joined by a space, and have both labels; a last one without a partner is left
+    out.
+
+    Args:
+        data_path: see `load_tweeteval`.
+
+    Raises:
+        UserError: see `load_tweeteval`.
+    """
+    single = load_tweeteval("emotion", data_path)
+    parts = {name: _pairs(part) for name, part in single.parts().items()}
+    return LabelledTexts("pairs of TweetEval emotion", **parts, class_names=single.class_names)
+
+
+def _pairs(part: Texts) -> Texts:
+    """Neighbours as one text, with the labels of both."""
+    texts, labels, ids = (zip(x[::2], x[1::2], strict=False) for x in (part.texts, part.labels, part.ids))
+    return Texts(
+        [" ".join(pair) for pair in texts],
+        [",".join(sorted(set(pair))) for pair in labels],
+        ["+".join(pair) for pair in ids],
+    )
+
+
 def _part(texts: Path, labels: Path) -> Texts:
     words, numbers = _lines(texts), _lines(labels)
     if len(words) != len(numbers):

@@ -28,6 +28,7 @@ KEPT = (
         "parameters",
         "parameters_total",
         "f1",
+        "micro_f1",
         "weighted_f1",
         "accuracy",
         "auc",
@@ -35,7 +36,16 @@ KEPT = (
         "val_f1",
         "val_accuracy",
     ),
-    *("val_loss", "best_step", "steps", "compiled_shapes", "seconds", "seconds_per_step"),
+    *(
+        "val_loss",
+        "best_step",
+        "steps",
+        "compiled_shapes",
+        "seconds",
+        "seconds_per_step",
+        "thresholds",
+        "at_half",
+    ),
 )
 
 
@@ -73,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
         "finetune",
         parse_finetune,
         runs=f"finetune-study-{options.dataset}",
-        out=f"finetune_{options.dataset}.json",
+        out=f"finetune_{options.dataset.replace('-', '_')}.json",
         marker=f"finetune-{options.dataset}",
         common=lambda summary: _common(summary, options.encoder_name),
         row=_row,
@@ -99,7 +109,7 @@ def _common(summary: Summary, encoder_name: str | None) -> dict[str, Any]:
 
 def _row(summary: Summary) -> dict[str, Any]:
     head = {name: value for name, value in summary["config"]["model"].items() if name in HEAD}
-    return {"model": head} | {name: summary.get(name) for name in KEPT}
+    return {"model": head} | {name: summary[name] for name in KEPT if name in summary}
 
 
 def table(record: Mapping[str, Any]) -> str:
@@ -109,19 +119,22 @@ def table(record: Mapping[str, Any]) -> str:
     steps = sorted({row["steps"] for row in record["rows"]})
     frozen = ", frozen" if record["model"]["freeze_encoder"] else ""
     head_lr = "" if optimizer["head_lr"] is None else f" (head {optimizer['head_lr']:g})"
+    several = "at_half" in record["rows"][0]
+    scores = {"f1": f"{measured} macro-F1", "difference": "difference", "weighted_f1": "weighted F1"}
+    if several:
+        scores |= {"f1_at_half": "macro-F1 at 0.5", "micro_f1": "micro-F1"}
+    scores["accuracy"] = "all labels right" if several else "accuracy"
+    rows = [row | {"f1_at_half": row.get("at_half", {}).get("f1")} for row in record["rows"]]
     return markdown(
-        [
-            *("head", f"{measured} macro-F1", "difference", "weighted F1", "accuracy", "parameters trained"),
-            "seconds a step",
-        ],
+        ["head", *scores.values(), "parameters trained", "seconds a step"],
         [
             [
                 f"`{row['variant']}`",
-                *(percent(row.get(name)) for name in ("f1", "difference", "weighted_f1", "accuracy")),
+                *(percent(row.get(name)) for name in scores),
                 f"{row['parameters']:,}",
                 f"{row['seconds_per_step']:.2f}",
             ]
-            for row in record["rows"]
+            for row in rows
         ],
         f"Percent on {data['name']} ({data['examples'][measured]:,} texts, at most {record['texts']['max_length']} "
         f"tokens), mean ± standard deviation of seeds {listed(record['seeds'])}, at the best checkpoint "

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from jaxattn_train.data.buckets import Buckets
 from jaxattn_train.data.classification import ClassificationData
 from jaxattn_train.data.text_classification import LabelledTexts, load_sst2
 from jaxattn_train.data.token_examples import token_examples
-from jaxattn_train.data.tweeteval import load_tweeteval
+from jaxattn_train.data.tweeteval import load_emotion_pairs, load_tweeteval
 from jaxattn_train.engine.compilation import start_process
 from jaxattn_train.engine.functional import Functional
 from jaxattn_train.tasks.finetune.config import FinetuneConfig, FinetuneData, parse
@@ -101,5 +101,9 @@ def load_texts(data: FinetuneData) -> LabelledTexts:
     Raises:
         UserError: a file or a column is not usable.
     """
-    tweets = {name: functools.partial(load_tweeteval, name) for name in ("irony", "emotion")}
-    return data.load({"sst2": load_sst2, **tweets}, data.separator, data.label_columns or ())
+    named: dict[str, Callable[[str | None], LabelledTexts]] = {
+        "sst2": load_sst2,
+        **{name: functools.partial(load_tweeteval, name) for name in ("irony", "emotion")},
+        "emotion-pairs": load_emotion_pairs,
+    }
+    return data.load(named, data.separator, data.label_columns or ())

@@ -17,7 +17,7 @@ from jaxattn_train.cli.parsing import parse_with_presets
 from jaxattn_train.errors import UserError
 from jaxattn_train.tasks.shared.options import BRIEF, LossKind, TextOptions, imply_files
 
-Preset = Literal["irony", "emotion", "sst2"]
+Preset = Literal["irony", "emotion", "emotion-pairs", "sst2"]
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -84,8 +84,9 @@ INCEPTIVE_ONLY = (
 class FinetuneData(TextOptions, at_least={"max_length": 3}):
     """The texts."""
 
-    dataset: Literal["irony", "emotion", "sst2", "files"] = "irony"
-    """irony and emotion (TweetEval) and sst2 are downloaded once and checked; files are your own."""
+    dataset: Literal["irony", "emotion", "emotion-pairs", "sst2", "files"] = "irony"
+    """irony and emotion (TweetEval) and sst2 are downloaded once and checked; emotion-pairs are two tweets of emotion
+    a text, with the labels of both; files are your own."""
     max_length: int = 128
     """Tokens of a text at most; longer texts are cut, and their number is printed."""
     loss: LossKind = "softmax"
@@ -101,6 +102,13 @@ class FinetuneData(TextOptions, at_least={"max_length": 3}):
             raise UserError(f"--label-separator is for --loss multilabel; got it with --loss {self.loss}.")
         if self.label_separator == "":
             raise UserError("--label-separator must not be empty.")
+        if self.dataset == "emotion-pairs" and (
+            self.loss != "multilabel" or self.label_separator is not None
+        ):
+            raise UserError(
+                "--dataset emotion-pairs is for --loss multilabel, without --label-separator; --preset emotion-pairs "
+                "sets both."
+            )
         if self.label_columns is not None:
             if self.loss != "multilabel" or self.dataset != "files" or self.label_column is not None:
                 raise UserError(
@@ -164,8 +172,8 @@ class FinetuneEvaluation(EvaluationOptions, at_least={"eval_every": 0, "patience
 class FinetuneConfig(TaskConfig):
     """Fine-tunes a pretrained text encoder with a head, keeps the best checkpoint by validation macro-F1, reports.
 
-    Start with --preset irony, emotion or sst2; any flag overrides the preset. The same command again resumes the
-    run. For your own texts: --train-file texts.csv. Then: jaxattn-train predict --run RUN.
+    Start with --preset irony, emotion, emotion-pairs or sst2; any flag overrides the preset. The same command again
+    resumes the run. For your own texts: --train-file texts.csv. Then: jaxattn-train predict --run RUN.
     """
 
     command: ClassVar[str] = "finetune"
@@ -212,6 +220,9 @@ class FinetuneConfig(TaskConfig):
 PRESETS: dict[str, FinetuneConfig] = {
     "irony": FinetuneConfig(),
     "emotion": FinetuneConfig(preset="emotion", data=FinetuneData(dataset="emotion")),
+    "emotion-pairs": FinetuneConfig(
+        preset="emotion-pairs", data=FinetuneData(dataset="emotion-pairs", loss="multilabel")
+    ),
     "sst2": FinetuneConfig(
         preset="sst2",
         data=FinetuneData(dataset="sst2", max_length=64),

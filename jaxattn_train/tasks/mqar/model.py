@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxattn.core.arrays import ArrayLike
 from jaxattn.core.parameters import UndecayedParam, parameter
 from jaxattn.models import BackboneConfig, LanguageModel
 from jaxattn_train.data.generators.mqar import vocab_size
@@ -32,7 +33,7 @@ class RecallModel(LanguageModel):
         self.before = parameter(init, rngs.params(), width, ("embed",), config.param_dtype, UndecayedParam)
 
     def _embed(
-        self, tokens: Int[Array, "B T"], positions: Int[Array, "*#B T"] | None
+        self, tokens: Int[ArrayLike, "B T"], positions: Int[Array, "*#B T"] | None
     ) -> Float[Array, "B T D"]:
         x = super()._embed(tokens, positions)
         return x + self.before[...].astype(x.dtype) * jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1]

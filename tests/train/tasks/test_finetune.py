@@ -322,7 +322,7 @@ def _leaves(tree):
         ("--head-attention nonsense", "'nonsense' is not known"),
         ("--dataset irony --train-file a.csv", "--train-file is for --dataset files"),
         ("--dataset files", "--dataset files needs --train-file"),
-        ("--preset other", "--preset must be one of irony, emotion, sst2"),
+        ("--preset other", "--preset must be one of irony, emotion, emotion-pairs, sst2"),
         ("--encoder /nowhere/at/all", "--encoder /nowhere/at/all: name_or_path must be a folder"),
     ],
 )

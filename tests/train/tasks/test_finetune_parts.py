@@ -195,6 +195,19 @@ def test_tweeteval_is_read_and_checked(tmp_path, monkeypatch):
         tweeteval.load_tweeteval("irony", str(tmp_path))
 
 
+def test_pairs_of_tweets_have_the_labels_of_both(encoder, monkeypatch):
+    part = Texts(["w1", "w2", "w2", "w2", "w3"], ["1", "0", "1", "1", "0"], list("abcde"))
+    single = LabelledTexts("one", part, part, part, {"0": "anger", "1": "joy"})
+    monkeypatch.setattr(tweeteval, "load_tweeteval", lambda task, path: single)
+    pairs = tweeteval.load_emotion_pairs()
+    assert pairs.train == pairs.test == Texts(["w1 w2", "w2 w2"], ["0,1", "1"], ["a+b", "c+d"])
+    data = token_examples(pairs, encoder, max_length=8, loss="multilabel")
+    assert (data.classes, data.test.labels.tolist()) == (("anger", "joy"), [[1, 1], [0, 1]])
+    assert parse(["--preset", "emotion-pairs"]).data.separator == ","
+    with pytest.raises(UserError, match="--dataset emotion-pairs is for --loss multilabel"):
+        parse(["--dataset", "emotion-pairs"])
+
+
 def test_few_texts_need_no_flags():
     """120 rows: 108 to train on, 4 batches an epoch."""
     optimizer = parse([]).resolved(batches=4).optimizer
