@@ -15,16 +15,25 @@ MODULES = sorted(m.name for m in pkgutil.walk_packages(jaxattn.__path__, "jaxatt
 
 # Their examples build and compile whole models: two to four seconds each.
 HEAVY = {
+    "jaxattn.core.decode",
+    "jaxattn.core.mechanism",
     "jaxattn.encoders.calibration",
+    "jaxattn.encoders.text_encoder",
     "jaxattn.models.generate",
     "jaxattn.models.language_model",
     "jaxattn.models.pair_classifier",
     "jaxattn.models.sequence_classifier",
+    "jaxattn.models.text_classifier",
     "jaxattn.nn.attention",
+    "jaxattn.nn.inceptive_head",
     "jaxattn.nn.inject",
     "jaxattn.nn.stack",
+    "jaxattn.random_features.attention",
+    "jaxattn.random_features.diagnosis.diagnose",
     "jaxattn.random_features.feature_map",
     "jaxattn.random_features.mechanism",
+    "jaxattn.random_features.weights.fastfood",
+    "jaxattn.tree.attention",
     "jaxattn.tree.mechanism",
     "jaxattn.tree.state",
 }

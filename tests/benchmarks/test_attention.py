@@ -19,6 +19,7 @@ from tests.benchmarks.cases import SMALL, case, measure
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_times_are_measured_and_failures_recorded(tmp_path):
     _, rows = measure(
         tmp_path / "attention.json",

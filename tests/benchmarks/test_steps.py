@@ -31,6 +31,7 @@ def test_every_attention_has_a_row_and_failures_are_recorded(result):
     assert wrong["status"] != "ok" and "nonesuch" in wrong["message"] and "median_s" not in wrong
 
 
+@pytest.mark.slow
 def test_the_table_goes_between_its_markers(result, tmp_path):
     page = tmp_path / "docs/lra.md"
     page.parent.mkdir()
@@ -41,6 +42,7 @@ def test_the_table_goes_between_its_markers(result, tmp_path):
     assert "| `features:oprf-orf:8` |" in text and "×)" in text and "1 sequences" in text
 
 
+@pytest.mark.slow
 def test_the_promise_is_a_third_of_softmax_at_4096_tokens(result, tmp_path, capsys):
     assert main(["check", str(result)]) == 1, "16 tokens are too few to judge"
     document = json.loads(result.read_text())

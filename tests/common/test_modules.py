@@ -36,22 +36,25 @@ BASIC = (
 FAMILIES = ("softmax", "energy-running", "features", "tree")
 OWN = (*BASIC, "softmax-options", "energy-prefix", "softmax-alibi", "retention-gated")
 IN_FLAX = ("softmax", "energy-running")
-modules = first_tier(MODULES, *OWN)
 basic_modules = first_tier(MODULES, *BASIC)
 families = first_tier(MODULES, *FAMILIES)
-modules_in_both_homes = pytest.mark.parametrize(
-    ("row", "flax"),
-    [
-        pytest.param(
-            row,
-            flax,
-            id=f"{home}-{row.name}",
-            marks=[] if row.name in (IN_FLAX if flax else OWN) else [pytest.mark.slow],
-        )
-        for home, flax in HOMES.items()
-        for row in MODULES
-    ],
-)
+
+
+def modules_in_both_homes(*names):
+    """Parametrises over all rows, in our own layer and in Flax's; those that are not named are in the slow tier."""
+    return pytest.mark.parametrize(
+        ("row", "flax"),
+        [
+            pytest.param(
+                row,
+                flax,
+                id=f"{home}-{row.name}",
+                marks=[] if row.name in (IN_FLAX if flax else names) else [pytest.mark.slow],
+            )
+            for home, flax in HOMES.items()
+            for row in MODULES
+        ],
+    )
 
 
 def arguments(row, **options):
@@ -60,7 +63,7 @@ def arguments(row, **options):
     return made, (made.inputs, *made.parameters.values()), (1, *(None for _ in made.parameters))
 
 
-@modules_in_both_homes
+@modules_in_both_homes(*OWN)
 @pytest.mark.usefixtures("optimised")
 def test_causal(row, flax):
     made, args, axes = arguments(row, flax=flax)
@@ -74,7 +77,7 @@ def test_statistics_of_the_whole_sequence_are_reported_as_a_leak(flax):
         assert_causal(made.call, args, axis=axes)
 
 
-@modules_in_both_homes
+@modules_in_both_homes(*FAMILIES)
 def test_padding_reaches_nothing(row, flax):
     made, args, axes = arguments(row, flax=flax)
 
@@ -85,7 +88,7 @@ def test_padding_reaches_nothing(row, flax):
     assert_padding_invariant(padded, args, axis=axes, rtol=1e-4, check_gradients=False)
 
 
-@modules_in_both_homes
+@modules_in_both_homes(*BASIC)
 def test_reference(row, flax):
     """Outputs, and gradients with respect to the input and to every parameter, with padding."""
     made, args, _ = arguments(row, flax=flax)
@@ -152,7 +155,7 @@ def test_packed_segments(row):
     )
 
 
-@modules
+@basic_modules
 def test_decode(row):
     made, args, _ = arguments(row, flax=False)
     assert_decode_matches(

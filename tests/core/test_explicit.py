@@ -71,6 +71,7 @@ def test_axes_that_shard_map_leaves():
     close(out, itself(X))
 
 
+@pytest.mark.slow
 def test_what_else_is_made_of_queries_and_keys():
     feature_map = jaxattn.FeatureMap.create(jax.random.key(1), 8, 16)
     tree = jaxattn.Tree.uniform(12, 3)
@@ -89,6 +90,7 @@ def test_what_else_is_made_of_queries_and_keys():
         close(got, want)
 
 
+@pytest.mark.slow
 def test_a_layer():
     layer = Attention(4, 16, mechanism=EnergyGated(), num_kv_heads=2, rngs=nnx.Rngs(0))
     x = X.reshape(4, 12, 16)

@@ -38,6 +38,7 @@ def test_hidden_states_are_those_of_torch_and_padding_changes_nothing(name, tmp_
         np.testing.assert_allclose(ours[:, : ids.shape[1]][mask], theirs[mask], atol=rounding)
 
 
+@pytest.mark.slow
 def test_the_documentation_says_how_near_every_family_is():
     """The figures of docs/encoders.md hold here, and no family is missing."""
     page = (pathlib.Path(__file__).parents[2] / "docs/encoders.md").read_text(encoding="utf-8")

@@ -203,16 +203,6 @@ def test_segments_do_not_see_each_other(normalization):
         np.testing.assert_allclose(packed[:, a:b], alone, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("normalization", ["running", "prefix", None])
-def test_attention_is_causal(normalization):
-    def fn(q, k, v, energy):
-        return energy_gated_attention(
-            q, k, v, energy, alpha=ALPHA, tau=TAU, normalization=normalization, is_causal=True
-        )
-
-    assert_causal(jax.jit(fn), qkve())
-
-
 def test_sequence_statistics_leak():
     def fn(q, k, v, energy):
         return energy_gated_attention(
@@ -221,45 +211,6 @@ def test_sequence_statistics_leak():
 
     with pytest.raises(AssertionError, match=r"not causal.*energy"):
         assert_causal(jax.jit(fn), qkve())
-
-
-@pytest.mark.parametrize("normalization", ["running", "prefix"])
-def test_large_values_stay_finite(normalization):
-    q, k, v, energy = (100 * x for x in qkve())
-
-    def fn(q, k, v, energy):
-        out = energy_gated_attention(
-            q, k, v, energy, alpha=50.0, tau=0.0, normalization=normalization, is_causal=True
-        )
-        return out.sum(), out
-
-    gradients, out = jax.jit(jax.grad(fn, argnums=range(4), has_aux=True))(q, k, v, energy)
-    assert all(np.isfinite(x).all() for x in (out, *gradients))
-
-
-@pytest.mark.parametrize("normalization", ["running", "prefix"])
-def test_bfloat16_is_close_to_float64(normalization):
-    def fn(q, k, v, energy):
-        return energy_gated_attention(
-            q, k, v, energy, alpha=2.0, tau=0.0, normalization=normalization, is_causal=True
-        )
-
-    reference = functools.partial(
-        naive_attention, alpha=2.0, tau=0.0, normalization=normalization, is_causal=True
-    )
-    args = qkve(jnp.bfloat16)
-    assert jax.eval_shape(fn, *args).dtype == jnp.bfloat16
-    assert_matches_reference(jax.jit(fn), jax.jit(reference), args, rtol=3e-2)
-
-
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_unbatched_attention_and_vmap(normalization):
-    kw = {"alpha": ALPHA, "tau": TAU, "normalization": normalization, "is_causal": True, "allow_leak": True}
-    fn = functools.partial(energy_gated_attention, **kw)
-    args = qkve()
-    batched = fn(*args)
-    np.testing.assert_allclose(fn(*(x[0] for x in args)), batched[0], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(jax.vmap(fn)(*args), batched, rtol=1e-5, atol=1e-6)
 
 
 def test_cross_attention_takes_energies_of_the_keys():

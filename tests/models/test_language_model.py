@@ -35,7 +35,7 @@ def tokens(batch=2, length=16):
     ("mechanism", "positions"),
     [*zip(ATTENTION, POSITIONS, strict=True), ("softmax+gate=running", "rotary")],
 )
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_decoding_equals_the_whole_and_nothing_leaks(mechanism, positions):
     model, x = make(mechanism, positions, num_layers=2), tokens()
     # Without absolute positions two equal tokens at the start have energies that differ by rounding, if at all. A

@@ -45,10 +45,10 @@ def close(left, right):
 @pytest.mark.parametrize(
     "mechanism",
     [
-        "features:oprf-orf:16",
+        "softmax+gate=running",
         *(
             pytest.param(x, marks=pytest.mark.slow)
-            for x in ("softmax+gate=running", "tree:4x4", "lags:2", "retention:gated")
+            for x in ("features:oprf-orf:16", "tree:4x4", "lags:2", "retention:gated")
         ),
     ],
 )
@@ -67,6 +67,7 @@ def test_scanned_is_unrolled(mechanism):
 
 
 @pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
+@pytest.mark.few(1)
 def test_rematerialisation_changes_memory_alone(scan):
     found = {}
     for remat in ("none", "dots", "full"):

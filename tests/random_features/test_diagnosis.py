@@ -65,6 +65,7 @@ def test_large_queries_and_keys_are_not():
     np.testing.assert_allclose(again.averaging_error, at_half.averaging_error, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_more_features_are_asked_for_and_that_many_are_enough():
     tensors = _normal(0.5)
     told = diagnose(*tensors, pairs=["posrf-gaussian"], num_features=(32, 64, 128), target=0.1, num_draws=16)
@@ -181,6 +182,7 @@ def test_nearly_uniform_attention_is_called_that():
     assert "nearly uniform" in str(told)
 
 
+@pytest.mark.slow
 def test_long_inputs_are_sampled_and_that_is_said(usable):
     q, k, v = _normal(0.5, length=96)
     arguments = {"pairs": ["oprf-mm"], "num_features": (32,), "num_draws": 4, "is_causal": True}

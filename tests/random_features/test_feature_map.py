@@ -180,6 +180,7 @@ def test_quadrature_nodes_are_tilted(component):
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_tilted_components_on_quadrature_nodes_are_as_good_as_posrf():
     posrf = errors("posrf", "sgq", 0.5)
     assert posrf < 0.4

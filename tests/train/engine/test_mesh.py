@@ -52,6 +52,7 @@ def _train(mesh, config=MODEL):
     return state, np.stack(losses), evaluate(state.params, windows), prefixes
 
 
+@pytest.mark.slow
 def test_losses_are_the_same_on_every_mesh():
     _, losses, evaluated, prefixes = _train(_mesh(1, 1, 1))
     np.testing.assert_allclose(evaluated, prefixes, rtol=1e-5)

@@ -172,6 +172,7 @@ def test_layer_by_layer_is_the_whole_model(trained, sharp, texts):
     np.testing.assert_allclose(classifier.run_from(1, layers, states[1], mask), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_features_are_fitted_as_calibrate_does(trained, sharp, texts):
     model = trained.functional.module(sharp)
     classifier = LayeredClassifier(model)

@@ -111,6 +111,7 @@ def test_a_run_that_diverges_stops_at_its_last_good_checkpoint(cli, tiny, text_f
     assert [int(p.name) for p in (out / "checkpoints").iterdir() if p.name.isdigit()] == [1]
 
 
+@pytest.mark.slow
 def test_diagnoses_every_layer_on_the_text_of_the_run(charlm_run, cli, tmp_path):
     saved = tmp_path / "qkv.npz"
     words = ("--windows", 2, "--num-features", 16, "--save", saved)

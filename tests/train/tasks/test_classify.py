@@ -105,6 +105,7 @@ def test_another_test_file_is_the_same_run(finished, cli, tmp_path, monkeypatch)
     assert json.loads((tmp_path / "run/summary.json").read_text())["data"]["examples"]["test"] == 24
 
 
+@pytest.mark.slow
 def test_the_best_parameters_alone_are_kept_on_request(cli, tmp_path):
     train, out = _texts(tmp_path / "train.csv", 60, 0), tmp_path / "run"
     words = ["classify", *TINY, "--steps", 6, "--eval-every", 2, "--train-file", train, "--out", out]
