@@ -19,6 +19,7 @@ from jaxattn_train.engine.compilation import TrainStep, compile_steps, plan_stat
 from jaxattn_train.engine.functional import Functional, Params
 from jaxattn_train.engine.interrupt import StopRequest
 from jaxattn_train.engine.metrics import MetricsLog, Progress, mean
+from jaxattn_train.engine.provenance import provenance
 from jaxattn_train.errors import TrainingFailed
 
 
@@ -232,6 +233,24 @@ class Run:
             self.store.keep_best()
         else:
             self.store.close()
+
+    def summary(self, **found: Any) -> dict[str, Any]:
+        """What summary.json holds at the end of every run, with what was `found`."""
+        return {
+            "config": dataclasses.asdict(self.config),
+            "identity": self._identity,
+            "seeds": list(self.seeds),
+            "steps": self.last,
+            "parameters": self.model.num_params(),
+            **found,
+            "seconds": self.seconds,
+            **provenance(self.mesh),
+        }
+
+    def write(self, summary: Mapping[str, Any]) -> None:
+        """Writes summary.json, which says that the run is finished."""
+        if jax.process_index() == 0:
+            (self.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
     def _log_training(self, record: _Record) -> None:
         self._fail_if_not_finite(record.metrics[-1].failed)

@@ -93,7 +93,7 @@ def train(config: CharLMConfig, *, command: str = "the same command") -> int:
 
     # 5. The report.
     say = run.progress.say
-    summary = finish(config, corpus, run, evaluate, identity=identity)
+    summary = finish(config, corpus, run, evaluate)
     run.close()
     for line in closing(summary):
         say(line)

@@ -1,8 +1,6 @@
 """The report of a language model's run: final losses, plots, a sampled text, and summary.json."""
 
-import dataclasses
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +9,7 @@ import numpy as np
 from jaxattn_train.engine import plots
 from jaxattn_train.engine.functional import Params
 from jaxattn_train.engine.metrics import LN2, mean
-from jaxattn_train.engine.provenance import over_seeds, provenance
+from jaxattn_train.engine.provenance import over_seeds
 from jaxattn_train.engine.run import Run
 from jaxattn_train.engine.sharding import first_seed
 from jaxattn_train.tasks.charlm.config import CharLMConfig
@@ -26,8 +24,6 @@ def finish(
     corpus: Corpus,
     run: Run,
     evaluate: Callable[[Params, np.ndarray], list[float]],
-    *,
-    identity: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Measures the final parameters on all validation windows and writes the report.
 
@@ -36,7 +32,6 @@ def finish(
         corpus: its text.
         run: finished.
         evaluate: see `evaluation.make_evaluate`.
-        identity: of settings and text, which the summary keeps.
 
     Returns:
         The content of summary.json.
@@ -47,24 +42,14 @@ def finish(
     final = evaluate(params, consecutive_windows(corpus.validation, context_length=context))
     evals = [record["val_loss"] for record in run.log.history if record["kind"] == "eval"]
     rates = [record["tokens_per_second"] for record in run.log.history if record["kind"] == "train"]
-    summary: dict[str, Any] = {
-        "config": dataclasses.asdict(config),
-        "identity": dict(identity),
-        "seeds": list(run.seeds),
-        "steps": config.optimizer.steps,
-        "parameters": model.num_params(),
-        "corpus": {
-            "name": corpus.name,
-            "sha256": corpus.sha256,
-            "characters": len(corpus.train) + len(corpus.validation),
-        },
-        "val_loss": over_seeds(final),
-        "val_bits_per_character": mean(final) / LN2,
-        "best_val_loss": over_seeds(np.min(evals, axis=0).tolist()),
-        "seconds": run.seconds,
-        "tokens_per_second": float(np.median(rates)) if rates else None,
-        **provenance(run.mesh),
-    }
+    characters = len(corpus.train) + len(corpus.validation)
+    summary = run.summary(
+        corpus={"name": corpus.name, "sha256": corpus.sha256, "characters": characters},
+        val_loss=over_seeds(final),
+        val_bits_per_character=mean(final) / LN2,
+        best_val_loss=over_seeds(np.min(evals, axis=0).tolist()),
+        tokens_per_second=float(np.median(rates)) if rates else None,
+    )
     if config.evaluation.prefix_windows:
         windows = consecutive_windows(
             corpus.validation, context_length=context, count=config.evaluation.prefix_windows
@@ -84,7 +69,7 @@ def finish(
             text = _sample(config, corpus, model.module(first))
             (out / "sample.txt").write_text(text + "\n", encoding="utf-8")
             say(f"\n--- a sample ---\n{text}\n----------------\n")
-        (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    run.write(summary)
     return summary
 
 

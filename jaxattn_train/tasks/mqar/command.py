@@ -1,7 +1,6 @@
 """`jaxattn-train mqar`: trains a model on multi-query associative recall. Reads from top to bottom."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from jaxattn_train.engine.compile_for import choose_devices, report_step
 from jaxattn_train.engine.description import describe_run
 from jaxattn_train.engine.functional import Params
 from jaxattn_train.engine.metrics import clock, mean, mean_and_spread
-from jaxattn_train.engine.provenance import over_seeds, provenance
+from jaxattn_train.engine.provenance import over_seeds
 from jaxattn_train.engine.run import Checked, Run
 from jaxattn_train.tasks.mqar.config import MQARConfig, parse
 from jaxattn_train.tasks.mqar.data import RecallStreams, held_out
@@ -86,19 +85,11 @@ def train(config: MQARConfig, *, command: str = "the same command") -> int:
 
     # 5. The report, of the last parameters.
     found = measure(run.state.params, held_out(config, "test", config.evaluation.test_rows))
-    summary = {
-        "config": dataclasses.asdict(config),
-        "identity": identity,
-        "seeds": list(seeds),
-        "steps": config.optimizer.steps,
-        "parameters": model.num_params(),
-        "accuracy": over_seeds(np.mean(list(found.values()), axis=0).tolist()),
-        "accuracy_by_pairs": {str(pairs): over_seeds(values) for pairs, values in found.items()},
-        "seconds": run.seconds,
-        **provenance(mesh),
-    }
-    if jax.process_index() == 0:
-        (run.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    summary = run.summary(
+        accuracy=over_seeds(np.mean(list(found.values()), axis=0).tolist()),
+        accuracy_by_pairs={str(pairs): over_seeds(values) for pairs, values in found.items()},
+    )
+    run.write(summary)
     run.close()
     for line in closing(summary):
         run.progress.say(line)

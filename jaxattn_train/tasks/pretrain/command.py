@@ -1,8 +1,6 @@
 """`jaxattn-train pretrain`: continues masked language modelling on the user's own text."""
 
-import dataclasses
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +14,7 @@ from jaxattn_train.engine.compile_for import choose_devices, report_step
 from jaxattn_train.engine.description import describe_run
 from jaxattn_train.engine.functional import Params
 from jaxattn_train.engine.metrics import clock, mean, mean_and_spread
-from jaxattn_train.engine.provenance import over_seeds, provenance
+from jaxattn_train.engine.provenance import over_seeds
 from jaxattn_train.engine.run import Checked, Run
 from jaxattn_train.tasks.charlm.evaluation import make_evaluate
 from jaxattn_train.tasks.pretrain.config import PretrainConfig, parse
@@ -99,21 +97,12 @@ def train(config: PretrainConfig, *, command: str = "the same command") -> int:
         return stopped
 
     # 5. The report and the trained model, of the first seed.
-    summary = {
-        "config": dataclasses.asdict(config),
-        "identity": identity,
-        "seeds": list(seeds),
-        "steps": config.optimizer.steps,
-        "parameters": model.num_params(),
-        "val_loss": over_seeds(evaluate(run.state.params, windows.validation)),
-        "seconds": run.seconds,
-        **provenance(run.mesh),
-    }
+    summary = run.summary(val_loss=over_seeds(evaluate(run.state.params, windows.validation)))
     first = sharding.first_seed(mesh, run.state.params)
     if jax.process_index() == 0:
         model.module(first).save_pretrained(run.out / MODEL_FOLDER)
         plots.training_curves(run.log.history, run.seeds, run.out / "loss.png", unit="nats per masked token")
-        (run.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    run.write(summary)
     run.close()
     for line in [*closing(summary), f"files: {resume.listing(run.out)} in {run.out}"]:
         run.progress.say(line)

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxattn_train.cli.options import TaskConfig
 from jaxattn_train.data.classification import ClassificationData
 from jaxattn_train.data.sequences import Sequences
 from jaxattn_train.engine import plots, resume
 from jaxattn_train.engine.functional import Params
 from jaxattn_train.engine.metrics import clock, mean, mean_and_spread
-from jaxattn_train.engine.provenance import over_seeds, peak_memory, provenance
+from jaxattn_train.engine.provenance import over_seeds, peak_memory
 from jaxattn_train.engine.run import Run
 from jaxattn_train.tasks.shared.losses import probabilities
 from jaxattn_train.tasks.shared.options import LossKind
@@ -51,7 +49,6 @@ class Measured:
 
 
 def finish(
-    config: TaskConfig,
     data: ClassificationData,
     run: Run,
     predict: Callable[[Params, str], np.ndarray],
@@ -66,7 +63,6 @@ def finish(
     """Measures the best checkpoint on the test part (or on validation, where there is none), and writes the report.
 
     Args:
-        config: of the run.
         data: the task.
         run: finished.
         predict: (parameters, name of a part) -> logits (seeds, examples, outputs).
@@ -99,13 +95,8 @@ def finish(
     counts = confusion(loss, predicted, part.labels, len(data.classes))
     evals = {record["step"]: record for record in run.log.history if record["kind"] == "eval"}
     rates = [record["tokens_per_second"] for record in run.log.history if record["kind"] == "train"]
-    summary: dict[str, Any] = {
-        "config": dataclasses.asdict(config),
-        "identity": dict(identity),
-        "seeds": list(run.seeds),
-        "steps": run.last,
+    found = {
         "batches_per_epoch": batches,
-        "parameters": run.model.num_params(),
         "parameters_total": sum(shape.size for shape in run.model.shapes.values()),
         "data": {
             "name": data.name,
@@ -127,12 +118,11 @@ def finish(
         **{key: over_seeds(values) for key, values in numbers.items()},
         "confusion": counts.tolist(),
         "compiled_shapes": shapes,
-        "seconds": run.seconds,
         "seconds_per_step": (run.seconds - run.checking) / run.last,
         "tokens_per_second": float(np.median(rates)) if rates else None,
         "peak_memory": peak_memory(),
-        **provenance(run.mesh),
     }
+    summary = run.summary(identity=dict(identity), **found)
     if jax.process_index() == 0:
         panels = {run.metric: f"validation {NAMES[run.metric.removeprefix('val_')]}"}
         plots.training_curves(
@@ -146,8 +136,7 @@ def finish(
         write_predictions(out, measured, run.seeds, loss, data.ids.get(name), data.texts.get(name))
     if more is not None:
         more(run, measured)
-    if jax.process_index() == 0:
-        (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    run.write(summary)
     for line in closing(summary):
         say(line)
     say(f"files: {resume.listing(out)} in {out}")

@@ -158,7 +158,6 @@ def train_classifier(
 
     # 5. The report, of the best checkpoint.
     finish(
-        config,
         data,
         run,
         predict_part,
