@@ -37,8 +37,8 @@ def energy_gate(
 
     $$ key\_bias_j = \log \operatorname{sigmoid}(\alpha\,(z_j - \tau)), \qquad z_j = (e_j - \mu_j)/\sigma_j, $$
 
-    with sigma the population standard deviation, at least 1e-6 (where that floor applies, as for equal energies, z
-    has a zero gradient). mu_j and sigma_j are taken over
+    with sigma the population standard deviation, at least 1e-6 and 8e-6 |mu|: a smaller one is that of rounding
+    errors, as of equal tokens (where that floor applies, z has a zero gradient). mu_j and sigma_j are taken over
 
     - "running": the tokens <= j. Causal; `energy_gate_step` streams it. The first token has z = 0.
     - "sequence": all tokens, as published. Under a causal mask this leaks information about later tokens.

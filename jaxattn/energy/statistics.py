@@ -13,6 +13,8 @@ from jaxattn.core.pytree import serializable
 
 RADIX = 8
 MIN_VARIANCE = 1e-12  # sigma is floored at 1e-6
+# and at this share of the mean: layers give equal tokens energies that differ by tens of roundings
+MIN_RATIO = 64 * float(jnp.finfo(jnp.float32).eps)
 
 
 @serializable
@@ -162,10 +164,12 @@ def standardize(x: Float[Array, "*#shape"], statistics: Statistics) -> Float[Arr
     equal numbers, perturbed slightly, have z = ±1), and its slope of 1e6 carries no information.
     """
     variance = statistics.m2 / jnp.maximum(statistics.count, 1)
+    mean = lax.stop_gradient(statistics.origin + statistics.mean)
+    least = jnp.maximum(MIN_VARIANCE, jnp.square(MIN_RATIO * mean))
     # The floor is inside the root: sqrt has no finite gradient at 0.
-    sigma = jnp.sqrt(jnp.maximum(variance, MIN_VARIANCE))
+    sigma = jnp.sqrt(jnp.maximum(variance, least))
     z = ((x - statistics.origin) - statistics.mean) / sigma
-    z = jnp.where(variance > MIN_VARIANCE, z, lax.stop_gradient(z))
+    z = jnp.where(variance > least, z, lax.stop_gradient(z))
     return jnp.where(statistics.count > 1, z, 0)
 
 

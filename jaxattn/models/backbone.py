@@ -12,6 +12,7 @@ from jaxattn.core.checks import check_choice, check_dtype, check_rank
 from jaxattn.core.mechanism import Mechanism
 from jaxattn.core.parameters import parameter
 from jaxattn.core.registry import parse_mechanism
+from jaxattn.nn.layers import check_sizes
 from jaxattn.nn.positions import LearnedPositions, MorletPositionalEncoding, SinusoidalPositions
 from jaxattn.nn.scanned import REMAT
 from jaxattn.nn.stack import Stack
@@ -47,7 +48,8 @@ class BackboneConfig:
         remat: "none", "dots" or "full": what is rematerialised in the backward pass; see `jaxattn.nn.Encoder`.
 
     Raises:
-        ValueError: an unknown mechanism, position encoding or remat.
+        ValueError: an unknown mechanism, position encoding or remat; a size that is not positive; a dropout outside
+            [0, 1).
 
     Examples:
         >>> from jaxattn.models import BackboneConfig
@@ -78,6 +80,13 @@ class BackboneConfig:
     def __post_init__(self):
         check_choice("positions", self.positions, POSITIONS)
         check_choice("remat", self.remat, REMAT)
+        check_sizes(
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            hidden_size=self.hidden_size,
+            max_length=self.max_length,
+            dropout=self.dropout,
+        )
         self.parsed_mechanism()
 
     def parsed_mechanism(self) -> Mechanism:
@@ -139,6 +148,10 @@ class Backbone(nnx.Module):
             )
         x = self.embedding[...].astype(self.dtype)[tokens]
         return x if self.positions is None else self.positions(x, positions)
+
+    def _for_blocks(self, positions: Int[Array, "*#B T"] | None) -> Int[Array, "*#B T"] | None:
+        """The positions, unless `_embed` adds their encoding: blocks then have none to rotate by."""
+        return positions if self.positions is None else None
 
 
 def _positions(config: BackboneConfig, rngs: nnx.Rngs) -> nnx.Module | None:

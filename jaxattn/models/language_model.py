@@ -69,11 +69,12 @@ class LanguageModel(Backbone):
             Logits in float32.
 
         Raises:
-            ValueError: more tokens than `max_length`.
+            ValueError: more tokens than `max_length`; positions in a model that reads none.
         """
         drop: dict[str, Any] = {"deterministic": deterministic, "rngs": rngs}
         mask, segments, places = as_jax(token_mask, segment_ids, positions)
         x = self.dropout(self._embed(tokens, places), **drop)
+        places = self._for_blocks(places)
         x = self.decoder(x, token_mask=mask, segment_ids=segments, positions=places, tree=tree, **drop)
         return self._logits(x)
 

@@ -52,7 +52,7 @@ class SequenceEncoder(Backbone):
         mask, places = as_jax(np.ones(tokens.shape, bool) if token_mask is None else token_mask, positions)
         drop: dict[str, Any] = {"deterministic": deterministic, "rngs": rngs}
         x = self.dropout(self._embed(tokens, places), **drop)
-        x = self.encoder(x, token_mask=mask, positions=places, tree=tree, **drop)
+        x = self.encoder(x, token_mask=mask, positions=self._for_blocks(places), tree=tree, **drop)
         return self.dropout(self.norm(self.pooling(x.astype(jnp.float32), mask)), **drop)
 
 

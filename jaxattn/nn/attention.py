@@ -11,7 +11,7 @@ from jaxattn.core.inputs import AttentionInputs, LayerSizes
 from jaxattn.core.mechanism import Mechanism
 from jaxattn.core.parameters import UNDECAYED, Initializer, axis_names
 from jaxattn.nn.context import ProjectedContext
-from jaxattn.nn.layers import DEFAULT_INIT
+from jaxattn.nn.layers import DEFAULT_INIT, check_sizes
 from jaxattn.nn.sharding import constrain
 from jaxattn.positions import Rotary
 from jaxattn.softmax.mechanism import Softmax
@@ -44,7 +44,8 @@ class Attention(nnx.Module):
         rngs: random streams for the initial values.
 
     Raises:
-        ValueError: K does not divide N, N does not divide D though head_dim is None, or qk_norm is not positive.
+        ValueError: K does not divide N, N does not divide D though head_dim is None, or a size or qk_norm is not
+            positive.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -78,6 +79,8 @@ class Attention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        out_features = in_features if out_features is None else out_features
+        check_sizes(num_heads=num_heads, in_features=in_features, out_features=out_features)
         if num_kv_heads < 1 or num_heads % num_kv_heads:
             raise ValueError(f"num_kv_heads must divide num_heads = {num_heads}; got {num_kv_heads}.")
         if head_dim is None:
@@ -87,6 +90,7 @@ class Attention(nnx.Module):
                     f"got {in_features}."
                 )
             head_dim = in_features // num_heads
+        check_sizes(head_dim=head_dim)
         if qk_norm is not None and qk_norm <= 0:
             raise ValueError(f"qk_norm must be None or a positive gain; got {qk_norm}.")
         self.num_kv_heads = num_kv_heads
@@ -111,7 +115,7 @@ class Attention(nnx.Module):
         self.value = project(num_kv_heads, "kv_heads")
         self.out = nnx.LinearGeneral(
             (num_heads, head_dim),
-            out_features or in_features,
+            out_features,
             axis=(-2, -1),
             use_bias=use_bias,
             kernel_init=out_init,
@@ -170,19 +174,20 @@ class Attention(nnx.Module):
             context: what the keys and values are made of, where not of x (cross-attention); or the same projected
                 before, by `project_context`.
             context_mask: True at the context's real tokens.
-            context_positions: positions of the context for the rotation; None for 0 to S − 1.
+            context_positions: positions of the context for the rotation, if there is one; None for 0 to S − 1.
             token_mask: True at real tokens; padding is neither attended nor counted in any statistic.
             mask: which (query, key) pairs may meet, (B, N, T, S), with S = T without a context.
             segment_ids: tokens meet only within their segment (packing).
-            positions: positions in tokens for the rotation; None for 0 to T − 1.
+            positions: positions in tokens for the rotation, if there is one; None for 0 to T − 1.
             is_causal: a token meets only itself and earlier tokens.
             tree: over the T tokens, or a batch of B trees, for a mechanism that attends over one.
 
         Raises:
             ValueError: something is given that the mechanism cannot use, such as a tree with softmax, or that a
-                context excludes.
+                context excludes; positions without a rotation.
         """
         x = _zero_padding(x, token_mask)
+        self._refuse_unused(positions=positions)
         of_context = {"context_mask": context_mask, "context_positions": context_positions}
         if context is None:
             refuse("context", of_context)
@@ -224,6 +229,7 @@ class Attention(nnx.Module):
             return context
         check_rank("context", context, (3,), "(B, S, D)")
         check_shape("context", context, (*context.shape[:2], *self.key.in_features), "(B, S, D)")
+        self._refuse_unused(context_positions=context_positions)
         context = _zero_padding(context, context_mask, "context_mask", "(B, S)")
         key, value = self._keys_and_values(context, context_positions)
         return ProjectedContext(key, value, context, context_mask)
@@ -262,6 +268,10 @@ class Attention(nnx.Module):
     def _attend(self, query: Array, key: Array, value: Array, given: AttentionInputs) -> Array:
         out = self.mechanism(query, key, value, given)
         return self.out(out + query if self.query_residual else out)
+
+    def _refuse_unused(self, **positions: Any) -> None:
+        if self.rotary is None:
+            refuse("attention with a rotary position embedding", positions)
 
     def _queries(self, x: Array, positions: Array | None) -> Array:
         query = constrain(self.query(x), "batch", None, "heads", None)

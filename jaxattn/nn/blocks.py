@@ -12,7 +12,7 @@ from jaxattn.core.mechanism import Mechanism
 from jaxattn.core.parameters import Initializer
 from jaxattn.nn.attention import Attention, refuse
 from jaxattn.nn.context import ProjectedContext
-from jaxattn.nn.layers import DEFAULT_INIT, layer_norm, linear
+from jaxattn.nn.layers import DEFAULT_INIT, check_sizes, layer_norm, linear
 from jaxattn.nn.sharding import constrain
 from jaxattn.positions import Rotary
 from jaxattn.tree import Tree
@@ -105,6 +105,7 @@ class Block(nnx.Module):
         cross_attention: Attention | None = None,
         cross_norm: nnx.LayerNorm | None = None,
     ):
+        check_sizes(dropout=dropout)
         self.attention_norm = nnx.data(attention_norm)
         self.attention = attention
         self.cross_attention, self.cross_norm = nnx.data(cross_attention), nnx.data(cross_norm)
@@ -112,6 +113,12 @@ class Block(nnx.Module):
         self.mlp = mlp
         self.pre_norm = pre_norm
         self.dropout = nnx.Dropout(dropout, deterministic=True)
+
+    @property
+    def rotates(self) -> bool:
+        """Whether an attention of it has a rotary position embedding, which reads `positions`."""
+        attentions = (self.attention, self.cross_attention)
+        return any(attention is not None and attention.rotary is not None for attention in attentions)
 
     def __call__(
         self,
@@ -147,9 +154,12 @@ class Block(nnx.Module):
             **special: arguments of an attention of another class than `Attention`.
 
         Raises:
-            ValueError: a context without cross-attention, or cross-attention without a context; segment_ids with one.
+            ValueError: a context without cross-attention, or cross-attention without a context; segment_ids with one;
+                positions where nothing rotates by them.
         """
         self._check_context(context, context_mask, context_positions)
+        if not self.rotates:
+            refuse("a block with a rotary position embedding", {"positions": positions})
         if context is not None:
             # Cross-attention would let every packed sequence see the contexts of the others.
             refuse("a block without cross-attention", {"segment_ids": segment_ids})
@@ -159,7 +169,7 @@ class Block(nnx.Module):
                 x,
                 token_mask=token_mask,
                 segment_ids=segment_ids,
-                positions=positions,
+                positions=None if self.attention.rotary is None else positions,
                 is_causal=is_causal,
                 tree=tree,
                 **special,
@@ -180,7 +190,7 @@ class Block(nnx.Module):
                     context_mask=context_mask,
                     context_positions=context_positions,
                     token_mask=token_mask,
-                    positions=positions,
+                    positions=None if cross.rotary is None else positions,
                 )
 
             x = branch(x, self.cross_norm, look)
@@ -227,12 +237,13 @@ class Block(nnx.Module):
         own = state if self.cross_attention is None else state["attention"]
         new, attended = self.attention.step(own, _normalised(self.attention_norm, x), token_mask=token_mask)
         x = x + attended
-        if self.cross_attention is not None:
-            x = x + self.cross_attention(
+        if (cross := self.cross_attention) is not None:
+            positions = own["position"][:, None] + jnp.arange(x.shape[1])
+            x = x + cross(
                 _normalised(self.cross_norm, x),
                 context=state["context"],
                 token_mask=token_mask,
-                positions=own["position"][:, None] + jnp.arange(x.shape[1]),
+                positions=None if cross.rotary is None else positions,
             )
             new = {"attention": new, "context": state["context"]}
         return new, x + self.mlp(self.mlp_norm(x))
@@ -303,6 +314,8 @@ class TransformerBlock(Block):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        if mlp_ratio * features < 1:
+            raise ValueError(f"mlp_ratio must give the MLP a width of at least 1; got {mlp_ratio}.")
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         inits: dict[str, Any] = {"kernel_init": kernel_init, "out_init": out_init}
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxattn.core.arrays import ArrayLike, TokenMask
 from jaxattn.core.checks import check_rank, check_shape
-from jaxattn.nn.layers import linear
+from jaxattn.nn.layers import check_sizes, linear
 from jaxattn.nn.pooling import Pooling
 
 
@@ -145,12 +145,3 @@ class PoolingHead(Head):
 
     def _logits(self, hidden: Array, token_mask: Array, **drop: Any) -> Array:
         return self.out(self.dropout(self.pooling(hidden, token_mask), **drop))
-
-
-def check_sizes(*, dropout: float, **sizes: int) -> None:
-    """Raises unless the sizes are positive and the dropout is a probability below 1."""
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1; got {size}.")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be in [0, 1); got {dropout}.")

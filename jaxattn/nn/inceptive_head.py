@@ -13,8 +13,8 @@ from jaxattn.core.mechanism import Mechanism
 from jaxattn.core.parameters import parameter
 from jaxattn.core.registry import parse_mechanism
 from jaxattn.nn.attention import Attention
-from jaxattn.nn.heads import Head, check_sizes
-from jaxattn.nn.layers import layer_norm, linear
+from jaxattn.nn.heads import Head
+from jaxattn.nn.layers import check_sizes, layer_norm, linear
 from jaxattn.nn.pooling import Pooling
 from jaxattn.softmax.mechanism import Softmax
 

@@ -47,7 +47,7 @@ def replace_attention(
     changed = unroll_layers(model)
     found = _attention_layers(changed)
     count = len(found)
-    chosen = range(count) if layers is None else layers
+    chosen = range(count) if layers is None else list(layers)
     outside = [layer for layer in chosen if not -count <= layer < count]
     if outside or not count:
         raise ValueError(

@@ -10,6 +10,15 @@ from jaxattn.core.parameters import Initializer, axis_names
 DEFAULT_INIT = nnx.initializers.lecun_normal()
 
 
+def check_sizes(*, dropout: float = 0.0, **sizes: int) -> None:
+    """Raises unless the sizes are positive and the dropout is a probability below 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1; got {size}.")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1); got {dropout}.")
+
+
 def linear(
     width_in: int,
     width_out: int,

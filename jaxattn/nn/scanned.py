@@ -1,7 +1,7 @@
 """Blocks applied one after another: modules of their own, or one block with a leading axis of layers, scanned."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ class ScannedBlocks(nnx.Module):
     """Blocks of one structure as one, `stacked`, whose variables have a leading axis of layers.
 
     A call is a scan, so that the time to compile does not grow with the number of layers. `blocks[n]` is a copy of
-    layer n, and `blocks[n] = block` replaces it.
+    layer n, `blocks[m:n]` a list of them, and `blocks[n] = block` replaces layer n.
 
     Args:
         stacked: the block, from `ScannedBlocks.create` or `ScannedBlocks.stack`.
@@ -56,8 +56,10 @@ class ScannedBlocks(nnx.Module):
         """Blocks that exist.
 
         Raises:
-            ValueError: blocks of different structure, such as with different mechanisms.
+            ValueError: no blocks, or blocks of different structure, such as with different mechanisms.
         """
+        if not blocks:
+            raise ValueError("blocks must be at least one block; got none.")
         graphs, states = zip(*map(nnx.split, blocks), strict=True)
         if any(graph != graphs[0] for graph in graphs):
             raise ValueError("blocks must have the same structure to be scanned; some have other parts.")
@@ -69,8 +71,16 @@ class ScannedBlocks(nnx.Module):
     def __iter__(self) -> Iterator[Block]:
         return (self[n] for n in range(len(self)))
 
-    def __getitem__(self, layer: int) -> Block:
+    @overload
+    def __getitem__(self, layer: int) -> Block: ...
+
+    @overload
+    def __getitem__(self, layer: slice) -> list[Block]: ...
+
+    def __getitem__(self, layer: int | slice) -> Block | list[Block]:
         index = range(len(self))[layer]
+        if isinstance(index, range):
+            return [self[n] for n in index]
         graph, state = nnx.split(self.stacked)
         block = nnx.merge(graph, jax.tree.map(lambda x: x[index], state))
         for _, variable in nnx.iter_graph(block):

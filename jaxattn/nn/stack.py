@@ -10,9 +10,10 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxattn.core.checks import check_choice
 from jaxattn.core.mechanism import Mechanism
 from jaxattn.core.parameters import Initializer
+from jaxattn.nn.attention import refuse
 from jaxattn.nn.blocks import Block, TransformerBlock
 from jaxattn.nn.context import ProjectedContext
-from jaxattn.nn.layers import DEFAULT_INIT, layer_norm
+from jaxattn.nn.layers import DEFAULT_INIT, check_sizes, layer_norm
 from jaxattn.nn.scanned import REMAT, ScannedBlocks, apply_blocks
 from jaxattn.positions import Rotary
 from jaxattn.tree import Tree
@@ -32,7 +33,7 @@ class Stack(nnx.Module):
     The keywords are those of `Encoder`.
 
     Raises:
-        ValueError: an unknown `remat`.
+        ValueError: an unknown `remat` or `scan_layers`, or sizes that are not positive.
     """
 
     is_causal: bool
@@ -61,6 +62,8 @@ class Stack(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check_choice("remat", remat, REMAT)
+        check_choice("scan_layers", scan_layers, (None, True, False))
+        check_sizes(num_layers=num_layers)
 
         def block(rngs: nnx.Rngs) -> TransformerBlock:
             return TransformerBlock(
@@ -107,11 +110,14 @@ class Stack(nnx.Module):
         """Applies all blocks; the arguments are those of `TransformerBlock`.
 
         Raises:
-            ValueError: a tree, where no block attends over one; blocks that do not are called without it. A context
-                that one attention has projected.
+            ValueError: a tree, where no block attends over one, or positions, where none rotates by them; blocks that
+                do not are called without. A context that one attention has projected.
         """
         blocks = self.blocks
-        check_tree(tree, (blocks.stacked,) if isinstance(blocks, ScannedBlocks) else blocks)
+        parts = (blocks.stacked,) if isinstance(blocks, ScannedBlocks) else blocks
+        check_tree(tree, parts)
+        if not any(block.rotates for block in parts):
+            refuse("blocks with a rotary position embedding", {"positions": positions})
         check_not_projected(context)
 
         def apply(block: Block, x: Array, rngs: nnx.Rngs | None) -> Array:
@@ -122,7 +128,7 @@ class Stack(nnx.Module):
                 context_positions=context_positions,
                 token_mask=token_mask,
                 segment_ids=segment_ids,
-                positions=positions,
+                positions=positions if block.rotates else None,
                 is_causal=self.is_causal,
                 tree=tree if "tree" in block.attention.mechanism.takes else None,
                 deterministic=deterministic,
@@ -142,7 +148,7 @@ def scan_layers(model: Model) -> Model:
         The copy.
 
     Raises:
-        ValueError: a stack whose blocks have different structures.
+        ValueError: a stack whose blocks have different structures; a model without a stack.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -154,6 +160,8 @@ def scan_layers(model: Model) -> Model:
         >>> bool(jnp.allclose(unroll_layers(scan_layers(encoder))(x), encoder(x), atol=1e-5))
         True
     """
+    if not any(isinstance(module, Stack) for _, module in nnx.iter_modules(model)):
+        raise ValueError(f"model must have an Encoder or a Decoder inside; got {type(model).__name__}.")
     return _convert(model, nnx.List, ScannedBlocks.stack)
 
 

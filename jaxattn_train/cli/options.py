@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from jaxattn_train.errors import UserError
 
@@ -47,6 +47,10 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+WRITTEN_BEFORE = {"scan_layers": "off"}
+"""What runs did before they named these options."""
+
+
 @dataclasses.dataclass(frozen=True)
 class BackboneOptions(Options, at_least={"num_layers": 1, "num_heads": 1, "features": 1}):
     """The model."""
@@ -72,6 +76,11 @@ class BackboneOptions(Options, at_least={"num_layers": 1, "num_heads": 1, "featu
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass rematerialises to save memory: full everything but the input of each layer, dots what
     is not a product with a learned matrix."""
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Self:
+        """Those in a run's record; runs from before layers could be scanned do not name that option."""
+        return cls(**(WRITTEN_BEFORE | record["config"]["model"]))
 
     def _check(self) -> None:
         if self.features % self.num_heads:

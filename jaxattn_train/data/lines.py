@@ -16,6 +16,12 @@ class Line(NamedTuple):
     name: str
 
 
+def check_out(out: str | None, file: str | None) -> None:
+    """Raises where the file to write is the one to read."""
+    if out is not None and file is not None and Path(out).resolve() == Path(file).resolve():
+        raise UserError(f"--out must be another file than the one of the texts; got {out}.")
+
+
 def read_texts(file: str | None, text_column: str | None) -> Iterator[Line]:
     """The texts of a file or of standard input, which is read as it comes.
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from jaxattn_train.cli.options import TaskConfig, flag
+from jaxattn_train.cli.options import WRITTEN_BEFORE, TaskConfig, flag
 from jaxattn_train.engine.checkpoints import FOLDER, Checkpoints
 from jaxattn_train.engine.loop import TrainState
 from jaxattn_train.errors import TrainingFailed, UserError
@@ -178,7 +178,7 @@ def restore(
 def _check_same_run(
     store: Checkpoints, record: Mapping[str, Any], identity: Mapping[str, Any], data: Mapping[str, Any]
 ) -> None:
-    changes = _changes(record["identity"], identity)
+    changes = _changes(WRITTEN_BEFORE | record["identity"], identity)
     if changes:
         if any(" " in name for name in changes):
             changes |= _changes(record["config"]["data"], json.loads(json.dumps(data)))

@@ -66,7 +66,8 @@ def make_mesh(
     sizes = parse_axes(axes)
     given = math.prod(sizes.values())
     if count % given or ("data" in sizes and count != given):
-        raise UserError(f"--mesh must divide the number of devices, {count}; got {axes}.")
+        must = "multiply to" if "data" in sizes else "divide"
+        raise UserError(f"--mesh must {must} the number of devices, {count}; got {axes}.")
     sizes = {"data": count // given, **sizes}
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
     rows = shape[0] * shape[1] * accumulate
@@ -115,12 +116,20 @@ def param_specs(axes: Mapping[str, tuple[str | None, ...]], shapes: Mapping[str,
     Returns:
         PartitionSpec by parameter.
 
+    Raises:
+        UserError: an axis of the mesh that would split no parameter.
+
     Examples:
         >>> shape, mesh = {"kernel": np.zeros((8, 6))}, jax.sharding.AbstractMesh((2,), ("fsdp",))
         >>> tuple(param_specs({"kernel": ("mlp", "embed")}, shape, mesh)["kernel"])
         (None, None, 'fsdp')
     """
     specs = {name: partition_spec(axes[name], shapes[name].shape, mesh) for name in shapes}
+    for axis, size in mesh.shape.items():
+        if axis != "data" and size > 1 and not any(axis in spec for spec in specs.values()):
+            raise UserError(
+                f"--mesh {axis}={size} splits no parameter: none has a size that is a multiple of it."
+            )
     return {name: PartitionSpec(None, *spec) for name, spec in specs.items()}
 
 

@@ -14,7 +14,7 @@ import tyro
 
 from jaxattn_train.cli.options import Options
 from jaxattn_train.cli.parsing import parse
-from jaxattn_train.data.lines import read_texts
+from jaxattn_train.data.lines import check_out, read_texts
 from jaxattn_train.engine.functional import compute_dtype
 from jaxattn_train.errors import UserError
 from jaxattn_train.tasks.finetune.config import MINILM
@@ -38,6 +38,9 @@ class EmbedConfig(Options, at_least={"batch_size": 1}):
     """Put before every text, such as "query: "; by default what the model says."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the computation; auto is bfloat16 on accelerators, float32 on CPU."""
+
+    def _check(self) -> None:
+        check_out(self.out, self.file)
 
 
 def main(argv: Sequence[str]) -> int:

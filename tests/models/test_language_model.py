@@ -77,6 +77,11 @@ def test_bad_model_arguments():
         make()(tokens(1, 17))
     with pytest.raises(ValueError, match="max_length must be between 1 and 16; got 17"):
         make().init_state(1, 17)
+    with pytest.raises(ValueError, match="positions is for blocks with a rotary position embedding"):
+        make(positions="none")(tokens(), positions=jnp.arange(16))
+    for name in ("num_layers", "hidden_size", "max_length"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1; got -1"):
+            make(**{name: -1})
     with pytest.raises(ValueError, match="allow_leak"):
         make("softmax+gate=sequence")(tokens())
 

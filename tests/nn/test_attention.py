@@ -75,6 +75,8 @@ def test_axes_name_every_dimension():
     ("kwargs", "message"),
     [
         ({"num_heads": 3}, "in_features must be a multiple of num_heads = 3"),
+        ({"num_heads": 0}, "num_heads must be at least 1; got 0"),
+        ({"num_heads": 4, "out_features": 0}, "out_features must be at least 1; got 0"),
         ({"num_heads": 4, "num_kv_heads": 3}, "num_kv_heads must divide num_heads = 4; got 3"),
     ],
 )

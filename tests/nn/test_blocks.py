@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
-from jaxattn.nn import Decoder, Encoder
+from jaxattn.nn import Attention, Decoder, Encoder
+from jaxattn.positions import Rotary
 
 
 def test_encoder_ignores_padding():
@@ -25,6 +27,36 @@ def test_packed_segments_do_not_meet():
         positions=jnp.array([[*range(5), *range(5)]]),
     )
     np.testing.assert_allclose(packed, jnp.concatenate([decoder(a), decoder(b)], axis=1), atol=1e-5)
+
+
+def test_positions_are_refused_where_nothing_rotates():
+    x, positions = jnp.ones((1, 4, 8)), jnp.arange(4)
+    attention, rotating = (Attention(2, 8, rotary=r, rngs=nnx.Rngs(0)) for r in (None, 10.0))
+    message = "positions is for .* a rotary position embedding"
+    for layer in (
+        attention,
+        *(Encoder(n, 8, 2, rngs=nnx.Rngs(0)) for n in (1, 4)),
+        Encoder(1, 8, 2, rngs=nnx.Rngs(0)).blocks[0],
+    ):
+        with pytest.raises(ValueError, match=message):
+            layer(x, positions=positions)
+    with pytest.raises(ValueError, match=f"context_{message}"):
+        attention(x, context=x, context_positions=positions)
+    rotating(x, context=x, positions=positions, context_positions=positions)
+    encoder = Encoder(2, 8, 2, rngs=nnx.Rngs(0))
+    encoder.blocks[1].attention.rotary = Rotary()  # one of two
+    encoder(x, positions=positions)
+
+
+def test_bad_sizes(no_typecheck):
+    for options, message in (
+        ({"num_layers": 0}, "num_layers must be at least 1; got 0"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio must give the MLP a width of at least 1; got 0.0"),
+        ({"dropout": 1.5}, r"dropout must be in \[0, 1\); got 1.5"),
+        ({"scan_layers": "no"}, "scan_layers must be one of None, True, False; got 'no'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Encoder(**{"num_layers": 1, "features": 8, "num_heads": 2, **options}, rngs=nnx.Rngs(0))
 
 
 def test_dropout_needs_a_stream_and_changes_the_output():

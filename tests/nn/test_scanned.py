@@ -112,8 +112,11 @@ def test_layers_are_read_and_replaced():
     np.testing.assert_array_equal(encoder(x), before)
     with pytest.raises(ValueError, match="block must have the structure"):
         blocks[0] = Encoder(1, 8, 2, dropout=0.5, rngs=nnx.Rngs(0)).blocks[0]
+    np.testing.assert_array_equal(blocks[2:][-1].mlp.up.kernel, blocks[3].mlp.up.kernel)
     with pytest.raises(IndexError):
         blocks[4]
+    with pytest.raises(ValueError, match="model must have an Encoder or a Decoder inside; got Linear"):
+        scan_layers(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
 
 
 def test_mechanisms_are_replaced_in_unrolled_layers():

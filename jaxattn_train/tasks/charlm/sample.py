@@ -1,7 +1,7 @@
 """`jaxattn-train sample`: text from a checkpoint."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -62,11 +62,6 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def options_of(record: Mapping[str, Any]) -> ModelConfig:
-    """The model's options in a record; runs from before layers could be scanned do not name that option."""
-    return ModelConfig(**({"scan_layers": "off"} | record["config"]["model"]))
-
-
 def load(path: str, *, step: int | None = None, model_seed: int | None = None) -> tuple[LanguageModel, Any]:
     """The trained model and its record.
 
@@ -84,7 +79,7 @@ def load(path: str, *, step: int | None = None, model_seed: int | None = None) -
     """
     functional, params, record = load_trained(
         path,
-        lambda record: language_model(options_of(record), len(record["vocabulary"])),
+        lambda record: language_model(ModelConfig.of_record(record), len(record["vocabulary"])),
         step=step,
         model_seed=model_seed,
     )

@@ -180,7 +180,7 @@ def _finetuned(path: Path, record: dict[str, Any]) -> tuple[Functional, dict[str
 
 def _from_scratch(path: Path, record: dict[str, Any]) -> tuple[Functional, dict[str, Any]]:
     task, settings = record["task"], record["config"]
-    config = ClassifyConfig(model=ClassifyModel(**settings["model"]), data=ClassifyData(**settings["data"]))
+    config = ClassifyConfig(model=ClassifyModel.of_record(record), data=ClassifyData(**settings["data"]))
     vocabulary, max_branching = Vocabulary(task["words"]), config.max_branching()
 
     def encode(texts: Sequence[str], names: Sequence[str]) -> Encoded:

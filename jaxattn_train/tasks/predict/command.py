@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxattn_train.cli.options import Options
 from jaxattn_train.cli.parsing import parse
-from jaxattn_train.data.lines import read_texts
+from jaxattn_train.data.lines import check_out, read_texts
 from jaxattn_train.errors import UserError
 from jaxattn_train.tasks.predict.classifier import load
 from jaxattn_train.tasks.shared.losses import probabilities
@@ -38,6 +38,9 @@ class PredictConfig(Options, at_least={"batch_size": 1}):
     """Which of the trained seeds; by default the first."""
     batch_size: int = 32
     """Texts at a time."""
+
+    def _check(self) -> None:
+        check_out(self.out, self.file)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -77,6 +80,7 @@ def _writer(out: str | None, classes: Sequence[str], stack: ExitStack) -> Any:
     if out is None:
 
         def show(text: str, label: str, chances: Sequence[float]) -> None:
+            text = " ".join(text.splitlines())  # of a table, whose cells may hold several
             shown = " ".join(f"{name}={p:.3f}" for name, p in zip(classes, chances, strict=False))
             print(f"{label}\t{shown}\t{text}" if len(chances) else "", flush=True)
 

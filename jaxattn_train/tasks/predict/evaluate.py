@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from jaxattn_train.data.sequences import Sequences
 from jaxattn_train.data.tables import read_table, split_labels
 from jaxattn_train.data.text_examples import check_labels
 from jaxattn_train.engine.provenance import over_seeds
+from jaxattn_train.errors import UserError
 from jaxattn_train.tasks.predict.classifier import load
 from jaxattn_train.tasks.shared.losses import probabilities
 from jaxattn_train.tasks.shared.report import EVALUATIONS, Measured, write_predictions
@@ -40,6 +42,10 @@ class EvaluateConfig(Options, at_least={"batch_size": 1}):
     batch_size: int = 32
     """Texts at a time."""
 
+    def _check(self) -> None:
+        if self.label_column is not None and self.label_columns is not None:
+            raise UserError("--label-columns is in place of --label-column; got both.")
+
 
 def main(argv: Sequence[str]) -> int:
     """Parses the flags, scores every trained seed, prints the scores and writes them with the predictions."""
@@ -47,11 +53,14 @@ def main(argv: Sequence[str]) -> int:
     first = load(config.run, step=config.step)
     settings, task, seeds = first.record["config"]["data"], first.record["task"], first.record["seeds"]
     given = {name: getattr(config, name) or settings.get(name) for name in ("text_column", "label_column")}
+    columns = config.label_columns
+    if columns is None and config.label_column is None:
+        columns = settings.get("label_columns")
     table = read_table(
         Path(config.test_file),
         text_column=given["text_column"] or "text",
         label_column=given["label_column"] or "label",
-        label_columns=config.label_columns or settings.get("label_columns") or (),
+        label_columns=columns or (),
         label_separator=first.separator,
     )
     rows = [split_labels(label, first.separator) for label in table.labels]
@@ -73,8 +82,12 @@ def main(argv: Sequence[str]) -> int:
         first.classes,
         first.separator or ",",
     )
-    out = Path(config.out or Path(config.run) / EVALUATIONS / Path(config.test_file).name.split(".")[0])
-    out.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"(\.\w+)(\.gz|\.xz)?$", "", Path(config.test_file).name)
+    out = Path(config.out or Path(config.run) / EVALUATIONS / name)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}.") from error
     write_predictions(out, measured, seeds, first.loss, table.ids, table.texts)
     counts = confusion(first.loss, measured.predicted, labels, len(first.classes))
     summary = {

@@ -126,9 +126,12 @@ def test_numbers_that_do_not_divide_are_named():
     assert dict(made.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
     made = sharding.make_mesh("tensor=4,data=1,fsdp=2", batch_size=2, accumulate=1)
     assert dict(made.shape) == {"data": 1, "fsdp": 2, "tensor": 4}
-    for axes in ("fsdp=3", "data=2,fsdp=2"):
-        with pytest.raises(UserError, match=f"--mesh must divide the number of devices, 8; got {axes}"):
+    for axes, must in (("fsdp=3", "divide"), ("data=2,fsdp=2", "multiply to")):
+        with pytest.raises(UserError, match=f"--mesh must {must} the number of devices, 8; got {axes}"):
             sharding.make_mesh(axes, batch_size=16, accumulate=1)
+    with pytest.raises(UserError, match="--mesh tensor=3 splits no parameter"):
+        abstract = jax.sharding.AbstractMesh((1, 1, 3), sharding.AXES)
+        sharding.param_specs({"kernel": ("embed", "heads")}, {"kernel": np.zeros((9, 4))}, abstract)
     with pytest.raises(UserError, match="8 x 1 x 4; got 16"):
         sharding.make_mesh("", batch_size=16, accumulate=4)
     for axes in ("sequence=2", "fsdp", "fsdp=2,fsdp=2", "data=0"):

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import shlex
@@ -14,6 +15,7 @@ import pytest
 from jaxattn_train.cli.commands import main
 from jaxattn_train.data.lines import read_texts
 from jaxattn_train.engine.checkpoints import Checkpoints
+from jaxattn_train.tasks.predict import load
 from tests.train.tiny_encoder import save_tiny_encoder
 
 TINY = shlex.split(
@@ -223,6 +225,27 @@ def test_evaluate_gives_the_numbers_of_the_report(finished, folder, cli, monkeyp
     assert f"{other}:3 has the label 'odd', which no training text has" in err
 
 
+def test_evaluate_reads_the_columns_that_it_is_given(finished, folder, cli, monkeypatch):
+    """--label-column also where the run had columns of 0 and 1; files whose names share a first part."""
+    out, _ = finished
+    loaded = load(str(out))
+    config = loaded.record["config"]
+    data = config["data"] | {"label_columns": ["bad", "good"]}
+    record = loaded.record | {"config": config | {"data": data}, "seeds": [0]}
+    run = dataclasses.replace(loaded, record=record)
+    monkeypatch.setattr("jaxattn_train.tasks.predict.evaluate.load", lambda *args, **kwargs: run)
+    words = ["evaluate", "--run", out, "--label-column", "label", "--test-file"]
+    for name, count in (("new.1.csv", 2), ("new.2.csv", 1)):
+        (folder / name).write_text("text,label\n" + "w1 awful,bad\n" * count)
+        code, _, err = cli(*words, folder / name)
+        assert code == 0, err
+        written = out / "evaluations" / name.removesuffix(".csv")
+        assert json.loads((written / "summary.json").read_text())["texts"] == count
+    assert "got both" in cli(*words, folder / "test.csv", "--label-columns", "bad", "good")[2]
+    code, _, err = cli(*words, folder / "test.csv", "--out", folder / "test.csv")
+    assert code == 2 and f"cannot write {folder / 'test.csv'}: File exists" in err
+
+
 def test_a_finished_run_prints_its_summary_at_once(finished, cli, monkeypatch):
     out, words = finished
 
@@ -255,6 +278,11 @@ def test_predict_says_what_is_wrong(finished, folder, tmp_path, cli, monkeypatch
     missing = cli("predict", "--run", out, "--file", tmp_path / "none.txt")
     assert missing[0] == 2
     assert "cannot read" in missing[2]
+    table = tmp_path / "lines.csv"
+    table.write_text('text\n"w1\nw2"\n')
+    assert len(cli("predict", "--run", out, "--file", table)[1].splitlines()) == 1
+    assert "--out must be another file" in cli("predict", "--run", out, "--file", table, "--out", table)[2]
+    assert "w1" in table.read_text()
     assert (
         "--step must be one of" in cli("predict", "--run", out, "--step", 3, "--file", folder / "test.csv")[2]
     )

@@ -1,12 +1,17 @@
 import dataclasses
+import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxattn_train.engine import resume
+from jaxattn_train.errors import UserError
 from jaxattn_train.tasks.charlm.config import ModelConfig
 from jaxattn_train.tasks.charlm.model import language_model
-from jaxattn_train.tasks.charlm.sample import options_of, write
+from jaxattn_train.tasks.charlm.sample import write
+from jaxattn_train.tasks.classify.config import ClassifyModel
 
 VOCABULARY = "abcdefgh"
 
@@ -47,6 +52,15 @@ def test_a_run_from_before_layers_could_be_scanned_is_read_as_it_was_written():
     """Its checkpoints have parameters layer by layer, however many layers there are."""
     now = dataclasses.asdict(ModelConfig(attention="softmax", num_layers=4))
     before = {name: value for name, value in now.items() if name != "scan_layers"}
-    names = language_model(options_of({"config": {"model": before}}), len(VOCABULARY)).shapes
+    names = language_model(ModelConfig.of_record({"config": {"model": before}}), len(VOCABULARY)).shapes
     assert sum(".3." in name for name in names) == 16 and not any("stacked" in name for name in names)
-    assert options_of({"config": {"model": now}}).scan_layers == "auto"
+    assert ModelConfig.of_record({"config": {"model": now}}).scan_layers == "auto"
+    text = dataclasses.asdict(ClassifyModel(num_layers=4))
+    del text["scan_layers"]
+    assert ClassifyModel.of_record({"config": {"model": text}}).scan_layers == "off"
+    store = types.SimpleNamespace(folder=pathlib.Path("run/checkpoints"))
+    resume._check_same_run(
+        store, {"identity": {"num_layers": 4}}, {"num_layers": 4, "scan_layers": "off"}, {}
+    )
+    with pytest.raises(UserError, match="--scan-layers 'off' there and 'auto' here"):
+        resume._check_same_run(store, {"identity": {}}, {"scan_layers": "auto"}, {})
