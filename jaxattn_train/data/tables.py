@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,11 +81,16 @@ def read_table(
     kind = next((suffix for suffix in reversed(path.suffixes) if suffix not in (".gz", ".xz")), "")
     if kind not in (".tsv", ".csv", ".jsonl"):
         raise UserError(f"{path} must end in .tsv, .csv, .jsonl, optionally followed by .gz or .xz.")
-    wanted = {text_column: "--text-column"} | dict.fromkeys(label_columns, "--label-columns")
+    wanted = dict.fromkeys(label_columns, "--label-columns")
     if label_column is not None and not label_columns:
         wanted[label_column] = "--label-column"
+    if text_column in wanted:
+        raise UserError(f"{wanted[text_column]} must be another column than the texts'; got {text_column!r}.")
+    wanted = {text_column: "--text-column"} | wanted
     # Spreadsheets put a byte order mark in front, which is no part of the first column's name.
     content = read_text(path).removeprefix("\ufeff")
+    if not content.strip():
+        raise UserError(f"{path} holds no texts.")
     rows = _json_rows(content, [*wanted, "id"]) if kind == ".jsonl" else _rows(content, path, kind, wanted)
     found, problems = Texts([], [], []), []
     columns: dict[str, Any] = {}
@@ -186,6 +192,8 @@ def _json_rows(content: str, columns: list[str]) -> Iterator[tuple[int, dict[str
                 )
             except json.JSONDecodeError as error:
                 yield number, ValueError(f"not JSON ({error.msg}, column {error.colno})")
+            except RecursionError:
+                yield number, ValueError("not JSON (nested too deeply)")
             except ValueError as error:
                 yield number, error
 
@@ -231,7 +239,8 @@ def _label(value: Any, separator: str | None) -> str:
         return separator.join(labels)
     if isinstance(value, int | float):
         value = str(int(value)) if value == int(value) else str(value)
-    label = _string(value, "label").strip()
+    # Composed, since é of one character and of two are one label to whoever wrote them.
+    label = unicodedata.normalize("NFC", _string(value, "label").strip())
     if not label and separator is None:
         raise ValueError("the label is empty")
     return label
@@ -257,7 +266,9 @@ def split_by_hash(texts: Texts, count: int, *, separator: str | None = None) -> 
         count: texts of the second part.
         separator: between several labels of a text; None for one.
     """
-    ranked = sorted(range(len(texts.ids)), key=lambda i: hashlib.sha256(texts.ids[i].encode()).hexdigest())
+    # Texts of one name by their own hash, not in the order of the file, which may be sorted by label.
+    names = [[_hash(x) for x in pair] for pair in zip(texts.ids, texts.texts, strict=True)]
+    ranked = sorted(range(len(names)), key=names.__getitem__)
     labels = [set(split_labels(label, separator)) for label in texts.labels]
     left = collections.Counter(itertools.chain.from_iterable(labels))
     chosen: set[int] = set()
@@ -270,6 +281,10 @@ def split_by_hash(texts: Texts, count: int, *, separator: str | None = None) -> 
         take(texts, [i for i in places if i not in chosen]),
         take(texts, [i for i in places if i in chosen]),
     )
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def take(texts: Texts, places: Iterable[int]) -> Texts:

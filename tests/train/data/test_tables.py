@@ -4,7 +4,7 @@ import lzma
 
 import pytest
 
-from jaxattn_train.data.tables import Texts, read_table, split_labels
+from jaxattn_train.data.tables import Texts, read_table, split_by_hash, split_labels
 from jaxattn_train.errors import UserError
 
 COLUMNS = {"text_column": "text", "label_column": "label"}
@@ -32,6 +32,25 @@ def test_tables_of_every_kind_hold_the_same(tmp_path, name, content):
     assert found == Texts(['a "b', "c d"], ["1", "0"], ["0", "1"])
 
 
+def test_labels_that_look_the_same_are_one(tmp_path):
+    assert (
+        read_table(_write(tmp_path / "a.csv", "text,label\nx,\u00e9\ny,e\u0301\n"), **COLUMNS).labels
+        == ["é"] * 2
+    )
+
+
+def test_texts_are_not_their_own_labels(tmp_path):
+    path = _write(tmp_path / "a.csv", "text,label\nx,1\n")
+    with pytest.raises(UserError, match="--label-column must be another column than the texts'; got 'text'"):
+        read_table(path, text_column="text", label_column="text")
+
+
+def test_texts_of_one_name_are_split_whatever_their_order():
+    labels = ["a"] * 50 + ["b"] * 50
+    _, held_out = split_by_hash(Texts([f"w{i}" for i in range(100)], labels, [""] * 100), 20)
+    assert 5 < held_out.labels.count("b") < 15
+
+
 def test_columns_of_0_and_1_are_labels(tmp_path):
     path = _write(tmp_path / "a.csv", "text,joy,anger\nx,1,0\ny,0,0\nz,1.0,True\n")
     options = {"text_column": "text", "label_column": None, "label_separator": ","}
@@ -54,6 +73,8 @@ LONG = "text,label\n" + "hi,1\n" * 5000
     ("name", "content", "message"),
     [
         ("a.txt", "x", "must end in .tsv, .csv, .jsonl"),
+        ("a.csv", "\n", "holds no texts"),
+        ("a.jsonl", "[" * 100_000, "{path}:1: not JSON (nested too deeply)."),
         (
             "a.tsv",
             "sentence\tlabel\nx\t1\n",
@@ -72,7 +93,7 @@ LONG = "text,label\n" + "hi,1\n" * 5000
         ("a.tsv", "text\tlabel\tlabel\nx\t0\t1\n", "{path}:1: 2 columns are named 'label'."),
         ("a.jsonl", '{"text": "x", "text": "y", "label": 1}\n', "{path}:1: 2 fields are named 'text'."),
         ("a.tsv", "text\tlabel\n", "holds no texts"),
-        ("a.csv", "", "--text-column must be a column of"),
+        ("a.csv", "", "holds no texts"),
         # Labels
         ("a.csv", "text,label\nw1,pos\nw2,\nw3,neg\n", "{path}:3: the label is empty."),
         ("a.tsv", "text\tlabel\nw1\tpos\nw2\t \n", "{path}:3: the label is empty."),
