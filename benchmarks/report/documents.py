@@ -5,7 +5,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from benchmarks.measure.results import KINDS, load
-from benchmarks.report import attention, compile_time, compiled, features, rounding, sentences, steps
+from benchmarks.report import (
+    attention,
+    compile_time,
+    compiled,
+    features,
+    roofline,
+    rounding,
+    sentences,
+    steps,
+)
 from benchmarks.report.markdown import command, replace_between_markers
 from benchmarks.report.plots import curves, heatmap
 
@@ -44,6 +53,7 @@ PLACES = (
         lambda x, _: steps.training_section(x),
     ),
     Place("results:compiled", "compiled*.json", "compile", lambda x, _: compiled.section(x)),
+    Place("results:roofline", "roofline*.json", "compile", lambda x, _: roofline.section(x)),
     Place("results:rounding", "rounding*.json", "rounding", lambda x, _: rounding.section(x)),
     Place("results:compile-time", "compile_time*.json", "compile-time", lambda x, _: compile_time.section(x)),
     Place("results:sentences", "sentences*.json", "sentences", lambda x, _: sentences.section(x)),

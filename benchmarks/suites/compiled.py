@@ -19,7 +19,7 @@ from benchmarks.measure.results import Row, say, write
 from benchmarks.suites import ours
 from benchmarks.suites.cases import Case, full_spelling, inner, inputs, parse
 from jaxattn.nn import AttentionInputs
-from jaxattn_train.compiler.targets import TARGETS, measure_compiled
+from jaxattn_train.compiler.targets import TARGETS, Chip, measure_compiled
 
 DIRECTIONS = ("forward", "both", "decode")
 MECHANISMS = (
@@ -102,6 +102,11 @@ def key(row: Row) -> tuple[Any, ...]:
     return tuple(
         row[name] for name in ("target", "kernel", "implementation", "direction", "causal", "tokens")
     )
+
+
+def peaks(target: str) -> Chip:
+    """The published figures of a device."""
+    return TARGETS[target].chip
 
 
 def cases(arguments: argparse.Namespace) -> list[Case]:

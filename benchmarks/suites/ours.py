@@ -17,8 +17,8 @@ from jaxattn.nn import MECHANISMS, AttentionInputs, LayerSizes, Mechanism, Mecha
 RAGGED, CAUSAL = "-ragged", "-causal"
 UNIFORM_TREE = "hierarchical"
 IMPLEMENTATIONS = tuple(dict.fromkeys(name for row in MECHANISMS.values() for name in row.implementations))
-# What result files call the plain form of linear kernels.
-BACKENDS = {"linear": "xla"}
+# What result files call the plain forms.
+BACKENDS = {"linear": "xla", UNIFORM_TREE: "xla"}
 VARIANTS = (UNIFORM_TREE + RAGGED, UNIFORM_TREE + CAUSAL)
 # Statistics of queries and keys are taken from so few tokens that they cost nothing.
 CALIBRATION_LENGTH = 256
@@ -26,8 +26,15 @@ CALIBRATION_LENGTH = 256
 
 def has(implementation: str, mechanism: Mechanism) -> bool:
     """Whether `mechanism`, without its gates, is measured with `implementation`."""
-    base = implementation.removesuffix(RAGGED).removesuffix(CAUSAL)
-    return any(base in row.implementations for row in MECHANISMS.values() if type(mechanism) is row.mechanism)
+    return any(
+        _base(implementation) in row.implementations
+        for row in MECHANISMS.values()
+        if type(mechanism) is row.mechanism
+    )
+
+
+def _base(implementation: str) -> str:
+    return implementation.removesuffix(RAGGED).removesuffix(CAUSAL)
 
 
 def prepare(case: Case, limit_bytes: int | None) -> Prepared:
@@ -38,7 +45,7 @@ def prepare(case: Case, limit_bytes: int | None) -> Prepared:
 
 def module(case: Case) -> MechanismModule:
     """The module of a case, with random features fitted to its queries and keys."""
-    mechanism = _with_backend(parse(case.mechanism), case.implementation)
+    mechanism = _with_backend(parse(case.mechanism), _base(case.implementation))
     built = mechanism.build(LayerSizes(case.heads, case.head_dim, case.kv_heads), rngs=nnx.Rngs(0))
     query, key, _ = inputs(dataclasses.replace(case, length=min(case.length, CALIBRATION_LENGTH)))
     for _, part in nnx.iter_modules(built):

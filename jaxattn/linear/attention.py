@@ -7,9 +7,10 @@ from jaxtyping import Array, Float, Int
 from jaxattn.core.call import Call, check_call
 from jaxattn.core.checks import check_flag
 from jaxattn.core.explicit import automatic_axes, but_width
+from jaxattn.core.pallas.choice import check_implementation
 from jaxattn.core.platform import by_platform
 from jaxattn.linear.decay import attend_decayed, check_decay
-from jaxattn.linear.implementation import Fused, check_implementation, choose_implementation, pallas_cannot
+from jaxattn.linear.implementation import Fused, choose_implementation, pallas_cannot
 from jaxattn.linear.padded import attend_padded
 from jaxattn.linear.plan import IDENTITY, FeatureFunctions, Parameters, Tiling, choose_tiling
 from jaxattn.linear.segments import attend_segments, check_segments, in_order_of_segments

@@ -5,14 +5,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jaxattn.core.call import Call, accumulation_dtype
-from jaxattn.core.checks import check_choice, is_known
-from jaxattn.core.mesh import is_alone
+from jaxattn.core.checks import is_known
+from jaxattn.core.pallas.choice import LANES, takes_pallas
 from jaxattn.linear.plan import FeatureFunctions, Tiling, choose_tiling
 
-IMPLEMENTATIONS = (None, "xla", "pallas")
-
-# Lanes of a TPU's vector unit: tokens are cut at multiples of it.
-_LANES = 128
 _CHUNK = 256
 # What fits into VMEM beside the state, by compiling.
 _WIDEST = {"query and key": 256, "value": 256, "features": 512}
@@ -23,13 +19,6 @@ class Fused(NamedTuple):
     """The choice of the fused kernels: tokens a chunk."""
 
     chunk: int
-
-
-def check_implementation(implementation: str | None, reason: str | None) -> None:
-    """Raises unless it is a name of `IMPLEMENTATIONS`, and one that has no reason against it."""
-    check_choice("implementation", implementation, IMPLEMENTATIONS)
-    if implementation == "pallas" and reason is not None:
-        raise ValueError(f"implementation='pallas' {reason}")
 
 
 def pallas_cannot(
@@ -54,22 +43,15 @@ def pallas_cannot(
             return f"takes {name} up to a width of {most}; got {width}. Use implementation='xla'."
     if call.query.shape[3] > _MOST_GROUPS:
         return f"takes up to {_MOST_GROUPS} query heads a key head; got {call.query.shape[3]}."
-    if chunk_size is not None and chunk_size % _LANES:
-        return f"takes a chunk_size that is a multiple of {_LANES}; got {chunk_size}."
+    if chunk_size is not None and chunk_size % LANES:
+        return f"takes a chunk_size that is a multiple of {LANES}; got {chunk_size}."
     return None
 
 
 def choose_implementation(
     call: Call, reason: str | None, implementation: str | None, chunk_size: int | None, platform: str
 ) -> Tiling | Fused:
-    """How a platform does a call that `pallas_cannot` gives this reason about.
-
-    None is "pallas" where it can on a TPU, in programs that are known to be of one device (`is_alone`), from 128
-    queries on; else "xla".
-    """
-    if implementation is None and platform == "tpu":
-        fits = reason is None and is_alone(call.query) and call.query.shape[1] >= _LANES
-        implementation = "pallas" if fits else "xla"
-    if implementation == "pallas":
+    """How a platform does a call that `pallas_cannot` gives this reason about."""
+    if takes_pallas(call, reason, implementation, platform):
         return Fused(chunk_size or _CHUNK)
     return choose_tiling(chunk_size, call, platform)

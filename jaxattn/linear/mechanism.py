@@ -11,9 +11,9 @@ from jaxtyping import Array, Float
 from jaxattn.core.checks import check_choice
 from jaxattn.core.inputs import AttentionInputs, LayerSizes
 from jaxattn.core.mechanism import Flops, Mechanism, MechanismModule
+from jaxattn.core.pallas.choice import IMPLEMENTATIONS
 from jaxattn.core.registry import MechanismRow, register_mechanism
 from jaxattn.linear.attention import linear_attention
-from jaxattn.linear.implementation import IMPLEMENTATIONS
 from jaxattn.linear.state import linear_attention_init_state, linear_attention_step
 
 FEATURES: dict[str, Callable[[Array], Array]] = {

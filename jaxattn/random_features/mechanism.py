@@ -12,9 +12,9 @@ from jaxtyping import Array, Bool, Float
 from jaxattn.core.checks import check_choice
 from jaxattn.core.inputs import AttentionInputs, LayerSizes
 from jaxattn.core.mechanism import Flops, Mechanism, MechanismModule
+from jaxattn.core.pallas.choice import IMPLEMENTATIONS
 from jaxattn.core.parameters import HeldVariable, UndecayedParam, axis_names
 from jaxattn.core.registry import MechanismRow, register_mechanism, whole_number
-from jaxattn.linear import IMPLEMENTATIONS
 from jaxattn.random_features.attention import (
     random_feature_attention,
     random_feature_attention_init_state,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxattn.core.call import Call
+from jaxattn.core.call import Call, accumulation_dtype
 from jaxattn.core.checks import check_broadcastable, check_dtype, check_flag
 from jaxattn.core.platform import by_platform
 from jaxattn.tree.blocks import BLOCK, cut
@@ -54,7 +54,7 @@ def check_whole(call: Call, tree: Tree, sibling_bias: SiblingBias) -> tuple[Call
     check_tree(tree, batch if call.batched else None, length)
     if call.is_causal:
         check_ordered(tree)
-    call = call.with_key_weights()
+    call = call.with_own_sums()
     return call, group_biases(sibling_bias, tree, call)
 
 
@@ -79,7 +79,7 @@ def group_biases(sibling_bias: SiblingBias, tree: Tree, call: Call) -> Biases:
         check_broadcastable(name, bias, (heads[0] * heads[1], size, size), "(N, b, b)")
         if jnp.shape(bias)[1:] != (size, size):
             raise ValueError(f"{name} must be (N or 1, {size}, {size}); got {jnp.shape(bias)}.")
-        bias = jnp.asarray(bias, call.key_bias.dtype)
+        bias = jnp.asarray(bias, accumulation_dtype(call.query))
         bias = bias.reshape(*((1, 1) if bias.shape[0] == 1 else heads), size, size)
         biases.append(jnp.moveaxis(bias, 1, 2))
     return biases
@@ -99,14 +99,16 @@ class Plan(NamedTuple):
     block: int | None
 
 
+def choose_plan(function: Function, tree: Tree, include_self: bool, platform: str) -> Plan:
+    """The plan of a platform, all at once on a CPU."""
+    in_blocks = platform != "cpu" and cut(tree, BLOCK)
+    return Plan(function, include_self, BLOCK if in_blocks else None)
+
+
 def over_batch(function: Function, tree: Tree, call: Call, biases: Biases, include_self: bool) -> Array:
     """`function` of each sequence of a checked call, heads first."""
     include_self = check_flag("include_self", include_self)
-
-    def choose(platform: str) -> Plan:
-        in_blocks = platform != "cpu" and cut(tree, BLOCK)
-        return Plan(function, include_self, BLOCK if in_blocks else None)
-
+    choose = partial(choose_plan, function, tree, include_self)
     return by_platform(choose, attend_planned, tree, call, biases)
 
 
@@ -114,6 +116,7 @@ def over_batch(function: Function, tree: Tree, call: Call, biases: Biases, inclu
 @partial(jax.jit, static_argnums=0)
 def attend_planned(plan: Plan, tree: Tree, call: Call, biases: Biases) -> Array:
     """The function of a plan, of each sequence of a checked call, heads first."""
+    call = call.with_key_weights()
 
     def one(tree: Tree, call: Call) -> Array:
         arrays = call.query, call.key, call.value, call.key_bias[..., 0]

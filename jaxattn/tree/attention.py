@@ -3,11 +3,24 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxattn.core.call import Call, check_call
+from jaxattn.core.call import Call, accumulation_dtype, check_call
+from jaxattn.core.checks import check_flag
 from jaxattn.core.explicit import automatic_axes, but_width, query_axes
-from jaxattn.tree.arguments import SiblingBias, check_whole, over_batch
+from jaxattn.core.pallas.choice import check_implementation, takes_pallas
+from jaxattn.core.platform import by_platform
+from jaxattn.tree.arguments import (
+    Plan,
+    SiblingBias,
+    attend_planned,
+    check_whole,
+    choose_plan,
+    over_batch,
+)
 from jaxattn.tree.bidirectional import attend, energy
 from jaxattn.tree.causal import attend_causal
+from jaxattn.tree.pallas.limits import pallas_cannot
+from jaxattn.tree.pallas.tiling import Fused, cut_tiles
+from jaxattn.tree.pooling import Biases
 from jaxattn.tree.tree import Tree
 
 
@@ -23,6 +36,7 @@ def hierarchical_attention(
     scale: float | None = None,
     is_causal: bool = False,
     include_self: bool = True,
+    implementation: str | None = None,
 ) -> Float[Array, "*B T N V"]:
     r"""Self-attention over a tree whose leaves are the tokens, in O(M b²) time for M nodes with up to b children.
 
@@ -59,6 +73,11 @@ def hierarchical_attention(
         scale: factor on the scores, 1/sqrt(H) when None.
         is_causal: token i attends only to itself and earlier tokens; needs `tree.is_ordered`.
         include_self: whether a token attends to itself, as softmax does; False is the published form.
+        implementation: "xla" runs everywhere. "pallas" is fused kernels for TPUs, whose scores stay on the chip; they
+            take trees of `Tree.uniform` whose families have powers of two, up to 1,024 tokens at least, and neither
+            sibling_bias nor float64. Second derivatives are then those of "xla". No compiler can partition the
+            kernels: by name in programs of several devices, wrap the call in `jax.shard_map` with check_vma=False.
+            None takes them where the program is known to be of one TPU and they can, else "xla".
 
     Returns:
         (B, T, N, V) in the query's dtype; 0 for a token that has nothing to attend to or is not in the tree.
@@ -78,7 +97,7 @@ def hierarchical_attention(
     Reference: arXiv 2509.15448, "Hierarchical self-attention", section 3 and theorem 3.2; the causal form is ours.
     """
     call = check_call(query, key, value, key_bias=key_bias, scale=scale, is_causal=is_causal)
-    return _attend(call, tree, sibling_bias, include_self).astype(query.dtype)
+    return _attend(call, tree, sibling_bias, include_self, implementation).astype(query.dtype)
 
 
 @automatic_axes(query_axes("N", "T", None))
@@ -167,16 +186,39 @@ def hierarchical_energy(
     call = check_call(query, key, key, key_bias=key_bias, scale=scale)
     call, biases = check_whole(call, tree, sibling_bias)
     if call.is_empty:
-        return jnp.zeros((0, call.query.shape[2] * call.query.shape[3]), call.key_bias.dtype)
+        return jnp.zeros((0, call.query.shape[2] * call.query.shape[3]), accumulation_dtype(call.query))
     phi = over_batch(energy, tree, call, biases, include_self)
     phi = phi.reshape(phi.shape[0], -1)
     return phi if call.batched else phi[0]
 
 
-def _attend(call: Call, tree: Tree, sibling_bias: SiblingBias, include_self: bool) -> Array:
+def _attend(
+    call: Call,
+    tree: Tree,
+    sibling_bias: SiblingBias,
+    include_self: bool,
+    implementation: str | None = "xla",
+) -> Array:
     """(B, T, N, V), without the batch axis if the caller's arrays had none."""
     call, biases = check_whole(call, tree, sibling_bias)
     if call.is_empty:
         return call.zeros(call.query.dtype)
-    out = over_batch(attend_causal if call.is_causal else attend, tree, call, biases, include_self)
+    include_self, reason = check_flag("include_self", include_self), pallas_cannot(tree, call, biases)
+    check_implementation(implementation, reason)
+
+    def choose(platform: str) -> Plan | Fused:
+        if takes_pallas(call, reason, implementation, platform):
+            return Fused(cut_tiles(tree.branching), include_self)
+        return choose_plan(attend_causal if call.is_causal else attend, tree, include_self, platform)
+
+    out = by_platform(choose, attend_chosen, tree, call, biases)
     return call.merge_heads(jnp.moveaxis(out, 2, 1))
+
+
+def attend_chosen(how: Plan | Fused, tree: Tree, call: Call, biases: Biases) -> Array:
+    """(B, K, T, G, V) in XLA or in fused kernels."""
+    if isinstance(how, Plan):
+        return attend_planned(how, tree, call, biases)
+    from jaxattn.tree.pallas.attention import attend_fused
+
+    return attend_fused(how, call)

@@ -83,15 +83,15 @@ def own_levels(
     return levels, Means(log_weight, key, value)
 
 
-def earlier(crown: Tree, means: Means, biases: Biases) -> list[Earlier]:
-    """For every level of the crown, what its leaves score there."""
+def earlier(crown: Tree, means: Means, biases: Biases, together: int = 1) -> list[Earlier]:
+    """For every level of the crown, what its leaves score there, or the last of every `together` siblings."""
     log_weight, key, value = means
     found = []
     below = 1
     for level, (size, bias) in enumerate(zip(crown.branching, biases, strict=True)):
         group = siblings(crown, level)
         key, value, log_weight = group.split(key), group.split(value), group.split(log_weight, -jnp.inf)
-        node = np.arange(crown.length) // below
+        node = np.arange(together - 1, crown.length + together - 1, together) // below
         parent, slot = node // size, node % size
         offset = jnp.where(np.arange(size) < slot[:, None], log_weight[:, parent], -jnp.inf)[:, :, None]
         found.append(

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from jaxattn.core.checks import check_choice
 from jaxattn.core.inputs import AttentionInputs, LayerSizes
 from jaxattn.core.mechanism import Flops, Mechanism, MechanismModule
+from jaxattn.core.pallas.choice import IMPLEMENTATIONS
 from jaxattn.core.registry import MechanismRow, register_mechanism, whole_number
 from jaxattn.tree.attention import hierarchical_attention
 from jaxattn.tree.sibling_bias import KINDS, SiblingBias
@@ -32,9 +33,10 @@ class Hierarchical(Mechanism):
         sibling_bias: bias on the scores of siblings by their offset: None, "learned", "sinusoidal" or "fourier"; see
             `SiblingBias`.
         tree_fn: length -> `Tree`, in place of `branching`; used where no tree is passed to the call.
+        implementation: "xla", "pallas" (TPU) or None, as in `jaxattn.hierarchical_attention`.
 
     Raises:
-        ValueError: fewer than 2 children, an unknown sibling_bias, or both branching and tree_fn.
+        ValueError: fewer than 2 children, an unknown sibling_bias or implementation, or both branching and tree_fn.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -56,9 +58,11 @@ class Hierarchical(Mechanism):
     include_self: bool = True
     sibling_bias: str | None = None
     tree_fn: TreeFn | None = None
+    implementation: str | None = None
 
     def __post_init__(self):
         check_choice("sibling_bias", self.sibling_bias, KINDS)
+        check_choice("implementation", self.implementation, IMPLEMENTATIONS)
         if self.branching is not None:
             if self.tree_fn is not None:
                 raise ValueError("branching and tree_fn both say what the tree is; give one of them.")
@@ -140,6 +144,7 @@ class HierarchicalModule(MechanismModule):
             sibling_bias=self._biases(tree),
             is_causal=given.is_causal,
             include_self=self.config.include_self,
+            implementation=self.config.implementation,
         )
 
     def init_state(self, batch: int, max_length: int, dtype: Any, *, gated: bool = False) -> Any:
@@ -207,6 +212,6 @@ register_mechanism(
         mechanism=Hierarchical,
         parse=_parse,
         spell=_spell,
-        implementations=("hierarchical",),
+        implementations=("hierarchical", "pallas"),
     )
 )

@@ -18,6 +18,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxattn_train.compiler.flops import product_flops
 from jaxattn_train.compiler.kernels import kernel_moves
 from jaxattn_train.compiler.traffic import hbm_bytes
 
@@ -122,7 +123,8 @@ def measure_compiled(name: str, function: Callable[..., Any], arguments: Sequenc
     Returns:
         `bytes` read from and written to HBM, see `hbm_bytes`, None if the rounds of a loop depend on data, or if
         jaxlib cannot read what a newer compiler wrote (`bytes_unknown` says which);
-        `ideal_bytes`, every argument and result once; `temp_bytes` of temporaries; `compile_s`, tracing included.
+        `flops` of matrix products; `ideal_bytes`, every argument and result once; `temp_bytes` of temporaries;
+        `compile_s`, tracing included.
 
     Raises:
         NotImplementedError: the compiler is not installed.
@@ -146,6 +148,7 @@ def measure_compiled(name: str, function: Callable[..., Any], arguments: Sequenc
         moved = {"bytes": None, "bytes_unknown": str(error)[:300]}
     return {
         **moved,
+        "flops": product_flops(traced.jaxpr),
         "ideal_bytes": sum(x.size * x.dtype.itemsize for x in whole),
         "temp_bytes": plan.temp_size_in_bytes,
         "compile_s": round(seconds, 2),

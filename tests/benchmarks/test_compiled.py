@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from benchmarks.__main__ import main, parser
+from benchmarks.report import roofline
 from benchmarks.suites import compiled
 from jaxattn_train.compiler import targets
 from tests.benchmarks.cases import between
@@ -105,6 +106,22 @@ def test_report_of_compiled(result, tmp_path):
     assert main(["report", "--results", str(result.parent), "--root", str(tmp_path)]) == 0
     text = page.read_text()
     assert "| `linear:16`, linear, causal | 4.0 ×, 256 MiB |" in text and "`v5e`, T 1,024" in text
+
+
+def test_predicted_times():
+    """From 1,024 tokens to twice as many softmax goes from 1 ms of FLOPs to 4, the tree from 2 ms of bytes to 4."""
+    row = {"direction": "both", "causal": True, "target": "v5e", "status": "ok"}
+    rows = []
+    for tokens in (1024, 2048, 4096):
+        times = tokens / 1024
+        same = row | {"tokens": tokens}
+        softmax = {"kernel": "softmax", "implementation": "splash", "flops": 197e9 * times**2, "bytes": 1}
+        tree = {"kernel": "tree:4x2", "implementation": "pallas", "flops": 1, "bytes": 2 * 819e6 * times}
+        rows += [same | softmax, same | tree]
+    text = roofline.section({"rows": rows})
+    assert "| `softmax`, splash | 1 (FLOPs) | 4 (FLOPs) | 16 (FLOPs) |" in text
+    assert "| `tree:4x2`, pallas | 2 (bytes) | 4 (bytes) | 8 (bytes) |" in text
+    assert "`tree:4x2` is predicted to take less time than softmax from about 2,000 tokens on" in text
 
 
 @pytest.mark.parametrize("target", ["v5e", "h100"])

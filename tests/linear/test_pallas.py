@@ -285,7 +285,7 @@ def test_refused_by_name():
     ],
 )
 def test_choice(implementation, platform, alone, length, fused, monkeypatch):
-    monkeypatch.setattr("jaxattn.linear.implementation.is_alone", lambda x: alone)
+    monkeypatch.setattr("jaxattn.core.pallas.choice.is_alone", lambda x: alone)
     call = checked(Case(length=length))[0]
     chosen = choose_implementation(call, None, implementation, None, platform)
     assert chosen == (Fused(256) if fused else choose_tiling(None, call, platform))

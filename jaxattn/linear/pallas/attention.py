@@ -9,11 +9,12 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
 from jaxattn.core.call import Call
+from jaxattn.core.pallas.choice import LANES
+from jaxattn.core.pallas.layout import arrange, bias_gradient, bias_row, restore
 from jaxattn.linear.chunked import any_perturbed, differentiable_attention, plain
 from jaxattn.linear.padded import attend_padded, keys_like_queries
 from jaxattn.linear.pallas.causal import causal_forward
 from jaxattn.linear.pallas.causal_gradient import causal_gradient
-from jaxattn.linear.pallas.layout import LANES, arrange, restore
 from jaxattn.linear.pallas.plan import Plan, Tokens
 from jaxattn.linear.pallas.projected import sum_over_sequences
 from jaxattn.linear.pallas.whole import whole_keys, whole_queries
@@ -58,11 +59,9 @@ def _tokens(call: Call) -> Tokens:
     if ids is not None:
         changed = ids[1][:, 1:] != ids[1][:, :-1]
         ids = jnp.pad(jnp.cumsum(changed, axis=1), ((0, 0), (1, 0))).astype(jnp.float32)[:, None, None]
-    bias = call.key_bias
-    if bias is not None:
-        bias = jnp.broadcast_to(bias.astype(jnp.float32), (*call.key.shape[:3], 1))
-        bias = jnp.moveaxis(bias, 1, 3)
-    return Tokens(arrange(call.query), arrange(call.key), arrange(call.value), bias, ids)
+    return Tokens(
+        arrange(call.query), arrange(call.key), arrange(call.value), bias_row(call.key_bias, call.key), ids
+    )
 
 
 def _project(how: _How, parameters: Parameters) -> Projection:
@@ -100,15 +99,9 @@ def _gradient(
         query=restore(of.query, plan.width),
         key=restore(of.key, plan.width),
         value=restore(of.value, plan.value_width),
-        key_bias=None if of.bias is None else _sum_to(call.key_bias, jnp.moveaxis(of.bias, 3, 1)),
+        key_bias=bias_gradient(call.key_bias, of.bias),
         segment_ids=None,
     )
-
-
-def _sum_to(like: Array, x: Array) -> Array:
-    """The transpose of broadcasting."""
-    axes = tuple(i for i, (a, b) in enumerate(zip(like.shape, x.shape, strict=True)) if a != b)
-    return x.sum(axis=axes, keepdims=True).astype(like.dtype)
 
 
 # Derivatives of a kernel are those of the XLA form, which is the same function: second derivatives, that is.

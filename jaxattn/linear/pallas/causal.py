@@ -8,11 +8,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
+from jaxattn.core.pallas.layout import Blocks, arranged, compiler_params, store
+from jaxattn.core.pallas.products import as_row, nn, nt, tn
 from jaxattn.linear.pallas.cost import cost_estimate, products
 from jaxattn.linear.pallas.factors import LOWEST, Place, causal_factors
-from jaxattn.linear.pallas.layout import Blocks, arranged, store
-from jaxattn.linear.pallas.plan import Plan, Tokens, projection_specs, sequential
-from jaxattn.linear.pallas.products import as_row, nn, nt, tn
+from jaxattn.linear.pallas.plan import Plan, Tokens, projection_specs
 from jaxattn.linear.pallas.reading import inverse, read_keys, read_query, valid_tokens
 from jaxattn.linear.projection import Projection
 
@@ -85,7 +85,7 @@ def causal_forward(
         scratch_shapes=[
             pltpu.VMEM(shape, jnp.float32) for shape in ((width, features), (features, 1), (1, 1), (1, 1))
         ],
-        compiler_params=sequential(),
+        compiler_params=compiler_params("arbitrary"),
         cost_estimate=cost_estimate(
             plan,
             lead,

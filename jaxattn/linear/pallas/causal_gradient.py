@@ -8,12 +8,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
+from jaxattn.core.pallas.layout import Blocks, compiler_params, store
+from jaxattn.core.pallas.products import as_column, nn, nt, tn
 from jaxattn.linear.pallas.causal import SEGMENT, TOP, WEIGHT, Kept, read_ids
 from jaxattn.linear.pallas.cost import cost_estimate, products
 from jaxattn.linear.pallas.factors import Place, causal_factors
-from jaxattn.linear.pallas.layout import Blocks, store
-from jaxattn.linear.pallas.plan import Plan, Tokens, projection_specs, sequential
-from jaxattn.linear.pallas.products import as_column, nn, nt, tn
+from jaxattn.linear.pallas.plan import Plan, Tokens, projection_specs
 from jaxattn.linear.pallas.projected import add_gradient, gradient_shapes, gradient_specs
 from jaxattn.linear.pallas.reading import inverse, read, read_keys, read_query
 from jaxattn.linear.projection import Projection
@@ -62,7 +62,7 @@ def causal_gradient(
         ),
         out_specs=(plan.specs(blocks, asked), gradient_specs(projection, blocks, learned)),
         scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in ((width, features), (features, 1))],
-        compiler_params=sequential(),
+        compiler_params=compiler_params("arbitrary"),
         cost_estimate=cost_estimate(
             plan,
             grid,

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jaxattn.linear.pallas.products import as_column
+from jaxattn.core.pallas.products import as_column
 
 # Below every finite log weight, and finite: e^(−∞ − LOWEST) is 0.
 LOWEST = float(jnp.finfo(jnp.float32).min)

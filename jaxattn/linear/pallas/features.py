@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jaxattn.linear.pallas.products import nn, nt, split, tn
+from jaxattn.core.pallas.products import nn, nt, split, tn
 from jaxattn.linear.projection import Kind
 
 

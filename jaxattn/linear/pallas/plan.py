@@ -3,13 +3,9 @@
 from typing import Any, NamedTuple
 
 import jax
-from jax.experimental.pallas import tpu as pltpu
 
-from jaxattn.linear.pallas.layout import Blocks, shared
+from jaxattn.core.pallas.layout import Blocks, shared
 from jaxattn.linear.projection import Kind, Projection
-
-# Of the 64 MiB and more that a core has; 16 are the default, which wide features and large groups exceed.
-_VMEM = 48 * 2**20
 
 
 class Tokens(NamedTuple):
@@ -63,10 +59,3 @@ class Plan(NamedTuple):
 def projection_specs(projection: Projection, heads: int) -> Projection:
     """Of a projection, whole in VMEM."""
     return jax.tree.map(lambda x: shared(x, heads), projection)
-
-
-def sequential() -> pltpu.CompilerParams:
-    """Chunks come one after another, sequences and heads in any order."""
-    return pltpu.CompilerParams(
-        dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=_VMEM
-    )

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxattn.core.pallas.layout import Blocks
 from jaxattn.linear.pallas.features import Gradient
-from jaxattn.linear.pallas.layout import Blocks
 from jaxattn.linear.projection import Projection
 
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from jaxattn.core.pallas.layout import load
 from jaxattn.linear.pallas.features import Pull, make_features
-from jaxattn.linear.pallas.layout import load
 from jaxattn.linear.pallas.plan import Plan, Tokens
 from jaxattn.linear.projection import Projection
 from jaxattn.linear.sums import smallest

@@ -8,11 +8,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
+from jaxattn.core.pallas.layout import Blocks, arranged, compiler_params, store
+from jaxattn.core.pallas.products import as_column, as_row, nn, nt
 from jaxattn.linear.pallas.cost import cost_estimate, products
 from jaxattn.linear.pallas.factors import LOWEST
-from jaxattn.linear.pallas.layout import Blocks, arranged, store
-from jaxattn.linear.pallas.plan import Plan, Tokens, projection_specs, sequential
-from jaxattn.linear.pallas.products import as_column, as_row, nn, nt
+from jaxattn.linear.pallas.plan import Plan, Tokens, projection_specs
 from jaxattn.linear.pallas.reading import inverse, read_keys, read_query
 from jaxattn.linear.projection import Projection
 
@@ -78,7 +78,7 @@ def whole_keys(plan: Plan, tokens: Tokens, projection: Projection) -> Whole:
         in_specs=(plan.specs(blocks, tokens), projection_specs(projection, heads)),
         out_specs=(whole_specs(plan, blocks),),
         scratch_shapes=[pltpu.VMEM((plan.num_features, 1), jnp.float32), pltpu.VMEM((1, 1), jnp.float32)],
-        compiler_params=sequential(),
+        compiler_params=compiler_params("arbitrary"),
         cost_estimate=cost_estimate(
             plan, grid, projection, (tokens, shapes), keys=products(plan, 2, 1), queries=0
         ),
@@ -112,7 +112,7 @@ def whole_queries(plan: Plan, query: Array, projection: Projection, sums: Whole,
             whole_specs(plan, blocks),
         ),
         out_specs=blocks.tokens(plan.value_width, plan.groups),
-        compiler_params=sequential(),
+        compiler_params=compiler_params("arbitrary"),
         cost_estimate=cost_estimate(
             plan, grid, projection, (tokens, sums, out), keys=0, queries=products(plan, 2, 1)
         ),

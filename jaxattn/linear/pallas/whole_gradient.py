@@ -8,10 +8,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
+from jaxattn.core.pallas.layout import Blocks, compiler_params, store
+from jaxattn.core.pallas.products import as_column, as_row, nn, nt, tn
 from jaxattn.linear.pallas.cost import cost_estimate, products
-from jaxattn.linear.pallas.layout import Blocks, store
-from jaxattn.linear.pallas.plan import Plan, Tokens, projection_specs, sequential
-from jaxattn.linear.pallas.products import as_column, as_row, nn, nt, tn
+from jaxattn.linear.pallas.plan import Plan, Tokens, projection_specs
 from jaxattn.linear.pallas.projected import add_gradient, gradient_shapes, gradient_specs
 from jaxattn.linear.pallas.reading import inverse, read, read_keys, read_query
 from jaxattn.linear.pallas.whole import Whole, whole_shapes, whole_specs
@@ -94,7 +94,7 @@ def _of_queries(
             gradient_specs(asked, blocks, learned),
         ),
         scratch_shapes=[pltpu.VMEM((plan.num_features, 1), jnp.float32)],
-        compiler_params=sequential(),
+        compiler_params=compiler_params("arbitrary"),
         cost_estimate=cost_estimate(
             plan,
             grid,
@@ -152,7 +152,7 @@ def _of_keys(
             whole_specs(plan, blocks),
         ),
         out_specs=(plan.specs(blocks, tokens), gradient_specs(asked, blocks, learned)),
-        compiler_params=sequential(),
+        compiler_params=compiler_params("arbitrary"),
         cost_estimate=cost_estimate(
             plan,
             grid,

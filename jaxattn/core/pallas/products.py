@@ -1,4 +1,4 @@
-"""Products and transposes inside a kernel, accumulated in float32."""
+"""Products and transposes inside a kernel, accumulated in float32: of matrices, or of stacks of them."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -8,7 +8,9 @@ from jaxtyping import Array
 def _product(a: Array, b: Array, axes: tuple[int, int]) -> Array:
     # One pass of the matrix unit is exact for bfloat16 operands; float32 takes six.
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
-    numbers = (((axes[0],), (axes[1],)), ((), ()))
+    first = a.ndim - 2
+    stacks = tuple(range(first))
+    numbers = (((axes[0] + first,), (axes[1] + first,)), (stacks, stacks))
     return lax.dot_general(a, b, numbers, precision=precision, preferred_element_type=jnp.float32)
 
 
@@ -42,8 +44,8 @@ def _diagonal(size: int) -> Array:
 
 
 def as_column(row: Array) -> Array:
-    """(1, n) -> (n, 1)."""
-    return jnp.where(_diagonal(row.shape[1]), row, 0).sum(axis=1, keepdims=True)
+    """(…, 1, n) -> (…, n, 1)."""
+    return jnp.where(_diagonal(row.shape[-1]), row, 0).sum(axis=-1, keepdims=True)
 
 
 def as_row(column: Array) -> Array:

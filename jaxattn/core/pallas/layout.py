@@ -5,15 +5,24 @@ are minor, which is how XLA keeps such arrays on a TPU, so that rearranging them
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
-LANES = 128
+from jaxattn.core.pallas.choice import LANES
+
+# Of the 64 MiB and more that a core has; 16 are the default, which wide features and large groups exceed.
+_VMEM = 48 * 2**20
+
+
+def compiler_params(chunks: Literal["parallel", "arbitrary"]) -> pltpu.CompilerParams:
+    """Sequences and heads come in any order; chunks too if "parallel", else ("arbitrary") one after another."""
+    return pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", chunks), vmem_limit_bytes=_VMEM)
 
 
 def is_natural(width: int) -> bool:
@@ -35,6 +44,22 @@ def restore(x: Array, width: int) -> Array:
 def arranged(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
     """What `arrange` makes of an array (B, T, *heads, D)."""
     return jax.eval_shape(arrange, jax.ShapeDtypeStruct(shape, dtype))
+
+
+def bias_row(bias: Array | None, key: Array) -> Array | None:
+    """(B, K, 1, S) float32 of a key bias (B or 1, S, K or 1, 1) for keys (B, S, K, H)."""
+    if bias is None:
+        return None
+    return jnp.moveaxis(jnp.broadcast_to(bias.astype(jnp.float32), (*key.shape[:3], 1)), 1, 3)
+
+
+def bias_gradient(bias: Array | None, row: Array | None) -> Array | None:
+    """The transpose of `bias_row`."""
+    if bias is None or row is None:
+        return None
+    x = jnp.moveaxis(row, 3, 1)
+    axes = tuple(i for i, (a, b) in enumerate(zip(bias.shape, x.shape, strict=True)) if a != b)
+    return x.sum(axis=axes, keepdims=True).astype(bias.dtype)
 
 
 class Blocks(NamedTuple):

@@ -1,0 +1,1 @@
+"""What the fused kernels for TPUs of several families share."""

@@ -1,0 +1,27 @@
+"""The names of implementations, and where the fused kernels for TPUs are taken without being named."""
+
+from jaxattn.core.call import Call
+from jaxattn.core.checks import check_choice
+from jaxattn.core.mesh import is_alone
+
+# Lanes of a register of a TPU: tokens are cut at multiples of it.
+LANES = 128
+IMPLEMENTATIONS = (None, "xla", "pallas")
+
+
+def check_implementation(implementation: str | None, reason: str | None) -> None:
+    """Raises unless it is a name of `IMPLEMENTATIONS`, and one that has no reason against it."""
+    check_choice("implementation", implementation, IMPLEMENTATIONS)
+    if implementation == "pallas" and reason is not None:
+        raise ValueError(f"implementation='pallas' {reason}")
+
+
+def takes_pallas(call: Call, reason: str | None, implementation: str | None, platform: str) -> bool:
+    """Whether a platform does a call in fused kernels that there is this reason against, None for none.
+
+    None is "pallas" where it can on a TPU, in programs that are known to be of one device (`is_alone`), from 128
+    queries on; else "xla".
+    """
+    if implementation is not None or platform != "tpu":
+        return implementation == "pallas"
+    return reason is None and is_alone(call.query) and call.query.shape[1] >= LANES

@@ -1,0 +1,144 @@
+"""The four kernels of attention over a uniform tree, each over all tiles, for both forms."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jaxtyping import Array
+
+from jaxattn.core.pallas.layout import Blocks, arranged, compiler_params
+from jaxattn.tree.pallas.levels import Leaves, read_blocks, read_leaves, write_blocks
+from jaxattn.tree.pallas.plan import Plan, Tokens
+
+# (plan, leaves, above, n) -> (roots, outputs (S, V, W) by group) of tile n.
+Attend = Callable[[Plan, Leaves, Any, Any], tuple[Any, list[Array]]]
+
+
+class Kernels(NamedTuple):
+    """The kernels of one form. Roots and what is above them are pytrees of float32 arrays (B, K, tiles, …)."""
+
+    name: str
+    attend: Attend
+    plan: Plan
+
+    def roots(self, tokens: Tokens) -> Any:
+        """What the crown needs to know of the subtrees: one pass over the tokens."""
+
+        def kernel(tokens: Tokens, roots: Any) -> None:
+            n = pl.program_id(2)
+            found, _ = self.attend(self.plan, read_leaves(self.plan, tokens, n), None, n)
+            _write(roots, found)
+
+        shapes, _ = jax.eval_shape(lambda: self.attend(self.plan, _empty_leaves(self.plan), None, 0))
+        lead = (*tokens.key.shape[:2], self.plan.num_tiles)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), jnp.float32), shapes)
+        return self._call("roots", kernel, (tokens,), shapes, _specs(shapes), products=1)
+
+    def outputs(self, tokens: Tokens, above: Any) -> Array:
+        """The output by `arrange`: one pass over the tokens."""
+        plan = self.plan
+
+        def kernel(tokens: Tokens, above: Any, out: Any) -> None:
+            n = pl.program_id(2)
+            _, found = self.attend(plan, read_leaves(plan, tokens, n), _read(above), n)
+            for g, x in enumerate(found):
+                write_blocks(plan, out, plan.value_width, x, g)
+
+        batch, heads = tokens.key.shape[:2]
+        out = arranged((batch, plan.length, heads, plan.groups, plan.value_width), tokens.value.dtype)
+        return self._call("outputs", kernel, (tokens, above), out, self._output_specs(), products=2)
+
+    def above_gradient(self, tokens: Tokens, above: Any, grad: Array) -> Any:
+        """Cotangents of what is above, from that of the output."""
+
+        def kernel(tokens: Tokens, above: Any, grad: Any, of_above: Any) -> None:
+            n = pl.program_id(2)
+            leaves = read_leaves(self.plan, tokens, n)
+            _, pull = jax.vjp(lambda above: self.attend(self.plan, leaves, above, n)[1], _read(above))
+            _write(of_above, pull(self._read_grad(grad, n))[0])
+
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), above)
+        return self._call("above_gradient", kernel, (tokens, above, grad), shapes, _specs(above), products=3)
+
+    def tokens_gradient(self, tokens: Tokens, above: Any, of_roots: Any, grad: Array) -> Tokens:
+        """Cotangents of the tokens, from those of the roots (None if there is no crown) and of the output."""
+        plan = self.plan
+
+        def kernel(tokens: Tokens, above: Any, of_roots: Any, grad: Any, of_tokens: Tokens) -> None:
+            n = pl.program_id(2)
+            leaves, above, given = read_leaves(plan, tokens, n), _read(above), tokens.bias is not None
+
+            def attend(query: Any, key: Array, value: Array, log_weight: Array | None) -> Any:
+                found = Leaves(query, key, value, leaves.log_weight if log_weight is None else log_weight)
+                roots, out = self.attend(plan, found, above, n)
+                return out if of_roots is None else (roots, out)
+
+            _, pull = jax.vjp(attend, *leaves[:3], leaves.log_weight if given else None)
+            of_out = self._read_grad(grad, n)
+            query, key, value, log_weight = pull(of_out if of_roots is None else (_read(of_roots), of_out))
+            for g, x in enumerate(query):
+                write_blocks(plan, of_tokens.query, plan.width, x, g)
+            write_blocks(plan, of_tokens.key, plan.width, key)
+            write_blocks(plan, of_tokens.value, plan.value_width, value)
+            if of_tokens.bias is not None:
+                write_blocks(plan, of_tokens.bias, 1, log_weight)
+
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tokens)
+        specs = plan.specs(tokens)
+        return self._call(
+            "tokens_gradient", kernel, (tokens, above, of_roots, grad), shapes, specs, products=6
+        )
+
+    def _read_grad(self, grad: Any, n: Any) -> list[Array]:
+        return [read_blocks(self.plan, grad, self.plan.value_width, n, g) for g in range(self.plan.groups)]
+
+    def _output_specs(self) -> pl.BlockSpec:
+        return Blocks(self.plan.tiling.chunk).tokens(self.plan.value_width, self.plan.groups)
+
+    def _call(
+        self, name: str, kernel: Any, operands: tuple[Any, ...], shapes: Any, specs: Any, products: int
+    ) -> Any:
+        """`products`: of all pairs of tokens of a block."""
+        plan, (tokens, *rest) = self.plan, operands
+        batch, heads = tokens.key.shape[:2]
+        grid = (batch, heads, plan.num_tiles)
+        in_specs: list[Any] = [plan.specs(tokens)]
+        in_specs += [self._output_specs() if isinstance(x, jax.Array) else _specs(x) for x in rest]
+        pairs = math.prod(grid) * plan.groups * plan.tiling.chunk * plan.tiling.block
+        moved = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves((operands, shapes)))
+        (found,) = pl.pallas_call(
+            kernel,
+            out_shape=(shapes,),
+            grid=grid,
+            in_specs=tuple(in_specs),
+            out_specs=(specs,),
+            compiler_params=compiler_params("parallel"),
+            cost_estimate=pl.CostEstimate(
+                flops=2 * products * pairs * plan.width, transcendentals=pairs, bytes_accessed=moved
+            ),
+            name=f"{self.name}_{name}",
+        )(*operands)
+        return found
+
+
+def _empty_leaves(plan: Plan) -> Leaves:
+    lead, width = plan.tiling.num_blocks, plan.tiling.block
+    sizes = plan.width, plan.value_width, 1
+    key, value, row = (jnp.zeros((lead, size, width), jnp.float32) for size in sizes)
+    return Leaves([key] * plan.groups, key, value, row)
+
+
+def _specs(arrays: Any) -> Any:
+    """Of the blocks of arrays (B, K, tiles, …), one a tile."""
+    return jax.tree.map(lambda x: Blocks(1).state(*x.shape[3:]), arrays)
+
+
+def _read(refs: Any) -> Any:
+    return jax.tree.map(lambda ref: ref[...], refs)
+
+
+def _write(refs: Any, arrays: Any) -> None:
+    jax.tree.map(lambda ref, x: ref.__setitem__(..., x), refs, arrays)
