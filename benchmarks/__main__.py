@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from benchmarks.report import check, documents
-from benchmarks.suites import attention, compile_time, compiled, features, rounding, sentences, steps
+from benchmarks.suites import attention, compile_time, compiled, features, pods, rounding, sentences, steps
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
@@ -57,6 +57,11 @@ SUITES: dict[str, tuple[str, Callable[..., None], Callable[..., None]]] = {
         "HBM bytes, temporaries and compile time for accelerators that are not present",
         compiled.add_arguments,
         compiled.run,
+    ),
+    "pods": (
+        "memory and collectives of whole training jobs on TPU pods that are not present",
+        pods.add_arguments,
+        pods.run,
     ),
 }
 

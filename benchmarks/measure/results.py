@@ -19,6 +19,7 @@ KINDS = (
     "rounding",
     "compile-time",
     "compile",
+    "pods",
 )
 
 

@@ -50,6 +50,7 @@ class AttentionInputs:
         segment_ids: tokens attend only within their segment (packing).
         tree: a `jaxattn.Tree` over the tokens, or a batch of them.
         is_causal: query i attends to keys j <= i.
+        axis_name: the axis of a mesh over which `jax.shard_map` has cut the tokens of all arrays; None if it has not.
     """
 
     inputs: Float[Array, "B S D"] | None = None
@@ -62,6 +63,7 @@ class AttentionInputs:
     segment_ids: Int[Array, "B S"] | None = None
     tree: Any = None
     is_causal: bool = False
+    axis_name: str | None = None
 
     def add_key_bias(self, key_bias: Array) -> "AttentionInputs":
         """The same with `key_bias` added: how a gate passes its bias to the mechanism that it gates."""

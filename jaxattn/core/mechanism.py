@@ -23,6 +23,7 @@ class MechanismModule(nnx.Module):
         "tree": "is for mechanisms that attend over one, such as Hierarchical()",
         "bias": "is for mechanisms that form the scores of single pairs, such as Softmax()",
         "segment_ids": "cannot be used here",
+        "axis_name": "(tokens cut among devices, as by a mesh with an axis for them) cannot be used here",
     }
 
     def __init__(self, sizes: LayerSizes):
@@ -30,9 +31,10 @@ class MechanismModule(nnx.Module):
 
     @property
     def takes(self) -> frozenset[str]:
-        """What it can use of "tree", "bias", "segment_ids", "pair_mask" and "context".
+        """What it can use of "tree", "bias", "segment_ids", "pair_mask", "context" and "axis_name".
 
-        "pair_mask" is a `mask` that differs between queries, "context" keys of other tokens than the queries'.
+        "pair_mask" is a `mask` that differs between queries, "context" keys of other tokens than the queries',
+        "axis_name" tokens that are cut among devices.
         """
         return frozenset({"segment_ids", "context"})
 
@@ -148,8 +150,8 @@ class GateModule(MechanismModule):
 
     @property
     def takes(self) -> frozenset[str]:
-        """What the inner mechanism takes."""
-        return self.inner.takes
+        """What the inner mechanism takes; tokens cut among devices where a subclass says so."""
+        return self.inner.takes - {"axis_name"}
 
     @property
     def reads_earlier_queries(self) -> bool:

@@ -7,8 +7,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn.core.checks import check_choice, check_dtype, check_rank, check_shape
 from jaxattn.core.explicit import automatic_axes, same
+from jaxattn.core.sequence import check_axis
 from jaxattn.energy.statistics import (
     Statistics,
+    continue_from_devices,
     empty_statistics,
     merge,
     prefix_statistics,
@@ -32,6 +34,7 @@ def energy_gate(
     segment_ids: Int[Array, "*B S"] | None = None,
     is_causal: bool = False,
     allow_leak: bool = False,
+    axis_name: str | None = None,
 ) -> Float[Array, "*B S N"]:
     r"""The logarithm of a gate on every key token, to be used as `key_bias` of any attention.
 
@@ -57,6 +60,8 @@ def energy_gate(
             run.
         is_causal: whether the attention that will use the bias is causal; only checked against "sequence".
         allow_leak: permits "sequence" with `is_causal`, for reproducing the published numbers.
+        axis_name: an axis of a mesh over which `jax.shard_map` cuts the tokens; not with "sequence". Every segment is
+            then a single run.
 
     Returns:
         The key bias, float32, in the shape of `energy`.
@@ -81,6 +86,7 @@ def energy_gate(
             "normalization 'prefix' makes the gate depend on the query, so it is not a key bias; "
             "use energy_gated_attention(..., normalization='prefix')."
         )
+    check_axis(axis_name, normalization=normalization if normalization == "sequence" else None)
     check_leak(normalization, is_causal, allow_leak)
     check_rank("energy", energy, (2, 3), "(B, S, N) or (S, N)")
     check_energy(energy, energy.shape, "(B, S, N)", alpha, tau)
@@ -91,15 +97,17 @@ def energy_gate(
     if energy.ndim == 2:
         energy, valid = energy[None], valid[None]
         segment_ids = None if segment_ids is None else segment_ids[None]
-        return _gate(energy, valid, alpha, tau, normalization, segment_ids)[0]
-    return _gate(energy, valid, alpha, tau, normalization, segment_ids)
+        return _gate(energy, valid, alpha, tau, normalization, segment_ids, axis_name)[0]
+    return _gate(energy, valid, alpha, tau, normalization, segment_ids, axis_name)
 
 
-def _gate(energy, valid, alpha, tau, normalization, segment_ids) -> Float[Array, "B S N"]:
+def _gate(energy, valid, alpha, tau, normalization, segment_ids, axis_name) -> Float[Array, "B S N"]:
     energy = clean_energy(energy, valid)
     z = energy
     if normalization is not None:
         statistics = prefix_statistics(energy, valid, segment_ids)
+        if axis_name is not None:
+            statistics = continue_from_devices(statistics, segment_ids, axis_name)
         if normalization == "sequence":
             statistics = run_statistics(statistics, segment_ids)
         z = standardize(energy, statistics)

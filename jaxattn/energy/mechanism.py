@@ -101,7 +101,8 @@ class EnergyGatedModule(GateModule):
     @property
     def takes(self) -> frozenset[str]:
         """What the inner mechanism takes; prefixes that end at a query are not those of a context."""
-        return self.inner.takes - {"context"} if self.normalization == "prefix" else self.inner.takes
+        without = {"prefix": {"context", "axis_name"}, "sequence": {"axis_name"}}
+        return self.inner.takes - without.get(self.normalization or "", set())
 
     def energy(
         self, inputs: Float[Array, "B S D"] | None, key: Float[Array, "B S K H"]
@@ -137,6 +138,7 @@ class EnergyGatedModule(GateModule):
             segment_ids=given.segment_ids,
             is_causal=given.is_causal or self.inner.is_causal or is_causal_mask(given.mask),
             allow_leak=self.allow_leak,
+            axis_name=given.axis_name,
         )
         return self.inner(query, key, value, given.add_key_bias(gate))
 

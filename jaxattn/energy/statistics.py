@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxattn.core.checks import is_known
 from jaxattn.core.padding import repeat_last
 from jaxattn.core.pytree import serializable
+from jaxattn.core.sequence import exclusive_scan
 
 RADIX = 8
 MIN_VARIANCE = 1e-12  # sigma is floored at 1e-6
@@ -155,6 +156,20 @@ def run_statistics(prefix: Statistics, segment_ids: Int[Array, "B S"] | None = N
     is_end = jnp.concatenate([starts[:, 1:], jnp.ones_like(starts[:, :1])], axis=1)
     end = lax.cummin(jnp.where(is_end, jnp.arange(length), length), axis=1, reverse=True)
     return jax.tree.map(lambda s: jnp.take_along_axis(s, end[..., None], axis=1), prefix)
+
+
+def continue_from_devices(
+    prefix: Statistics, segment_ids: Int[Array, "B S"] | None, axis_name: str
+) -> Statistics:
+    """The `prefix_statistics` of tokens that continue those of the devices before; every segment is one run."""
+    own = jax.tree.map(lambda s: s[:, -1], prefix)
+    empty = empty_statistics(own.mean.shape)
+    if segment_ids is None:
+        before = exclusive_scan(merge, empty, own, axis_name)
+        return merge(jax.tree.map(lambda s: s[:, None], before), prefix)
+    before, segment = exclusive_scan(merge, empty, own, axis_name, segment=segment_ids[:, -1])
+    same = (segment_ids == segment[:, None])[..., None]
+    return merge(jax.tree.map(lambda s: jnp.where(same, s[:, None], 0), before), prefix)
 
 
 def standardize(x: Float[Array, "*#shape"], statistics: Statistics) -> Float[Array, "..."]:

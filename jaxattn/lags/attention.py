@@ -7,6 +7,7 @@ from jaxattn.core.call import check_qkv, check_scale, repeat_heads
 from jaxattn.core.checks import check_broadcastable
 from jaxattn.core.explicit import automatic_axes, but_width
 from jaxattn.core.padding import padding_key_bias
+from jaxattn.core.sequence import check_axis
 from jaxattn.lags.scores import LagLogits, SegmentIds, TokenMask, check_token_mask, cross_correlation
 from jaxattn.softmax import dot_product_attention
 
@@ -26,6 +27,7 @@ def cross_correlation_attention(
     is_causal: bool = False,
     segment_ids: SegmentIds = None,
     implementation: str | None = None,
+    axis_name: str | None = None,
 ) -> Float[Array, "*B T N V"]:
     """Softmax attention with the scores of `cross_correlation`.
 
@@ -44,6 +46,7 @@ def cross_correlation_attention(
         is_causal: query i attends to keys j <= i; the output then depends on tokens <= i alone.
         segment_ids: (B, T), or a pair of (B, T) and (B, S), for packed sequences.
         implementation: a backend of `dot_product_attention`, which sees the width 2H.
+        axis_name: an axis of a mesh over which the tokens are cut, as in `dot_product_attention`.
 
     Returns:
         (B, T, N, V) in the query's dtype.
@@ -61,12 +64,13 @@ def cross_correlation_attention(
     Reference:
         As `cross_correlation`.
     """
+    check_axis(axis_name)
     check_qkv(query, key, value)
     query_mask, key_mask = check_token_mask(token_mask, query, key)
     key_bias = padding_key_bias(key_mask, key_bias)
     kept = kept_keys(key_bias, query, key)
     wide_query, wide_key = cross_correlation(
-        query, key, lag_logits, token_mask=(query_mask, kept), segment_ids=segment_ids
+        query, key, lag_logits, token_mask=(query_mask, kept), segment_ids=segment_ids, axis_name=axis_name
     )
     return dot_product_attention(
         wide_query,
@@ -79,6 +83,7 @@ def cross_correlation_attention(
         is_causal=is_causal,
         segment_ids=segment_ids,
         implementation=implementation,
+        axis_name=axis_name,
     )
 
 

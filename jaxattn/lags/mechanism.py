@@ -83,7 +83,7 @@ class CrossCorrelationModule(MechanismModule):
     @property
     def takes(self) -> frozenset[str]:
         """Everything but a tree."""
-        return frozenset({"bias", "pair_mask", "segment_ids", "context"})
+        return frozenset({"bias", "pair_mask", "segment_ids", "context", "axis_name"})
 
     def attend(
         self, query: Array, key: Array, value: Array, given: AttentionInputs
@@ -104,6 +104,7 @@ class CrossCorrelationModule(MechanismModule):
             segment_ids=given.segment_ids,
             is_causal=given.is_causal,
             implementation=self.implementation,
+            axis_name=given.axis_name,
         )
 
     def init_state(self, batch: int, max_length: int, dtype: Any, *, gated: bool = False) -> Any:

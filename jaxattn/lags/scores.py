@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn.core.call import accumulation_dtype, check_qk, repeat_heads
 from jaxattn.core.checks import check_pair, check_rank
+from jaxattn.core.sequence import check_axis, halo
 
 LagLogits = Float[Array, "lags"] | Float[Array, "N lags"]
 TokenMask = Bool[Array, "*B T"] | tuple[Bool[Array, "*B T"] | None, Bool[Array, "*B S"] | None] | None
@@ -21,6 +22,7 @@ def cross_correlation(
     *,
     token_mask: TokenMask = None,
     segment_ids: SegmentIds = None,
+    axis_name: str | None = None,
 ) -> tuple[Float[Array, "*B T N 2*H"], Float[Array, "*B S L 2*H"]]:
     r"""Queries and keys of twice the width whose plain product is the cross-correlation score.
 
@@ -46,6 +48,8 @@ def cross_correlation(
             different sequences. Others contribute nothing to their neighbours, nor does a NaN in them.
         segment_ids: (B, T), or a pair of (B, T) and (B, S), for packed sequences: no shift crosses from one
             segment into another.
+        axis_name: an axis of a mesh over which `jax.shard_map` cuts the tokens; every device then reads the last L of
+            the device before.
 
     Returns:
         (query', key') in the dtypes of query and key: (B, T, N, 2H), and (B, S, K, 2H) with shared lags or
@@ -71,7 +75,17 @@ def cross_correlation(
     query_mask, key_mask = check_token_mask(token_mask, query, key)
     query_ids, key_ids = _pair("segment_ids", segment_ids, jnp.integer, "integer", query, key)
     query, key = zero_masked(query, query_mask), zero_masked(key, key_mask)
-    return widen(query, key, *lag_weights(lag_logits), query_ids, key_ids)
+    check_axis(axis_name)
+    history = 0
+    if axis_name is not None:
+        history = lag_logits.shape[-1] // 2
+
+        def with_history(x: Any, axis: int) -> Any:
+            return x if x is None else jnp.concatenate([halo(x, axis_name, history, axis), x], axis=axis)
+
+        query, key = with_history(query, -3), with_history(key, -3)
+        query_ids, key_ids = with_history(query_ids, -1), with_history(key_ids, -1)
+    return widen(query, key, *lag_weights(lag_logits), query_ids, key_ids, history)
 
 
 def lag_weights(lag_logits: Array) -> tuple[Array, Array]:

@@ -1,6 +1,7 @@
 """Linear attention: weights that are dot products of features, so that keys can be summed before queries come."""
 
 from functools import partial
+from typing import NamedTuple
 
 from jaxtyping import Array, Float, Int
 
@@ -9,6 +10,7 @@ from jaxattn.core.checks import check_flag
 from jaxattn.core.explicit import automatic_axes, but_width
 from jaxattn.core.pallas.choice import check_implementation
 from jaxattn.core.platform import by_platform
+from jaxattn.core.sequence import check_axis
 from jaxattn.linear.decay import attend_decayed, check_decay
 from jaxattn.linear.implementation import Fused, choose_implementation, pallas_cannot
 from jaxattn.linear.padded import attend_padded
@@ -29,6 +31,7 @@ def linear_attention(
     segment_ids: Int[Array, "*B T"] | None = None,
     chunk_size: int | None = None,
     implementation: str | None = None,
+    axis_name: str | None = None,
 ) -> Float[Array, "*B T N V"]:
     r"""Attention with weights φ_q·φ_k, in time and memory linear in length.
 
@@ -69,6 +72,8 @@ def linear_attention(
             float64. Second derivatives are then those of "xla", and raise inside a `jax.lax.scan`. No compiler can
             partition the kernels: by name in programs of several devices, wrap the call in `jax.shard_map` with
             check_vma=False. None takes them where the program is known to be of one TPU and they can, else "xla".
+        axis_name: an axis of a mesh over which `jax.shard_map` cuts the tokens, all devices having as many. Devices
+            exchange their sums over keys, log2(devices) times, and no tokens. Segments must then be contiguous.
 
     Returns:
         (B, T, N, V) in the dtype of `value`; 0 for a query without any key. Features of any sign are accepted; where
@@ -88,6 +93,7 @@ def linear_attention(
     al. 2022, "Transformer quality in linear time", section 3.3. Decays: Sun et al. 2023, "Retentive network",
     equation 5; Yang et al. 2024, "Gated linear attention"; Dao and Gu 2024, "Transformers are SSMs", section 6.
     """
+    check_axis(axis_name)
     check_segments(segment_ids, phi_q, phi_k)
     call = check_call(
         phi_q,
@@ -100,12 +106,15 @@ def linear_attention(
     )
     call = check_decay(call, check_flag("normalize", normalize))
     if normalize:
-        return attend_features(call, IDENTITY, [], chunk_size, implementation).astype(value.dtype)
+        out = attend_features(call, IDENTITY, [], chunk_size, implementation, axis_name)
+        return out.astype(value.dtype)
     check_implementation(implementation, "takes neither normalize=False nor log_decay.")
     call = call.with_key_weights()
     if call.is_empty:
         return call.zeros(value.dtype)
-    out = by_platform(lambda platform: choose_tiling(chunk_size, call, platform), attend_decayed, call)
+    out = by_platform(
+        lambda platform: (choose_tiling(chunk_size, call, platform), axis_name), attend_decayed, call
+    )
     return call.merge_heads(out).astype(value.dtype)
 
 
@@ -115,29 +124,39 @@ def attend_features(
     parameters: Parameters,
     chunk_size: int | None,
     implementation: str | None = None,
+    axis_name: str | None = None,
 ) -> Float[Array, "*B T N V"]:
     """Linear attention of the features that `features` make, in the dtype of `Call.with_own_sums`."""
     call = call.with_own_sums()
     parameters = features.repeat_parameters(parameters, call.key.shape[2])
-    reason = pallas_cannot(call, features, features.number(parameters, call.query), chunk_size)
+    reason: str | None = "takes no axis_name; use implementation='xla'."
+    if axis_name is None:
+        reason = pallas_cannot(call, features, features.number(parameters, call.query), chunk_size)
     check_implementation(implementation, reason)
     if call.is_empty:
         return call.zeros(call.query.dtype)
 
-    def choose(platform: str) -> tuple[FeatureFunctions, Tiling | Fused]:
-        return features, choose_implementation(call, reason, implementation, chunk_size, platform)
+    def choose(platform: str) -> How:
+        tiling = choose_implementation(call, reason, implementation, chunk_size, platform)
+        return How(features, tiling, axis_name)
 
     return call.merge_heads(by_platform(choose, attend_tiled, parameters, call))
 
 
-def attend_tiled(
-    how: tuple[FeatureFunctions, Tiling | Fused], parameters: Parameters, call: Call
-) -> Float[Array, "B T K G V"]:
+class How(NamedTuple):
+    """What is static about one call."""
+
+    features: FeatureFunctions
+    tiling: Tiling | Fused
+    axis_name: str | None = None
+
+
+def attend_tiled(how: How, parameters: Parameters, call: Call) -> Float[Array, "B T K G V"]:
     """Linear attention of a call in the form of `Call.with_own_sums`, in a kernel or cut as a platform likes it."""
-    features, tiling = how
+    features, tiling, axis_name = how
     if isinstance(tiling, Tiling):
         attend_call = attend_padded if call.segment_ids is None else attend_segments
-        return attend_call(call.with_key_weights(), features, parameters, tiling)
+        return attend_call(call.with_key_weights(), features, parameters, tiling, axis_name=axis_name)
     from jaxattn.linear.pallas.attention import attend_fused
 
     attend = partial(attend_fused, features, tiling.chunk, parameters)

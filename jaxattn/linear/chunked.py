@@ -13,26 +13,30 @@ from jaxattn.linear.gradient import causal_gradient, whole_gradient
 from jaxattn.linear.heads import over_batch
 from jaxattn.linear.passes import causal_pass, empty_state, whole_pass
 from jaxattn.linear.plan import Parameters, Plan
+from jaxattn.linear.sums import State, ratio, rescaled
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: Plan, parameters: Parameters, x: Call) -> Array:
+def _attend(plan: Plan, parameters: Parameters, x: Call, before: State | None) -> Array:
     """(B, T, K, G, V) weighted means, or (B, T, K, G, V + 1) weighted sums, of the values.
 
-    `x` is in the form of `Call.with_key_weights`, its lengths multiples of the plan's blocks.
+    `x` is in the form of `Call.with_key_weights`, its lengths multiples of the plan's blocks. `before` are the sums
+    over keys that every query meets besides.
     """
-    return _forward(plan, parameters, x)[0]
+    return _forward(plan, parameters, x, before)[0]
 
 
-def _forward(plan: Plan, parameters: Parameters, x: Call) -> tuple[Array, Any]:
-    def sequence(x: Call) -> Any:
+def _forward(plan: Plan, parameters: Parameters, x: Call, before: State | None) -> tuple[Array, Any]:
+    def sequence(tree: tuple[Call, State | None]) -> Any:
+        x, before = tree
+        start = empty_state(plan, parameters, x) if before is None else before
         if plan.is_causal:
-            _, states, out, kept = causal_pass(plan, parameters, x, empty_state(plan, parameters, x))
+            _, states, out, kept = causal_pass(plan, parameters, x, start)
         else:
-            states, out, kept = whole_pass(plan, parameters, x)
+            states, out, kept = whole_pass(plan, parameters, x, start)
         return states, out, kept
 
-    states, out, kept = over_batch(plan, sequence, x)
+    states, out, kept = over_batch(plan, sequence, (x, before))
     return out, (states, kept)
 
 
@@ -50,16 +54,16 @@ def any_perturbed(tree: Any) -> tuple[()] | None:
     return () if any(leaf.perturbed for leaf in jax.tree.leaves(tree, is_leaf=_is_wrapped)) else None
 
 
-def _attend_forward(plan: Plan, parameters: Any, x: Any) -> tuple[Array, Any]:
+def _attend_forward(plan: Plan, parameters: Any, x: Any, before: Any) -> tuple[Array, Any]:
     # Whether parameters get a gradient at all is known here only.
     learned = any_perturbed(parameters)
-    parameters, x = plain((parameters, x))
-    out, kept = _forward(plan, parameters, x)
-    return out, (learned, parameters, x, kept)
+    parameters, x, before = plain((parameters, x, before))
+    out, kept = _forward(plan, parameters, x, before)
+    return out, (learned, parameters, x, before, kept)
 
 
-def _attend_backward(plan: Plan, residuals: Any, grad: Any) -> tuple[Any, Call]:
-    learned, parameters, x, (states, kept) = residuals
+def _attend_backward(plan: Plan, residuals: Any, grad: Any) -> tuple[Any, Call, State | None]:
+    learned, parameters, x, before, (states, kept) = residuals
     learned = learned is not None
     if isinstance(grad, SymbolicZero):
         grad = jnp.zeros(grad.shape, grad.dtype)
@@ -69,7 +73,8 @@ def _attend_backward(plan: Plan, residuals: Any, grad: Any) -> tuple[Any, Call]:
         *residuals, grad = tree
         return gradient(plan, learned, parameters, residuals, grad)
 
-    grad_parameters, (query, key, value, key_bias) = over_batch(plan, sequence, (x, states, kept, grad))
+    results = over_batch(plan, sequence, (x, states, kept, grad))
+    grad_parameters, grad_before, (query, key, value, key_bias) = results
     if learned:
         # One cotangent a sequence and head: heads that share a parameter add up.
         grad_parameters = [
@@ -78,13 +83,26 @@ def _attend_backward(plan: Plan, residuals: Any, grad: Any) -> tuple[Any, Call]:
         ]
     else:
         grad_parameters = [jnp.zeros_like(p) for p in parameters]
-    return grad_parameters, x.replace(query=query, key=key, value=value, key_bias=key_bias, segment_ids=None)
+    x = x.replace(query=query, key=key, value=value, key_bias=key_bias, segment_ids=None)
+    if before is None:
+        return grad_parameters, x, None
+    if not plan.is_causal:
+        # These are of the sums after all keys.
+        grad_before = rescaled(grad_before, ratio(before.top, states.top))
+    return grad_parameters, x, State(grad_before, jnp.zeros_like(before.top), None)
 
 
 _attend.defvjp(_attend_forward, _attend_backward, symbolic_zeros=True)
 # Compiled once a shape, so that calls outside of any jit do not compile their loops anew.
-chunked_attention = jax.jit(_attend, static_argnums=0)
+_compiled_attend = jax.jit(_attend, static_argnums=0)
+
+
+def chunked_attention(plan: Plan, parameters: Parameters, x: Call, before: State | None = None) -> Array:
+    """See `_attend`."""
+    return _compiled_attend(plan, parameters, x, before)
+
+
 # The same with the derivatives of JAX, of any order and mode, which keep every block's features.
 differentiable_attention = jax.jit(
-    lambda plan, parameters, x: _forward(plan, parameters, x)[0], static_argnums=0
+    lambda plan, parameters, x, before=None: _forward(plan, parameters, x, before)[0], static_argnums=0
 )

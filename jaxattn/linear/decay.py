@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxattn.core.call import Call, accumulation_dtype
+from jaxattn.core.sequence import exclusive_scan
 from jaxattn.core.varying import vary_like
 from jaxattn.linear.blocks import Factors, apply_factors, within_segments
 from jaxattn.linear.heads import in_blocks, joined, over_batch, over_heads
@@ -55,31 +56,65 @@ def check_decay(call: Call, normalize: bool) -> Call:
     return call
 
 
-def attend_decayed(tiling: Tiling, call: Call) -> Array:
-    """(B, T, K, G, V) of a call in the form of `Call.with_key_weights`, with decays."""
+def attend_decayed(how: tuple[Tiling, str | None], call: Call) -> Array:
+    """(B, T, K, G, V) of a call in the form of `Call.with_key_weights`, with decays; `how` ends in the axis name."""
+    tiling, axis_name = how
 
     def attend(call: Call) -> Array:
         batch, _, heads, width = call.key.shape
         dtype = call.key_bias.dtype
-        start = jnp.zeros((batch, heads, width, call.value.shape[-1] + 1), dtype)
-        return step_decayed(tiling, start, call)[1]
+        start, segment = jnp.zeros((batch, heads, width, call.value.shape[-1] + 1), dtype), None
+        if axis_name is not None:
+            start, segment = _elsewhere(call, start, axis_name)
+        return step_decayed(tiling, start, call, segment)[1]
 
     call = keys_like_queries(call)
-    return attend(call) if call.segment_ids is None else in_order_of_segments(call, attend)
+    contiguous = call.segment_ids is None or axis_name is not None
+    return attend(call) if contiguous else in_order_of_segments(call, attend)
 
 
-def step_decayed(tiling: Tiling, total: Array, call: Call) -> tuple[Array, Array]:
-    """Sums (B, K, M, V + 1) after the tokens of a call, and their outputs (B, T, K, G, V)."""
+def _elsewhere(call: Call, zeros: Array, axis_name: str) -> tuple[Array, Array | None]:
+    """The sums over the keys of earlier devices, and the segment that they are of."""
+    ids = None if call.segment_ids is None else call.segment_ids[1]
+    decay = jnp.maximum(call.log_decay, _FORGOTTEN)
+    # Decays after every key: summed up from the end, as between the tokens of a block.
+    after = jnp.flip(jnp.cumsum(jnp.flip(decay[:, 1:], 1), axis=1), 1)
+    after = jnp.pad(after, [(0, 0), (0, 1), (0, 0), (0, 0)])
+    weight = jnp.exp(jnp.minimum(call.key_bias, MAX_KEY_BIAS) + after)
+    if ids is not None:
+        weight = jnp.where((ids == ids[:, -1:])[:, :, None, None], weight, 0)
+    ones = jnp.ones_like(call.value[..., :1])
+    value = jnp.concatenate([call.value, ones], axis=-1)
+    total = jnp.einsum("BTKM,BTKV->BKMV", call.key * weight, value, preferred_element_type=zeros.dtype)
+    own = total, decay.sum(axis=1)[..., None]
+
+    def merge(far: Any, near: Any) -> Any:
+        return far[0] * jnp.exp(near[1]) + near[0], far[1] + near[1]
+
+    empty = zeros, jnp.zeros_like(own[1])
+    if ids is None:
+        return exclusive_scan(merge, empty, own, axis_name)[0], None
+    (total, _), segment = exclusive_scan(merge, empty, own, axis_name, segment=ids[:, -1])
+    return total, segment
+
+
+def step_decayed(
+    tiling: Tiling, total: Array, call: Call, segment: Array | None = None
+) -> tuple[Array, Array]:
+    """Sums (B, K, M, V + 1) after the tokens of a call, and their outputs (B, T, K, G, V).
+
+    `segment` (B,) is that of the sums before; None for the first token's.
+    """
     length = call.query.shape[1]
     plan = make_plan(IDENTITY, tiling, length, length, is_causal=True)
     weight = jnp.exp(jnp.minimum(call.key_bias, MAX_KEY_BIAS))
     call = call.replace(key=(call.key * weight).astype(call.key.dtype))
     x = vary_like(pad_to_blocks(call, plan), call, total)
-    total, out = over_batch(plan, lambda tree: _decayed_pass(plan, *tree), (vary_like(total, x), x))
+    total, out = over_batch(plan, lambda tree: _decayed_pass(plan, *tree), (vary_like(total, x), x, segment))
     return total, out[:, :length]
 
 
-def _decayed_pass(plan: Plan, total: Array, x: Call) -> tuple[Array, Array]:
+def _decayed_pass(plan: Plan, total: Array, x: Call, segment: Array | None) -> tuple[Array, Array]:
     """One sequence: total (K, M, V + 1) after it, and its outputs."""
 
     def head(_: Any, segments: Array | None, state: State, tokens: Any) -> Any:
@@ -98,7 +133,8 @@ def _decayed_pass(plan: Plan, total: Array, x: Call) -> tuple[Array, Array]:
     ids = key_ids(x)
     # Sums are relative to nothing.
     top = jnp.zeros(total.shape[:1], total.dtype)
-    segment = None if ids is None else jnp.broadcast_to(ids[0], top.shape)
+    if ids is not None:
+        segment = jnp.broadcast_to(ids[0] if segment is None else segment, top.shape)
     state = State(Sums(total[..., :-1], total[..., -1]), top, segment)
     last, out = lax.scan(body, vary_like(state, x), in_blocks(x, plan.key_block))
     return last.sums.joined(), joined(out)

@@ -38,7 +38,7 @@ def _like(grads: Any, arrays: Any) -> Any:
 
 
 def causal_gradient(plan: Plan, learned: bool, parameters: Parameters, residuals: Any, grad: Array) -> Any:
-    """Cotangents of the parameters and of (query, key, value, key_bias), of one sequence and `causal_pass`."""
+    """Cotangents of the parameters, of the sums before and of (query, key, value, key_bias), of `causal_pass`."""
     x, states, kept = residuals
 
     def head(parameters: Parameters, segments: Array | None, heads: Any, tokens: Any) -> Any:
@@ -65,8 +65,8 @@ def causal_gradient(plan: Plan, learned: bool, parameters: Parameters, residuals
     start = first, _zeros(plan, parameters, first.weight.shape[0], learned)
     start = vary_like(start, residuals, grad, parameters)
     blocks = states, in_blocks(x, plan.key_block), in_blocks((kept, grad), plan.key_block)
-    (_, grad_parameters), grads = lax.scan(body, start, blocks, reverse=True)
-    return grad_parameters, joined(grads)
+    (grad_before, grad_parameters), grads = lax.scan(body, start, blocks, reverse=True)
+    return grad_parameters, grad_before, joined(grads)
 
 
 def _zeros(plan: Plan, parameters: Parameters, heads: int, learned: bool) -> list[Array]:
@@ -80,7 +80,7 @@ def _zeros(plan: Plan, parameters: Parameters, heads: int, learned: bool) -> lis
 
 
 def whole_gradient(plan: Plan, learned: bool, parameters: Parameters, residuals: Any, grad: Array) -> Any:
-    """Cotangents of the parameters and of (query, key, value, key_bias), of one sequence and `whole_pass`."""
+    """Cotangents of the parameters, of the sums and of (query, key, value, key_bias), of `whole_pass`."""
     x, state, (weight, scale_q, scale_k) = residuals
 
     def asked(parameters: Parameters, _: None, heads: Any, tokens: Any) -> Any:
@@ -128,4 +128,4 @@ def whole_gradient(plan: Plan, learned: bool, parameters: Parameters, residuals:
         grad_parameters,
         in_blocks((tokens_of(x)[1:], scale_k), plan.key_block),
     )
-    return grad_parameters, (joined(grad_query), *joined(grads))
+    return grad_parameters, grad_sums, (joined(grad_query), *joined(grads))

@@ -75,6 +75,11 @@ class LinearModule(MechanismModule):
         self.chunk_size = config.chunk_size
         self.implementation = config.implementation
 
+    @property
+    def takes(self) -> frozenset[str]:
+        """Segments, a context, and tokens cut among devices."""
+        return super().takes | {"axis_name"}
+
     def attend(
         self, query: Array, key: Array, value: Array, given: AttentionInputs
     ) -> Float[Array, "B T N V"]:
@@ -89,6 +94,7 @@ class LinearModule(MechanismModule):
             is_causal=given.is_causal,
             chunk_size=self.chunk_size,
             implementation=self.implementation,
+            axis_name=given.axis_name,
         )
 
     def init_state(self, batch: int, max_length: int, dtype: Any, *, gated: bool = False) -> Any:

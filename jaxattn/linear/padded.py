@@ -10,6 +10,7 @@ from jaxattn.core.call import Call
 from jaxattn.core.varying import vary_like
 from jaxattn.linear.chunked import chunked_attention
 from jaxattn.linear.plan import FeatureFunctions, Parameters, Plan, Tiling, make_plan
+from jaxattn.linear.sequence import keys_elsewhere
 
 
 def attend_padded(
@@ -18,16 +19,23 @@ def attend_padded(
     parameters: Parameters,
     tiling: Tiling,
     attend: Callable[..., Array] = chunked_attention,
+    axis_name: str | None = None,
+    reverse: bool = False,
     **options: Any,
 ) -> Array:
-    """(B, T, K, G, V) weighted means, or sums as `options` say; see `make_plan`. Segments must be contiguous."""
+    """(B, T, K, G, V) weighted means, or sums as `options` say; see `make_plan`. Segments must be contiguous.
+
+    With an axis name a part of the tokens is on every device; `reverse` if both they and the devices are.
+    """
     length, key_length = call.query.shape[1], call.key.shape[1]
     if call.is_causal:
         call, key_length = keys_like_queries(call), length
     plan = make_plan(features, tiling, length, key_length, is_causal=call.is_causal, **options)
     operands = list(parameters), pad_to_blocks(call, plan)
     # Marked before the kernel: what is replicated then gets the sum of the cotangents of all devices.
-    return attend(plan, *vary_like(operands, operands))[:, :length]
+    parameters, x = vary_like(operands, operands)
+    before = None if axis_name is None else keys_elsewhere(plan, parameters, x, axis_name, reverse)
+    return attend(plan, parameters, x, before)[:, :length]
 
 
 def pad_to_blocks(call: Call, plan: Plan) -> Call:

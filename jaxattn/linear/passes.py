@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
@@ -60,19 +61,31 @@ def causal_pass(plan: Plan, parameters: Parameters, x: Call, state: State) -> tu
     ids = key_ids(x)
     if ids is not None:
         # Which segment an empty state belongs to does not matter: every weight on it is 0.
-        state = state._replace(segment=jnp.broadcast_to(ids[0], state.top.shape))
+        segment = ids[0] if state.segment is None else state.segment
+        state = state._replace(segment=jnp.broadcast_to(segment, state.top.shape))
     state = vary_like(state, x, parameters)
     last, (states, (out, kept)) = lax.scan(body, state, in_blocks(x, plan.key_block))
     return last, states, joined(out), joined(kept)
 
 
-def whole_pass(plan: Plan, parameters: Parameters, x: Call) -> tuple[State, Array, Any]:
-    """One sequence, forward, every query meeting every key."""
+def key_pass(plan: Plan, parameters: Parameters, x: Call, state: State) -> tuple[State, Array]:
+    """One sequence: (the state with all its keys, the log scales of their features by block)."""
 
     def add(parameters: Parameters, _: None, state: State, tokens: Any) -> Any:
         key, value, key_bias = tokens
         phi, scale = plan.features.key(parameters, key, None)
         return add_keys(state, phi, scale + key_bias[:, 0], value), scale
+
+    def body(state: State, block: Any) -> Any:
+        return over_heads(plan, add, parameters, None, state, plan.operands(block))
+
+    # No features outlive their block.
+    body = jax.checkpoint(body, prevent_cse=False)
+    return lax.scan(body, vary_like(state, x, parameters), in_blocks(tokens_of(x)[1:], plan.key_block))
+
+
+def whole_pass(plan: Plan, parameters: Parameters, x: Call, state: State) -> tuple[State, Array, Any]:
+    """One sequence, forward, every query meeting every key, and those summed up in `state`."""
 
     def ask(parameters: Parameters, _: None, state: State, query: Array) -> Any:
         phi, scale = plan.features.query(parameters, query, None)
@@ -82,11 +95,7 @@ def whole_pass(plan: Plan, parameters: Parameters, x: Call) -> tuple[State, Arra
         )
         return (), (*finish(plan, sums, x.value.dtype), scale)
 
-    state, scale_k = lax.scan(
-        lambda state, block: over_heads(plan, add, parameters, None, state, plan.operands(block)),
-        vary_like(empty_state(plan, parameters, x), x, parameters),
-        in_blocks(tokens_of(x)[1:], plan.key_block),
-    )
+    state, scale_k = key_pass(plan, parameters, x, state)
     _, (out, weight, scale_q) = lax.scan(
         lambda _, query: (None, over_heads(plan, ask, parameters, None, state, plan.operands(query))[1]),
         None,

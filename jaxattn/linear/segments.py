@@ -5,9 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
 from jaxattn.core.call import Call
+from jaxattn.core.sequence import exclusive_scan
 from jaxattn.linear.padded import attend_padded
 from jaxattn.linear.plan import IDENTITY, FeatureFunctions, Parameters, Tiling
 from jaxattn.linear.sums import ratio, segmented_cummax
@@ -26,15 +28,21 @@ def check_segments(segment_ids: Any, query: Array, key: Array) -> None:
         )
 
 
-def attend_segments(call: Call, features: FeatureFunctions, parameters: Parameters, tiling: Tiling) -> Array:
-    """(B, T, K, G, V) weighted means inside segments, whose ids may come in any order."""
+def attend_segments(
+    call: Call,
+    features: FeatureFunctions,
+    parameters: Parameters,
+    tiling: Tiling,
+    axis_name: str | None = None,
+) -> Array:
+    """(B, T, K, G, V) weighted means inside segments, whose ids may come in any order on a single device."""
 
     def attend(call: Call) -> Array:
         if call.is_causal:
-            return attend_padded(call, features, parameters, tiling)
-        return _attend_both_ways(_with_features(call, features, parameters), tiling)
+            return attend_padded(call, features, parameters, tiling, axis_name=axis_name)
+        return _attend_both_ways(_with_features(call, features, parameters), tiling, axis_name)
 
-    return in_order_of_segments(call, attend)
+    return in_order_of_segments(call, attend) if axis_name is None else attend(call)
 
 
 def in_order_of_segments(call: Call, attend: Callable[[Call], Array]) -> Array:
@@ -58,14 +66,16 @@ def _with_features(call: Call, features: FeatureFunctions, parameters: Parameter
     return call.replace(query=phi_q, key=phi_k, key_bias=call.key_bias + scale[..., None])
 
 
-def _attend_both_ways(call: Call, tiling: Tiling) -> Array:
+def _attend_both_ways(call: Call, tiling: Tiling, axis_name: str | None) -> Array:
     """Keys up to each query plus keys after it, inside (contiguous) segments; features are made already."""
     forward = call.replace(is_causal=True)
     backward = jax.tree.map(lambda x: jnp.flip(x, axis=1), forward)
-    so_far = attend_padded(forward, IDENTITY, [], tiling, divided=False)
-    to_come = attend_padded(backward, IDENTITY, [], tiling, strict=True, divided=False)
+    options: dict[str, Any] = {"divided": False, "axis_name": axis_name}
+    so_far = attend_padded(forward, IDENTITY, [], tiling, **options)
+    to_come = attend_padded(backward, IDENTITY, [], tiling, strict=True, reverse=True, **options)
     # The two sums are relative to the largest key bias on their side of the query.
-    left, right = _running_max(forward), jnp.flip(_running_max(backward), axis=1)
+    left = _running_max(forward, axis_name)
+    right = jnp.flip(_running_max(backward, axis_name, reverse=True), axis=1)
     top = jnp.maximum(left, right)
     left, right = (jax.lax.stop_gradient(ratio(x, top))[..., None] for x in (left, right))
     sums = so_far * left + jnp.flip(to_come, axis=1) * right
@@ -74,7 +84,17 @@ def _attend_both_ways(call: Call, tiling: Tiling) -> Array:
     return jnp.where(nothing, 0, sums[..., :-1] / jnp.where(nothing, 1, weight))
 
 
-def _running_max(call: Call) -> Array:
+def _running_max(call: Call, axis_name: str | None, reverse: bool = False) -> Array:
     """(B, S, K, 1), over the keys so far of the same segment."""
     over_heads = jax.vmap(segmented_cummax, (1, None), 1)
-    return jax.vmap(over_heads)(call.key_bias[..., 0], call.segment_ids[1])[..., None]
+    ids = call.segment_ids[1]
+    top = jax.vmap(over_heads)(call.key_bias[..., 0], ids)
+    if axis_name is not None:
+        empty = jnp.full_like(top[:, -1], -jnp.inf)
+        own = lax.stop_gradient(top[:, -1])
+        before, segment = exclusive_scan(
+            jnp.maximum, empty, own, axis_name, segment=ids[:, -1], reverse=reverse
+        )
+        same = (ids == segment[:, None])[..., None]
+        top = jnp.where(same, jnp.maximum(top, before[:, None]), top)
+    return top[..., None]

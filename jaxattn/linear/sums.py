@@ -95,6 +95,17 @@ def inverse_of(weight: Array) -> Array:
     return jnp.where(nothing, 0, 1 / jnp.where(nothing, 1, weight))
 
 
+def rescaled(sums: Sums, factor: Array) -> Sums:
+    """The sums of every head (…, K, F, …) times a factor (…, K)."""
+    return Sums(sums.total * factor[..., None, None], sums.weight * factor[..., None])
+
+
+def merge(a: State, b: State) -> State:
+    """The state of the keys of both, every array with leading axes before the head's own."""
+    top = lax.stop_gradient(jnp.maximum(a.top, b.top))
+    return State(plus(*(rescaled(x.sums, ratio(x.top, top)) for x in (a, b))), top, None)
+
+
 def add_keys(state: State, phi: Array, log_weight: Array, value: Array) -> State:
     """The state with a block of keys more, where order does not matter: phi (L, F), log_weight (L,), value (L, V)."""
     # A reference cancels in the quotient of the sums: it is a constant, to any order of derivative.

@@ -12,6 +12,7 @@ from jaxattn.core.mechanism import Mechanism
 from jaxattn.core.parameters import UNDECAYED, Initializer, axis_names
 from jaxattn.nn.context import ProjectedContext
 from jaxattn.nn.layers import DEFAULT_INIT, check_sizes
+from jaxattn.nn.sequence import attend
 from jaxattn.nn.sharding import constrain
 from jaxattn.positions import Rotary
 from jaxattn.softmax.mechanism import Softmax
@@ -266,7 +267,7 @@ class Attention(nnx.Module):
         return {"mechanism": mechanism, "position": given.advance(start, x.shape[1])}, out
 
     def _attend(self, query: Array, key: Array, value: Array, given: AttentionInputs) -> Array:
-        out = self.mechanism(query, key, value, given)
+        out = attend(self.mechanism, query, key, value, given)
         return self.out(out + query if self.query_residual else out)
 
     def _refuse_unused(self, **positions: Any) -> None:
@@ -274,7 +275,7 @@ class Attention(nnx.Module):
             refuse("attention with a rotary position embedding", positions)
 
     def _queries(self, x: Array, positions: Array | None) -> Array:
-        query = constrain(self.query(x), "batch", None, "heads", None)
+        query = constrain(self.query(x), "batch", "sequence", "heads", None)
         if len(self.projection_norms):
             query = self.projection_norms[0](query)
         if self.query_norm is not None:
@@ -282,7 +283,7 @@ class Attention(nnx.Module):
         return query if self.rotary is None else self.rotary(query, positions)
 
     def _keys_and_values(self, x: Array, positions: Array | None) -> tuple[Array, Array]:
-        key, value = (constrain(f(x), "batch", None, "kv_heads", None) for f in (self.key, self.value))
+        key, value = (constrain(f(x), "batch", "sequence", "kv_heads", None) for f in (self.key, self.value))
         if len(self.projection_norms):
             key, value = self.projection_norms[1](key), self.projection_norms[2](value)
         if self.key_norm is not None:

@@ -72,7 +72,7 @@ class MLP(nnx.Module):
         """Applies the layers to the last axis."""
         hidden = self.activation(self.up(x))
         if x.ndim == 3:
-            hidden = constrain(hidden, "batch", None, "mlp")
+            hidden = constrain(hidden, "batch", "sequence", "mlp")
         return self.down(hidden if self.gate is None else hidden * self.gate(x))
 
 
@@ -180,7 +180,7 @@ class Block(nnx.Module):
             total = x + self.dropout(new, deterministic=deterministic, rngs=rngs)
             return total if self.pre_norm else _normalised(norm, total)
 
-        x = branch(constrain(x, "batch", None, None), self.attention_norm, attend)
+        x = branch(constrain(x, "batch", "sequence", None), self.attention_norm, attend)
         if (cross := self.cross_attention) is not None:
 
             def look(x: Array) -> Array:

@@ -1,6 +1,7 @@
 """Logical axes of parameters and activations, and the table that says over which axes of a mesh each is cut."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,10 +14,12 @@ from jaxattn.core.mesh import mesh_of
 
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
-# The batch over `data` and `fsdp`; parameters by width over `fsdp`, by heads and by the width of MLPs over `tensor`.
-# An axis that is cut like the batch is gathered where parameters are used: fully sharded data parallelism.
+# The batch over `data` and `fsdp`, tokens over `sequence`; parameters by width over `fsdp`, by heads and by the width
+# of MLPs over `tensor`. An axis that is cut like the batch is gathered where parameters are used: fully sharded data
+# parallelism.
 SHARDING_RULES: Rules = (
     ("batch", ("data", "fsdp")),
+    ("sequence", "sequence"),
     ("embed", "fsdp"),
     ("vocab", "tensor"),
     ("heads", "tensor"),
@@ -101,6 +104,17 @@ def gather_parameters(tree: Any, names: Any) -> Any:
         return x if stored == used else _gathered(x, mesh, stored, used)
 
     return jax.tree.map(gather, tree, names)
+
+
+def sequence_axis(x: Array) -> tuple[AbstractMesh, str] | None:
+    """The mesh, and its axis over which the rules cut the tokens of activations; None where they are whole."""
+    mesh, rules = _automatic_mesh(x), get_logical_axis_rules()
+    if mesh is None or not rules:
+        return None
+    (axis,) = partition_spec(("sequence",), (math.prod(mesh.axis_sizes),), mesh, rules)
+    if isinstance(axis, tuple):
+        raise ValueError(f"the rule of 'sequence' must name one axis of the mesh; got {axis}.")
+    return None if axis is None else (mesh, axis)
 
 
 def _automatic_mesh(tree: Any) -> AbstractMesh | None:

@@ -71,6 +71,11 @@ class OutputGatedModule(GateModule):
             shape, axes = (sizes.in_features, sizes.num_heads, channels), ("embed", "heads", "head_dim")
         self.kernel = parameter(init, rngs.params(), shape, axes, sizes.param_dtype)
 
+    @property
+    def takes(self) -> frozenset[str]:
+        """What the inner mechanism takes."""
+        return self.inner.takes
+
     def gate(self, inputs: Float[Array, "B T D"] | None, query: Array) -> Float[Array, "B T N V"]:
         """Sigmoid(W x) of every query's token, V = 1 for a gate a head.
 

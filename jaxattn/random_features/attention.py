@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 from jaxattn.core.call import check_call
 from jaxattn.core.decode import check_step
 from jaxattn.core.explicit import automatic_axes, but_width, same
+from jaxattn.core.sequence import check_axis
 from jaxattn.linear import (
     LinearAttentionState,
     attend_features,
@@ -31,6 +32,7 @@ def random_feature_attention(
     segment_ids: Int[Array, "*B T"] | None = None,
     chunk_size: int | None = None,
     implementation: str | None = None,
+    axis_name: str | None = None,
 ) -> Float[Array, "*B T N V"]:
     r"""Estimates softmax attention in time and memory linear in length.
 
@@ -63,6 +65,7 @@ def random_feature_attention(
         implementation: None, "xla" or "pallas", as in `linear_attention`. "pallas" makes the features on the chip, of
             the components posrf, gerf, oprf, sderf, aderf, saderf and trigrf on every weight matrix but sgq and ssr,
             whose dense form it takes.
+        axis_name: an axis of a mesh over which the tokens are cut, as in `linear_attention`.
 
     Returns:
         (B, T, N, V) in the query's dtype; 0 for a query without any key.
@@ -82,12 +85,13 @@ def random_feature_attention(
     Reference: Choromanski et al. 2021, "Rethinking attention with Performers", section 2; arXiv 2405.15310,
     "Spectraformer", section 3.
     """
+    check_axis(axis_name)
     check_segments(segment_ids, query, key)
     call = check_call(
         query, key, value, key_bias=key_bias, scale=scale, is_causal=is_causal, segment_ids=segment_ids
     )
     out = attend_features(
-        call, *feature_map.functions(call.scale, query.shape[-1]), chunk_size, implementation
+        call, *feature_map.functions(call.scale, query.shape[-1]), chunk_size, implementation, axis_name
     )
     return out.astype(query.dtype)
 

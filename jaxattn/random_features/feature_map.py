@@ -12,6 +12,7 @@ from jaxattn.core.call import check_qk, check_scale, repeat_heads
 from jaxattn.core.checks import check_choice, check_dtype, check_rank, check_shape
 from jaxattn.core.explicit import automatic_axes, replicated
 from jaxattn.core.pytree import register
+from jaxattn.core.sequence import check_axis
 from jaxattn.linear import FeatureFunctions, Fused, Kind, Projection
 from jaxattn.random_features.components import COMPONENTS
 from jaxattn.random_features.components.base import Component
@@ -148,6 +149,7 @@ class FeatureMap:
         query_mask: Bool[Array, "*B T"] | None = None,
         momentum: float | Float[Array, ""] = 0.0,
         refit: Bool[Array, ""] | None = None,
+        axis_name: str | None = None,
     ) -> "FeatureMap":
         """The map with the best component parameters for these queries and keys, a set for each key/value head.
 
@@ -163,6 +165,7 @@ class FeatureMap:
             momentum: share of the statistics so far that is kept, for a moving average; the first calibration
                 ignores it.
             refit: whether the parameters follow the statistics this time, for a map that has some; None for always.
+            axis_name: an axis of a mesh over which `jax.shard_map` cuts the tokens.
 
         Returns:
             A new map. Components without statistics (`calibrates` False) are left as they are.
@@ -170,6 +173,7 @@ class FeatureMap:
         Raises:
             ValueError: a shape, dtype or `momentum` is wrong.
         """
+        check_axis(axis_name)
         check_qk(query, key)
         self.check_width("query and key", query.shape[-1])
         root = _root(check_scale(scale, query.shape[-1]))
@@ -188,7 +192,7 @@ class FeatureMap:
             query, key, token_mask, query_mask = jax.tree.map(
                 lambda x: x[None], (query, key, token_mask, query_mask)
             )
-        moments = Moments.of(root * query, root * key, query_mask, token_mask)
+        moments = Moments.of(root * query, root * key, query_mask, token_mask, axis_name)
         return self.with_moments(moments, momentum, refit)
 
     def with_moments(

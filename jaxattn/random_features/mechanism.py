@@ -172,6 +172,11 @@ class RandomFeaturesModule(MechanismModule):
             self.redraw_key = FeatureDraw(jax.random.key_data(redraw_key), **axis_names(None))
 
     @property
+    def takes(self) -> frozenset[str]:
+        """Segments, a context, and tokens cut among devices."""
+        return super().takes | {"axis_name"}
+
+    @property
     def feature_map(self) -> FeatureMap:
         """The map that the module holds."""
         leaves = [getattr(self, name)[...] for name in self.names]
@@ -195,17 +200,23 @@ class RandomFeaturesModule(MechanismModule):
 
         The masks are those of `AttentionInputs`.
         """
-        self._calibrate(query, key, token_mask, query_mask, refit=None)
+        self._calibrate(query, key, AttentionInputs(token_mask=token_mask, query_mask=query_mask), refit=None)
 
-    def _calibrate(
-        self, query: Array, key: Array, token_mask: Any, query_mask: Any, refit: Array | None
-    ) -> None:
+    def _calibrate(self, query: Array, key: Array, given: AttentionInputs, refit: Array | None) -> None:
         if self.feature_map.component.calibrates:
             calls = self.calls[...]
             # The mean over the first calls, then a moving average.
             momentum = jnp.minimum(self.momentum, calls / (calls + 1))
-            masks: dict[str, Any] = {"token_mask": token_mask, "query_mask": query_mask}
-            self._hold(self.feature_map.calibrate(query, key, **masks, momentum=momentum, refit=refit))
+            feature_map = self.feature_map.calibrate(
+                query,
+                key,
+                token_mask=given.token_mask,
+                query_mask=given.query_mask,
+                momentum=momentum,
+                refit=refit,
+                axis_name=given.axis_name,
+            )
+            self._hold(feature_map)
             self.calls[...] = calls + 1
 
     def redraw(self, key: jax.Array) -> None:
@@ -217,7 +228,7 @@ class RandomFeaturesModule(MechanismModule):
         if self.feature_map.component.decomposes:
             calls = self.calls[...]
             refit = (calls < self.refit_every) | (calls % self.refit_every == 0)
-        self._calibrate(query, key, given.token_mask, given.query_mask, refit)
+        self._calibrate(query, key, given, refit)
         if self.redraw_every is None:
             return
         count = self.since_redraw[...] + 1
@@ -243,6 +254,7 @@ class RandomFeaturesModule(MechanismModule):
             is_causal=given.is_causal,
             chunk_size=self.chunk_size,
             implementation=self.implementation,
+            axis_name=given.axis_name,
         )
         if self.calibrating:
             self._after_training_call(query, key, given)

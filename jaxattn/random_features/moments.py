@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxattn.core.pytree import serializable
@@ -39,29 +40,33 @@ class Moments(NamedTuple):
         y: Float[Array, "B S K H"],
         query_mask: Bool[Array, "B T"] | None = None,
         key_mask: Bool[Array, "B S"] | None = None,
+        axis_name: str | None = None,
     ) -> "Moments":
         """Moments of scaled queries and keys; the N / K query heads that share a key head are pooled."""
         heads = y.shape[2]
         x = x.reshape(*x.shape[:2], heads, x.shape[2] // heads, x.shape[-1]).astype(jnp.float32)
         y = y[:, :, :, None].astype(jnp.float32)
-        query_mean, query_second, query_low = _moments(x, query_mask)
-        key_mean, key_second, key_low = _moments(y, key_mask)
+        query_mean, query_second, query_low = _moments(x, query_mask, axis_name)
+        key_mean, key_second, key_low = _moments(y, key_mask, axis_name)
         return cls(query_mean, key_mean, query_second, key_second, jnp.minimum(query_low, key_low))
 
 
-def _moments(x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
+def _moments(x: Array, mask: Array | None, axis_name: str | None) -> tuple[Array, Array, Array]:
     """Mean (K, H), second moment (K, H, H) and minimum (K, H) of x (B, T, K, G, H)."""
+    groups = x.shape[3]
     if mask is None:
-        count, low = jnp.asarray(max(x.shape[0] * x.shape[1], 1)), x
+        count, low = jnp.asarray(x.shape[0] * x.shape[1]), x
     else:
         kept = mask[:, :, None, None, None]
-        # Of padding alone, nothing is learned: the moments are 0.
-        count, low = jnp.maximum(mask.sum(), 1), jnp.where(kept, x, jnp.inf)
+        count, low = mask.sum(), jnp.where(kept, x, jnp.inf)
         x = jnp.where(kept, x, 0)
-    count *= x.shape[3]
-    mean = x.sum(axis=(0, 1, 3)) / count
-    second = jnp.einsum("btkgh,btkgi->khi", x, x) / count
+    total = x.sum(axis=(0, 1, 3)), jnp.einsum("btkgh,btkgi->khi", x, x)
     low = low.min(axis=(0, 1, 3), initial=jnp.inf)
+    if axis_name is not None:
+        count, total = lax.psum((count, total), axis_name)
+        low = lax.pmin(low, axis_name)
+    # Of padding alone, nothing is learned: the moments are 0.
+    mean, second = (x / (jnp.maximum(count, 1) * groups) for x in total)
     return mean, second, jnp.where(jnp.isfinite(low), low, 0)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float
 
 from jaxattn.core.mechanism import (
@@ -18,6 +19,7 @@ from jaxattn.core.mechanism import (
 )
 from jaxattn.core.parameters import UndecayedParam, parameter
 from jaxattn.core.registry import GateRow, register_gate
+from jaxattn.core.sequence import exclusive_scan
 from jaxattn.recency.alibi import alibi_key_bias, alibi_slopes
 from jaxattn.recency.forget import forget_key_bias_init_state, forget_key_bias_step
 from jaxattn.softmax.mechanism import Softmax
@@ -71,8 +73,16 @@ class RecencyBiasedModule(GateModule):
                 f"is_causal must be True with {type(self).__name__}: a bias by distance is a key bias only where no "
                 "key lies behind its query; got False."
             )
-        _, bias = self.step_bias(self.init_bias(key.shape[0]), given.inputs, key, given.token_mask)
+        start = self.init_bias(key.shape[0])
+        if given.axis_name is not None:
+            start = self.bias_before(start, key, given, given.axis_name)
+        _, bias = self.step_bias(start, given.inputs, key, given.token_mask)
         return self.inner(query, key, value, given.add_key_bias(bias))
+
+    def bias_before(self, start: Any, key: Array, given: AttentionInputs, axis_name: str) -> Any:
+        """The state after the tokens of earlier devices, of a sequence that is cut among them."""
+        own, _ = self.step_bias(start, given.inputs, key, given.token_mask)
+        return exclusive_scan(jnp.add, start, own, axis_name)
 
     def init_state(self, batch: int, max_length: int, dtype: Any, *, gated: bool = False) -> Any:
         """The inner state and that of the biases, which differ from head to head."""
@@ -119,6 +129,10 @@ class AlibiModule(RecencyBiasedModule):
     def init_bias(self, batch: int) -> Array:
         """The number of tokens so far."""
         return jnp.zeros((batch,), jnp.int32)
+
+    def bias_before(self, start: Array, key: Array, given: AttentionInputs, axis_name: str) -> Array:
+        """The number of tokens there, padding included."""
+        return start + lax.axis_index(axis_name) * key.shape[1]
 
     def step_bias(
         self, state: Array, inputs: Array | None, key: Array, token_mask: Array | None

@@ -86,7 +86,7 @@ class RetentionModule(MechanismModule):
     @property
     def takes(self) -> frozenset[str]:
         """Segments; a context has no tokens between a query and a key that could decay."""
-        return frozenset({"segment_ids"})
+        return frozenset({"segment_ids", "axis_name"})
 
     @property
     def feels_common_bias(self) -> bool:
@@ -123,6 +123,7 @@ class RetentionModule(MechanismModule):
             key_bias=given.folded_key_bias(key.shape[1]),
             segment_ids=given.segment_ids,
             is_causal=True,
+            axis_name=given.axis_name,
             **self._options(key, given),
         )
         return _rms_normalised(out)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn.core.call import Call, accumulation_dtype, check_call
@@ -11,6 +12,7 @@ from jaxattn.core.explicit import automatic_axes, but_width
 from jaxattn.core.mesh import is_alone
 from jaxattn.core.padding import fold_key_mask, fold_lengths, query_is_valid, zero_padded_rows, zero_padding
 from jaxattn.core.platform import by_platform
+from jaxattn.core.sequence import check_axis, gather
 from jaxattn.softmax.blockwise import blockwise_attention
 from jaxattn.softmax.cudnn import cudnn_attention, cudnn_cannot
 from jaxattn.softmax.options import with_options
@@ -49,6 +51,7 @@ def dot_product_attention(
     segment_ids: Int[Array, "*B T"] | tuple[Int[Array, "*B T"], Int[Array, "*B S"]] | None = None,
     return_residual: bool = False,
     implementation: str | None = None,
+    axis_name: str | None = None,
 ) -> Float[Array, "*B T N V"] | Any:
     r"""Softmax attention with a bias a key, as fast as the platform allows.
 
@@ -91,6 +94,9 @@ def dot_product_attention(
             query_offset, return_residual, nor a mask that depends on the query. Nor does cuDNN take segment_ids,
             logits_soft_cap and sinks, and of windows those without a right side only, for T = S. No compiler can
             partition splash: by name in programs of several devices, wrap the call in `jax.shard_map`.
+        axis_name: an axis of a mesh over which `jax.shard_map` cuts the tokens, all devices having as many queries
+            and as many keys. Every device gathers all keys and values. A mask must then be the same for all queries;
+            bias, query_offset and lengths are not accepted.
 
     Returns:
         (B, T, N, V) in the query's dtype. With `return_residual` a pair: that and (B, T, N) float32 (float64 for
@@ -120,6 +126,13 @@ def dot_product_attention(
     al. 2022, "FlashAttention" (blockwise).
     """
     check_choice("implementation", implementation, IMPLEMENTATIONS)
+    check_axis(
+        axis_name,
+        bias=bias,
+        query_offset=query_offset,
+        query_seq_lengths=query_seq_lengths,
+        key_value_seq_lengths=key_value_seq_lengths,
+    )
     call = check_call(
         query,
         key,
@@ -141,6 +154,8 @@ def dot_product_attention(
         query_offset=query_offset,
         return_residual=return_residual,
     )
+    if axis_name is not None:
+        call = with_all_keys(call, axis_name)
     # Values of width 0 leave the normaliser to compute.
     skipped = call.is_empty and not (return_residual and 0 not in (*query.shape, *key.shape))
     out, log_total = _without_keys(call) if skipped else _attend(fold_key_mask(call), implementation)
@@ -149,6 +164,29 @@ def dot_product_attention(
         return out
     assert log_total is not None  # kernels that have none were refused
     return out, call.merge_heads(log_total[..., None])[..., 0]
+
+
+def with_all_keys(call: Call, axis_name: str) -> Call:
+    """The call of this device's queries over the keys of all devices."""
+    length, call = call.key.shape[1], fold_key_mask(call)
+    if call.mask is not None:
+        raise ValueError(
+            "mask must be the same for all queries, (B, N, 1, S), with axis_name; got a mask of pairs."
+        )
+    if call.is_causal or call.window != (None, None):
+        if call.query.shape[1] != length:
+            raise ValueError(
+                "query must have as many tokens as key with axis_name and is_causal or a window, S = "
+                f"{length}; got {call.query.shape[1]}."
+            )
+        call = call.replace(query_offset=lax.axis_index(axis_name) * length)
+    ids = call.segment_ids
+    return call.replace(
+        key=gather(call.key, axis_name, 1),
+        value=gather(call.value, axis_name, 1),
+        key_bias=gather(call.key_bias, axis_name, 1),
+        segment_ids=None if ids is None else (ids[0], gather(ids[1], axis_name, 1)),
+    )
 
 
 def _without_keys(call: Call) -> Result:

@@ -108,7 +108,7 @@ class SoftmaxModule(MechanismModule):
     @property
     def takes(self) -> frozenset[str]:
         """Everything but a tree."""
-        return frozenset({"bias", "pair_mask", "segment_ids", "context"})
+        return frozenset({"bias", "pair_mask", "segment_ids", "context", "axis_name"})
 
     def attend(
         self, query: Array, key: Array, value: Array, given: AttentionInputs
@@ -136,6 +136,7 @@ class SoftmaxModule(MechanismModule):
             segment_ids=given.segment_ids,
             is_causal=given.is_causal,
             implementation=self.implementation,
+            axis_name=given.axis_name,
             **self.options(),
         )
 

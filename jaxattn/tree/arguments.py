@@ -6,19 +6,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
 from jaxattn.core.call import Call, accumulation_dtype
 from jaxattn.core.checks import check_broadcastable, check_dtype, check_flag
 from jaxattn.core.platform import by_platform
-from jaxattn.tree.blocks import BLOCK, cut
+from jaxattn.core.sequence import check_axis
+from jaxattn.tree.blocks import BLOCK, Blocks, cut
 from jaxattn.tree.pooling import Biases, Leaves
 from jaxattn.tree.tree import Tree
 
 SiblingBias = Sequence[Any] | None
 
-# (tree, leaves, biases, scale, include_self, block) -> arrays of one sequence.
-Function = Callable[[Tree, Leaves, Biases, float, bool, int | None], Array]
+# (tree, leaves, biases, scale, include_self, blocks) -> arrays of one sequence.
+Function = Callable[[Tree, Leaves, Biases, float, bool, Blocks], Array]
 
 
 def check_tree(tree: Any, batch: int | None = None, length: int | None = None) -> None:
@@ -44,14 +46,18 @@ def check_ordered(tree: Tree) -> None:
         )
 
 
-def check_whole(call: Call, tree: Tree, sibling_bias: SiblingBias) -> tuple[Call, Biases]:
+def check_whole(
+    call: Call, tree: Tree, sibling_bias: SiblingBias, axis_name: str | None = None
+) -> tuple[Call, Biases]:
     """Checks a tree and its biases against the call over all its tokens; returns what `over_batch` takes."""
+    check_axis(axis_name)
     batch, length = call.query.shape[:2]
     if call.key.shape[1] != length:
         raise ValueError(
             f"key must have as many tokens as query, T = {length}: one tree is over both; got {call.key.shape[1]}."
         )
-    check_tree(tree, batch if call.batched else None, length)
+    devices = 1 if axis_name is None else lax.axis_size(axis_name)
+    check_tree(tree, batch if call.batched else None, length * devices)
     if call.is_causal:
         check_ordered(tree)
     call = call.with_own_sums()
@@ -91,18 +97,23 @@ class Plan(NamedTuple):
     Attributes:
         function: of one sequence.
         include_self: whether a token attends to itself.
-        block: the most tokens worked on at a time, None for all.
+        blocks: how tokens are cut.
     """
 
     function: Function
     include_self: bool
-    block: int | None
+    blocks: Blocks
 
 
-def choose_plan(function: Function, tree: Tree, include_self: bool, platform: str) -> Plan:
+def choose_plan(
+    function: Function, tree: Tree, include_self: bool, platform: str, axis_name: str | None = None
+) -> Plan:
     """The plan of a platform, all at once on a CPU."""
-    in_blocks = platform != "cpu" and cut(tree, BLOCK)
-    return Plan(function, include_self, BLOCK if in_blocks else None)
+    length = tree.length if axis_name is None else tree.length // lax.axis_size(axis_name)
+    blocks = Blocks(BLOCK, axis_name)
+    if platform == "cpu" or cut(tree, blocks, length) is None:
+        blocks = Blocks(None, axis_name)
+    return Plan(function, include_self, blocks)
 
 
 def over_batch(function: Function, tree: Tree, call: Call, biases: Biases, include_self: bool) -> Array:
@@ -121,6 +132,6 @@ def attend_planned(plan: Plan, tree: Tree, call: Call, biases: Biases) -> Array:
     def one(tree: Tree, call: Call) -> Array:
         arrays = call.query, call.key, call.value, call.key_bias[..., 0]
         leaves = Leaves(*(jnp.moveaxis(x, 0, 1) for x in arrays))
-        return plan.function(tree, leaves, biases, call.scale, plan.include_self, plan.block)
+        return plan.function(tree, leaves, biases, call.scale, plan.include_self, plan.blocks)
 
     return jax.vmap(one, (0 if tree.is_batched else None, 0))(tree, call)

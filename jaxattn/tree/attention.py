@@ -37,6 +37,7 @@ def hierarchical_attention(
     is_causal: bool = False,
     include_self: bool = True,
     implementation: str | None = None,
+    axis_name: str | None = None,
 ) -> Float[Array, "*B T N V"]:
     r"""Self-attention over a tree whose leaves are the tokens, in O(M b²) time for M nodes with up to b children.
 
@@ -78,6 +79,8 @@ def hierarchical_attention(
             sibling_bias nor float64. Second derivatives are then those of "xla". No compiler can partition the
             kernels: by name in programs of several devices, wrap the call in `jax.shard_map` with check_vma=False.
             None takes them where the program is known to be of one TPU and they can, else "xla".
+        axis_name: an axis of a mesh over which `jax.shard_map` cuts the tokens, all devices having as many, which are
+            whole subtrees of a uniform tree. Devices gather what is above the subtrees, and no tokens.
 
     Returns:
         (B, T, N, V) in the query's dtype; 0 for a token that has nothing to attend to or is not in the tree.
@@ -97,7 +100,7 @@ def hierarchical_attention(
     Reference: arXiv 2509.15448, "Hierarchical self-attention", section 3 and theorem 3.2; the causal form is ours.
     """
     call = check_call(query, key, value, key_bias=key_bias, scale=scale, is_causal=is_causal)
-    return _attend(call, tree, sibling_bias, include_self, implementation).astype(query.dtype)
+    return _attend(call, tree, sibling_bias, include_self, implementation, axis_name).astype(query.dtype)
 
 
 @automatic_axes(query_axes("N", "T", None))
@@ -198,18 +201,22 @@ def _attend(
     sibling_bias: SiblingBias,
     include_self: bool,
     implementation: str | None = "xla",
+    axis_name: str | None = None,
 ) -> Array:
     """(B, T, N, V), without the batch axis if the caller's arrays had none."""
-    call, biases = check_whole(call, tree, sibling_bias)
+    call, biases = check_whole(call, tree, sibling_bias, axis_name)
     if call.is_empty:
         return call.zeros(call.query.dtype)
     include_self, reason = check_flag("include_self", include_self), pallas_cannot(tree, call, biases)
+    if axis_name is not None:
+        reason = "takes no axis_name; use implementation='xla'."
     check_implementation(implementation, reason)
 
     def choose(platform: str) -> Plan | Fused:
         if takes_pallas(call, reason, implementation, platform):
             return Fused(cut_tiles(tree.branching), include_self)
-        return choose_plan(attend_causal if call.is_causal else attend, tree, include_self, platform)
+        function = attend_causal if call.is_causal else attend
+        return choose_plan(function, tree, include_self, platform, axis_name)
 
     out = by_platform(choose, attend_chosen, tree, call, biases)
     return call.merge_heads(jnp.moveaxis(out, 2, 1))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxattn.tree.blocks import Cut, cut
+from jaxattn.tree.blocks import Blocks, Cut, cut
 from jaxattn.tree.grouping import siblings
 from jaxattn.tree.pooling import Biases, Leaves, divide, log_sum, pool, scores, weighted_sum
 from jaxattn.tree.tree import Tree
@@ -97,13 +97,13 @@ def top_down(tree: Tree, levels: list[Sharing], out: Array, mass: Array) -> tupl
 
 
 def attend(
-    tree: Tree, leaves: Leaves, biases: Biases, scale: float, include_self: bool, block: int | None
+    tree: Tree, leaves: Leaves, biases: Biases, scale: float, include_self: bool, blocks: Blocks
 ) -> Array:
     """The outputs (K, T, G, V)."""
     heads, _, groups, _ = leaves.query.shape
     dtype = leaves.log_weight.dtype
     start = jnp.zeros((heads, 1, groups, leaves.value.shape[-1]), dtype), jnp.ones((heads, 1, groups), dtype)
-    parts = cut(tree, block)
+    parts = cut(tree, blocks, leaves.query.shape[1])
     if parts is None:
         levels, _ = bottom_up(tree, leaf_nodes(leaves.widened()), biases, scale, include_self)
         return top_down(tree, levels, *start)[0].astype(leaves.value.dtype)
@@ -119,10 +119,10 @@ def attend(
 
 
 def energy(
-    tree: Tree, leaves: Leaves, biases: Biases, scale: float, include_self: bool, block: int | None
+    tree: Tree, leaves: Leaves, biases: Biases, scale: float, include_self: bool, blocks: Blocks
 ) -> Array:
     """φ (K, G) of the root."""
-    parts, nodes = cut(tree, block), leaf_nodes(leaves.widened())
+    parts, nodes = cut(tree, blocks, leaves.query.shape[1]), leaf_nodes(leaves.widened())
     if parts is not None:
         height = parts.subtree.height
         nodes = _roots(parts, leaves, biases[:height], scale, include_self)

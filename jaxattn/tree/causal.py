@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from jaxattn.tree.blocks import cut
+from jaxattn.tree.blocks import Blocks, cut
 from jaxattn.tree.grouping import Grouping, query_tiles, siblings
 from jaxattn.tree.pooling import Biases, Leaves, divide, pool, scores, weighted_sum
 from jaxattn.tree.tree import Tree
@@ -42,10 +42,10 @@ class Earlier(NamedTuple):
 
 
 def attend_causal(
-    tree: Tree, leaves: Leaves, biases: Biases, scale: float, include_self: bool, block: int | None
+    tree: Tree, leaves: Leaves, biases: Biases, scale: float, include_self: bool, blocks: Blocks
 ) -> Array:
     """The outputs (K, T, G, V)."""
-    parts = cut(tree, block)
+    parts = cut(tree, blocks, leaves.query.shape[1])
     if parts is None:
         out = combine(own_levels(tree, leaves.widened(), biases, scale, include_self)[0])
         return out.astype(leaves.value.dtype)

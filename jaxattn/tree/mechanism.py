@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float
 
 from jaxattn.core.checks import check_choice
@@ -125,7 +126,7 @@ class HierarchicalModule(MechanismModule):
     @property
     def takes(self) -> frozenset[str]:
         """A tree."""
-        return frozenset({"tree"})
+        return frozenset({"tree", "axis_name"})
 
     def _biases(self, tree: Tree) -> list[Array] | None:
         return None if self.bias is None else self.bias(tree)
@@ -134,7 +135,8 @@ class HierarchicalModule(MechanismModule):
         self, query: Array, key: Array, value: Array, given: AttentionInputs
     ) -> Float[Array, "B T N V"]:
         """Attends over the tree; `mask` must be the same for all queries."""
-        tree = self.config.tree_over(query.shape[1]) if given.tree is None else given.tree
+        devices = 1 if given.axis_name is None else lax.axis_size(given.axis_name)
+        tree = self.config.tree_over(query.shape[1] * devices) if given.tree is None else given.tree
         return hierarchical_attention(
             query,
             key,
@@ -145,6 +147,7 @@ class HierarchicalModule(MechanismModule):
             is_causal=given.is_causal,
             include_self=self.config.include_self,
             implementation=self.config.implementation,
+            axis_name=given.axis_name,
         )
 
     def init_state(self, batch: int, max_length: int, dtype: Any, *, gated: bool = False) -> Any:

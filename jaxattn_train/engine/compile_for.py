@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import optax
@@ -56,6 +56,68 @@ def _target(name: str) -> Target:
     return target
 
 
+class Report(NamedTuple):
+    """What a compiled training step needs, a device."""
+
+    memory: int | None
+    """Bytes at the peak; None if the compiler found that it does not fit."""
+    parts: dict[str, int]
+    """Of these, what parameters, optimiser and activations take."""
+    seconds: float
+    """To trace and compile."""
+    flops: float
+    """Of matrix products."""
+    moved: int | None
+    """Bytes read from and written to memory; None where they cannot be counted."""
+    exchanged: dict[str, tuple[int, int]] | None
+    """Collectives by kind: (times, bytes of results)."""
+    message: str = ""
+    """Why something is None."""
+
+
+def compile_step(
+    config: TaskConfig,
+    target: Target,
+    model: Functional,
+    mesh: Mesh,
+    loss: loop.Loss,
+    batches: Sequence[Any],
+    optimizer: Callable[[Collection[str]], optax.GradientTransformation] | None = None,
+) -> Report:
+    """Compiles the training step for the target; arguments as for `report_step`."""
+    plan = plan_state(config, model, mesh, optimizer)
+    batch = max(batches, key=lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree)))
+    start = time.monotonic()
+    traced = trace_step(
+        model, plan, loss, mesh, batch,
+        config=config.optimizer, seeds=config.seeds(),
+        mode="sequential" if config.run.seed_mode == "sequential" else "vmap",
+    )  # fmt: skip
+    parts = {
+        "parameters": _bytes_a_device(plan.target.params),
+        "optimiser": _bytes_a_device(plan.target.opt_state),
+    }
+    flops = product_flops(traced.jaxpr) / mesh.size
+    try:
+        compiled = traced.lower(lowering_platforms=(target.platform,)).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        message = " ".join(str(error).split())[:300]
+        return Report(None, parts, time.monotonic() - start, flops, None, None, message)
+    seconds = time.monotonic() - start
+    sizes: Any = compiled.memory_analysis()
+    parts["activations"] = sizes.temp_size_in_bytes
+    memory = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    memory += sizes.temp_size_in_bytes
+    try:
+        hlo = compiled.as_text()
+        return Report(memory, parts, seconds, flops, hbm_bytes(hlo), collectives(hlo))
+    except (ValueError, jax.errors.JaxRuntimeError) as error:
+        message = " ".join(str(error).split())[:200]
+        return Report(memory, parts, seconds, flops, None, None, message)
+
+
 def report_step(
     config: TaskConfig,
     target: Target,
@@ -79,58 +141,38 @@ def report_step(
     Returns:
         0 if the step fits into the memory of a device, else 1.
     """
-    plan = plan_state(config, model, mesh, optimizer)
-    batch = max(batches, key=lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree)))
-    start = time.monotonic()
-    traced = trace_step(
-        model, plan, loss, mesh, batch,
-        config=config.optimizer, seeds=config.seeds(),
-        mode="sequential" if config.run.seed_mode == "sequential" else "vmap",
-    )  # fmt: skip
     print(f"target      {config.run.compile_for}: {mesh.size} devices, mesh {dict(mesh.shape)}")
-    own = {
-        "parameters": _bytes_a_device(plan.target.params),
-        "optimiser": _bytes_a_device(plan.target.opt_state),
-    }
-    try:
-        compiled = traced.lower(lowering_platforms=(target.platform,)).compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        print(f"memory      DOES NOT FIT: {' '.join(str(error).split())[:300]}")
-        _advise(config, mesh, own, target)
+    report = compile_step(config, target, model, mesh, loss, batches, optimizer)
+    if report.memory is None:
+        print(f"memory      DOES NOT FIT: {report.message}")
+        _advise(config, mesh, report.parts, target)
         return 1
-    seconds = time.monotonic() - start
-    sizes: Any = compiled.memory_analysis()
-    own["activations"] = sizes.temp_size_in_bytes
-    total = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-    total += sizes.temp_size_in_bytes
-    fits = total <= target.chip.memory
+    fits = report.memory <= target.chip.memory
     print(
-        f"memory      {_size(total)} of {_size(target.chip.memory)} a device, {'fits' if fits else 'DOES NOT FIT'}: "
-        f"{', '.join(f'{name} {_size(size)}' for name, size in own.items())}"
+        f"memory      {_size(report.memory)} of {_size(target.chip.memory)} a device, "
+        f"{'fits' if fits else 'DOES NOT FIT'}: "
+        f"{', '.join(f'{name} {_size(size)}' for name, size in report.parts.items())}"
     )
-    _describe_work(compiled, product_flops(traced.jaxpr) / mesh.size, target)
-    print(f"compiled    in {seconds:.1f} s with {', '.join(' '.join(x) for x in target.versions().items())}")
+    _describe_work(report, target)
+    versions = ", ".join(" ".join(x) for x in target.versions().items())
+    print(f"compiled    in {report.seconds:.1f} s with {versions}")
     if not fits:
-        _advise(config, mesh, own, target)
+        _advise(config, mesh, report.parts, target)
     return 0 if fits else 1
 
 
-def _describe_work(compiled: Any, flops: float, target: Target) -> None:
+def _describe_work(report: Report, target: Target) -> None:
     """Prints what a step computes, moves and exchanges, and the time that published peaks imply."""
-    times = {"matrix products": flops / target.chip.flops}
-    line, exchanged = f"{flops / 1e12:.3g} TFLOPs of matrix products", "not counted"
-    try:
-        hlo = compiled.as_text()
-        moved, kinds = hbm_bytes(hlo), collectives(hlo)
-        times["memory"] = moved / target.chip.bandwidth
-        line += f", {_size(moved)} read and written in memory"
+    times = {"matrix products": report.flops / target.chip.flops}
+    line, exchanged = f"{report.flops / 1e12:.3g} TFLOPs of matrix products", "not counted"
+    if report.moved is None or report.exchanged is None:
+        line += f"; bytes not counted: {report.message}"
+    else:
+        times["memory"] = report.moved / target.chip.bandwidth
+        line += f", {_size(report.moved)} read and written in memory"
         exchanged = "; ".join(
-            f"{count} {kind}, {_size(size)}" for kind, (count, size) in sorted(kinds.items())
+            f"{count} {kind}, {_size(size)}" for kind, (count, size) in sorted(report.exchanged.items())
         )
-    except (ValueError, jax.errors.JaxRuntimeError) as error:
-        line += f"; bytes not counted: {' '.join(str(error).split())[:200]}"
     bound = max(times, key=lambda name: times[name])
     print(f"a step      {line}, a device")
     print(f"roofline    {times[bound] * 1e3:.3g} ms by {bound}: predicted from published peaks, not measured")

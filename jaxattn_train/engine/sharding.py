@@ -1,4 +1,4 @@
-"""A device mesh: `data` splits the batch, `fsdp` the batch and the parameters, `tensor` heads and MLPs."""
+"""A device mesh: `data` splits the batch, `fsdp` parameters too, `tensor` heads and MLPs, `sequence` tokens."""
 
 import math
 import os
@@ -16,7 +16,7 @@ from jaxattn.nn.sharding import SHARDING_RULES, gather_parameters, partition_spe
 from jaxattn_train.engine.functional import Functional, Params
 from jaxattn_train.errors import UserError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "sequence")
 BATCH_AXES = ("data", "fsdp")
 
 
@@ -126,7 +126,7 @@ def param_specs(axes: Mapping[str, tuple[str | None, ...]], shapes: Mapping[str,
     """
     specs = {name: partition_spec(axes[name], shapes[name].shape, mesh) for name in shapes}
     for axis, size in mesh.shape.items():
-        if axis != "data" and size > 1 and not any(axis in spec for spec in specs.values()):
+        if axis not in ("data", "sequence") and size > 1 and not any(axis in spec for spec in specs.values()):
             raise UserError(
                 f"--mesh {axis}={size} splits no parameter: none has a size that is a multiple of it."
             )

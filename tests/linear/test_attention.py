@@ -7,7 +7,7 @@ import pytest
 
 from jaxattn.core.call import check_call
 from jaxattn.linear import linear_attention, linear_attention_init_state, linear_attention_step
-from jaxattn.linear.attention import attend_tiled
+from jaxattn.linear.attention import How, attend_tiled
 from jaxattn.linear.plan import IDENTITY, Tiling
 from jaxattn.testing import assert_matches_reference
 
@@ -48,7 +48,7 @@ def dense(phi_q, phi_k, value, key_bias, *, is_causal, segment_ids=None):
 def compare(args, tiling, **options):
     def linear(query, key, value, key_bias):
         call = check_call(query, key, value, key_bias=key_bias, **options).with_key_weights()
-        return call.merge_heads(attend_tiled((IDENTITY, tiling), [], call))
+        return call.merge_heads(attend_tiled(How(IDENTITY, tiling), [], call))
 
     assert_matches_reference(
         jax.jit(linear),

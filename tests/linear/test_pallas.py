@@ -14,7 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 import jaxattn
 from jaxattn.core.call import check_call
-from jaxattn.linear.attention import attend_tiled
+from jaxattn.linear.attention import How, attend_tiled
 from jaxattn.linear.implementation import Fused, choose_implementation, pallas_cannot
 from jaxattn.linear.plan import IDENTITY, choose_tiling
 from jaxattn.testing import assert_close_to_reference, assert_matches_reference
@@ -114,7 +114,7 @@ def check(case, dtype=jnp.float32, **tolerances):
     def fused(query, key, value, key_bias, *parameters):
         call = case.call(query, key, value, key_bias).with_own_sums()
         repeated = features.repeat_parameters(list(parameters), call.key.shape[2])
-        return call.merge_heads(attend_tiled((features, Fused(case.chunk)), repeated, call)).astype(dtype)
+        return call.merge_heads(attend_tiled(How(features, Fused(case.chunk)), repeated, call)).astype(dtype)
 
     expected = jax.jit(lambda *args: reference(case, features, *args))
     with pltpu.force_tpu_interpret_mode(INTERPRETED):
@@ -189,7 +189,7 @@ def test_nan_in_removed_keys_reaches_nothing(causal):
     def gradients(key, value):
         def total(query, key, value, bias):
             call = case.call(query, key, value, bias).with_own_sums()
-            return (attend_tiled((features, Fused(8)), parameters, call) ** 2).sum()
+            return (attend_tiled(How(features, Fused(8)), parameters, call) ** 2).sum()
 
         return jax.grad(total, (0, 1, 2, 3))(query, key, value, bias)
 

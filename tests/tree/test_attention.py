@@ -23,6 +23,7 @@ from jaxattn.tree import (
     hierarchical_weights,
 )
 from jaxattn.tree.arguments import Plan, attend_planned, check_whole
+from jaxattn.tree.blocks import Blocks
 from tests.reference import naive_attention
 from tests.tree.arrays import HEADS, LENGTH, WIDTH, jitted, normal, sibling_biases, tree_arrays
 from tests.tree.nested import random_nested
@@ -136,7 +137,7 @@ def test_blocks_change_nothing(function):
 
     @functools.partial(jax.jit, static_argnums=0)
     def attend(block, call, biases):
-        plan = Plan(function, include_self=True, block=block)
+        plan = Plan(function, include_self=True, blocks=Blocks(block))
         out, vjp = jax.vjp(functools.partial(attend_planned, plan, tree), call, biases)
         return out, *vjp(jnp.cos(out))
 

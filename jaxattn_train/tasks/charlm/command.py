@@ -46,7 +46,8 @@ def train(config: CharLMConfig, *, command: str = "the same command") -> int:
     start_process(config.run)
     config, target, mesh = choose_devices(config)
     seeds, batch_size, context = config.seeds(), config.optimizer.batch_size, config.model.context_length
-    corpus = load_corpus(config.data, context_length=context)
+    # For devices that this machine lacks a text of any length will do.
+    corpus = load_corpus(config.data, context_length=context if target is None else 0)
     encode(config.evaluation.prompt or "", corpus.vocabulary)
     identity = config.identity() | {"training text": f"sha256:{corpus.sha256}"}
     if target is None and resume.is_done(config, identity, closing):

@@ -14,7 +14,7 @@ from jaxattn_train.cli.options import (
 )
 from jaxattn_train.cli.parsing import parse_with_presets
 
-Preset = Literal["demo", "study", "paper"]
+Preset = Literal["demo", "study", "paper", "longctx"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,8 @@ class DataConfig(Options):
     """reference ships with Python and needs no network; tinyshakespeare is downloaded once and checked."""
     text_file: str | None = None
     """Train on this UTF-8 file instead of a named corpus."""
+    units: Literal["characters", "bytes"] = "characters"
+    """What the model reads and predicts: the characters that occur in the text, or the bytes of its UTF-8 form."""
     data_path: str | None = None
     """Where tinyshakespeare.txt lies (file or folder), instead of JAXATTN_DATA, the cache or a download."""
 
@@ -66,8 +68,9 @@ class CharLMConfig(TaskConfig):
     """Trains a character language model, keeps checkpoints, and reports.
 
     Start with --preset demo (real text, about three minutes on two CPU cores), study (tinyshakespeare at a size
-    that CPU trains in minutes) or paper (6 layers, 5,000 steps, for accelerators); any flag overrides the preset.
-    The same command again resumes the run.
+    that CPU trains in minutes), paper (6 layers, 5,000 steps, for accelerators) or longctx (bytes, 12 layers,
+    --context-length 65536, the default, to 1048576, for several accelerators with --mesh sequence=N); any flag
+    overrides the preset. The same command again resumes the run.
     """
 
     command: ClassVar[str] = "charlm"
@@ -103,6 +106,22 @@ PRESETS: dict[str, CharLMConfig] = {
         data=DataConfig(corpus="tinyshakespeare"),
         optimizer=OptimizerOptions(steps=5000, batch_size=64, lr=3e-4, warmup=0.06),
         evaluation=EvaluationConfig(eval_every=500, eval_windows=None, prefix_windows=16, log_every=50),
+    ),
+    "longctx": CharLMConfig(
+        preset="longctx",
+        model=ModelConfig(
+            attention="features:oprf-orf:128",
+            positions="rotary",
+            qk_norm=0.5,
+            num_layers=12,
+            num_heads=12,
+            features=768,
+            context_length=65_536,
+            remat="full",
+        ),
+        data=DataConfig(corpus="tinyshakespeare", units="bytes"),
+        optimizer=OptimizerOptions(steps=2000, batch_size=1, lr=3e-4, warmup=0.06),
+        evaluation=EvaluationConfig(eval_every=200, eval_windows=8, prefix_windows=0),
     ),
 }
 

@@ -17,6 +17,8 @@ TINYSHAKESPEARE_URL = (
 TINYSHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TINYSHAKESPEARE_FILE = "tinyshakespeare.txt"
 VALIDATION_SHARE = 0.1
+BYTES = "".join(map(chr, range(256)))
+"""The vocabulary of models of bytes: no text of characters has this one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Corpus:
 
     name: str
     vocabulary: str
-    """Every character that occurs, sorted; the id of a character is its place here."""
+    """Every character that occurs, sorted, or `BYTES`; the id of a character is its place here."""
     train: np.ndarray
     validation: np.ndarray
     sha256: str
@@ -36,7 +38,7 @@ def load_corpus(config: DataConfig, *, context_length: int) -> Corpus:
 
     Args:
         config: which text.
-        context_length: characters of a window; both parts must hold at least one window and its next character.
+        context_length: of a window; both parts must hold at least one window and what follows it.
 
     Returns:
         The corpus, ids as int32.
@@ -47,22 +49,22 @@ def load_corpus(config: DataConfig, *, context_length: int) -> Corpus:
     name, text = _load_text(config)
     if not text:
         raise UserError(f"the corpus {name} is empty.")
-    vocabulary = "".join(sorted(set(text)))
+    vocabulary = BYTES if config.units == "bytes" else "".join(sorted(set(text)))
     ids = encode(text, vocabulary)
     split = len(ids) - int(len(ids) * VALIDATION_SHARE)
     window = context_length + 1
     if len(ids) - split < window or split < window:
         raise UserError(
-            f"the corpus {name} is too short: {len(ids)} characters leave {len(ids) - split} for validation, but "
-            f"one window takes {window}; use a text of at least {window * 10} characters or a smaller "
+            f"the corpus {name} is too short: {len(ids)} {config.units} leave {len(ids) - split} for validation, "
+            f"but one window takes {window}; use a text of at least {window * 10} {config.units} or a smaller "
             "--context-length."
         )
-    digest = hashlib.sha256(text.encode()).hexdigest()
+    digest = hashlib.sha256(text.encode()).hexdigest() + (" in bytes" if config.units == "bytes" else "")
     return Corpus(name, vocabulary, ids[:split], ids[split:], digest)
 
 
 def encode(text: str, vocabulary: str) -> np.ndarray:
-    """Character ids of `text`, int32.
+    """Ids of the characters, or of the bytes, of `text`, int32.
 
     Raises:
         UserError: naming the characters that `vocabulary` does not hold.
@@ -71,6 +73,8 @@ def encode(text: str, vocabulary: str) -> np.ndarray:
         >>> encode("abba", "ab").tolist()
         [0, 1, 1, 0]
     """
+    if vocabulary == BYTES:
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
     ids = {character: i for i, character in enumerate(vocabulary)}
     unknown = sorted(set(text) - set(ids))
     if unknown:
@@ -81,7 +85,9 @@ def encode(text: str, vocabulary: str) -> np.ndarray:
 
 
 def decode(ids: np.ndarray, vocabulary: str) -> str:
-    """The text of character ids: the inverse of `encode`."""
+    """The text of ids: the inverse of `encode`, where bytes are valid UTF-8."""
+    if vocabulary == BYTES:
+        return np.asarray(ids).astype(np.uint8).tobytes().decode(errors="replace")
     return "".join(vocabulary[i] for i in ids)
 
 

@@ -44,7 +44,7 @@ def test_a_step_is_described_and_nothing_trained(memory, cli, tiny, text_file, t
     )
     code, text, err = cli("charlm", *words, "--compile-for", "here")
     assert not err and not out.exists()
-    assert "here: 8 devices, mesh {'data': 4, 'fsdp': 2, 'tensor': 1}" in text
+    assert "here: 8 devices, mesh {'data': 4, 'fsdp': 2, 'tensor': 1, 'sequence': 1}" in text
     assert "TFLOPs" in text and "all-reduce" in text and "all-gather" in text and "not measured" in text
     assert code == (memory < 2**20)
     assert ("fits: parameters" in text) == (memory > 2**20)

@@ -27,8 +27,10 @@ TOKENS = np.random.default_rng(0).integers(0, 11, (4, 2, 16, 9)).astype(np.int32
 
 
 def _mesh(*sizes):
+    """Of data, fsdp, tensor and sequence; those that are left out have size 1."""
+    sizes += (1,) * (len(sharding.AXES) - len(sizes))
     devices = np.array(jax.devices()[: math.prod(sizes)]).reshape(sizes)
-    return jax.sharding.Mesh(devices, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    return jax.sharding.Mesh(devices, sharding.AXES, axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def _train(mesh, config=MODEL):
@@ -68,6 +70,44 @@ def test_losses_are_the_same_on_every_mesh():
     assert any(
         isinstance(m, dict) and m["embedding"].sharding.spec == embedding.sharding.spec for m in moments
     )
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        "softmax+gate",
+        "features:oprf-orf:16+forget",
+        "tree:2x2x2+gate",
+        "lags:2+alibi",
+        "retention:gated",
+        "linear+outgate",
+    ],
+)
+@pytest.mark.few(1)
+def test_tokens_cut_among_devices(attention):
+    """Parameters after the steps too, which hold every gradient and every statistic."""
+    # Equal tokens would have equal energies, whose gate is a step function of rounding errors.
+    positions = "learned" if "gate" in attention.split("+") else "rotary"
+    config = dataclasses.replace(MODEL, attention=attention, remat="dots", positions=positions)
+    one, losses, *_ = _train(_mesh(1), config)
+    for sizes in ((1, 1, 1, 2), (1, 1, 1, 4), (2, 1, 2, 2), (1, 2, 1, 4)):
+        state, others, *_ = _train(_mesh(*sizes), config)
+        np.testing.assert_allclose(losses[0], others[0], rtol=1e-5)
+        np.testing.assert_allclose(losses, others, rtol=5e-4)
+        for name, value in one.params.items():
+            np.testing.assert_allclose(value, state.params[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "attention, message",
+    [
+        ("softmax+gate=prefix", "axis_name .* cannot be used here; got it with EnergyGated"),
+        ("tree:3x3", "whole on every"),
+    ],
+)
+def test_what_cannot_be_cut_is_named(attention, message):
+    with pytest.raises(ValueError, match=message):
+        _train(_mesh(1, 1, 1, 2), dataclasses.replace(MODEL, attention=attention))
 
 
 @pytest.mark.slow
@@ -123,18 +163,18 @@ def test_every_matrix_is_split_where_it_divides():
 
 def test_numbers_that_do_not_divide_are_named():
     made = sharding.make_mesh("fsdp=2", batch_size=16, accumulate=2)
-    assert dict(made.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
-    made = sharding.make_mesh("tensor=4,data=1,fsdp=2", batch_size=2, accumulate=1)
-    assert dict(made.shape) == {"data": 1, "fsdp": 2, "tensor": 4}
+    assert dict(made.shape) == {"data": 4, "fsdp": 2, "tensor": 1, "sequence": 1}
+    made = sharding.make_mesh("tensor=2,data=1,sequence=2,fsdp=2", batch_size=2, accumulate=1)
+    assert dict(made.shape) == {"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2}
     for axes, must in (("fsdp=3", "divide"), ("data=2,fsdp=2", "multiply to")):
         with pytest.raises(UserError, match=f"--mesh must {must} the number of devices, 8; got {axes}"):
             sharding.make_mesh(axes, batch_size=16, accumulate=1)
     with pytest.raises(UserError, match="--mesh tensor=3 splits no parameter"):
-        abstract = jax.sharding.AbstractMesh((1, 1, 3), sharding.AXES)
+        abstract = jax.sharding.AbstractMesh((1, 1, 3, 1), sharding.AXES)
         sharding.param_specs({"kernel": ("embed", "heads")}, {"kernel": np.zeros((9, 4))}, abstract)
     with pytest.raises(UserError, match="8 x 1 x 4; got 16"):
         sharding.make_mesh("", batch_size=16, accumulate=4)
-    for axes in ("sequence=2", "fsdp", "fsdp=2,fsdp=2", "data=0"):
+    for axes in ("expert=2", "fsdp", "fsdp=2,fsdp=2", "data=0"):
         with pytest.raises(UserError, match="--mesh must be sizes of data, fsdp, tensor"):
             sharding.make_mesh(axes, batch_size=16, accumulate=1)
 
