@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import math
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -254,6 +255,18 @@ def split_labels(label: str, separator: str | None) -> list[str]:
         (['a', 'b'], ['a; b'])
     """
     return [label] if separator is None else [x for x in map(str.strip, label.split(separator)) if x]
+
+
+def in_order(labels: Iterable[str]) -> list[str]:
+    """The different labels, by value where all are numbers.
+
+    Examples:
+        >>> in_order(["10", "9", "10"]), in_order(["b", "10", "9"])
+        (['9', '10'], ['10', '9', 'b'])
+    """
+    found = sorted(set(labels))
+    numbers = all(re.fullmatch(r"-?\d+(\.\d+)?", label) for label in found)
+    return sorted(found, key=float) if numbers else found
 
 
 def split_by_hash(texts: Texts, count: int, *, separator: str | None = None) -> tuple[Texts, Texts]:

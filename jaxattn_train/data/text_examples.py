@@ -9,7 +9,7 @@ import numpy as np
 from jaxattn_train.data.classification import ClassificationData
 from jaxattn_train.data.sentences import SHORT, join_short, sentence_lengths
 from jaxattn_train.data.sequences import Sequences
-from jaxattn_train.data.tables import Texts, refuse
+from jaxattn_train.data.tables import Texts, in_order, refuse
 from jaxattn_train.data.text_classification import LabelledTexts
 from jaxattn_train.data.trees import bounded
 from jaxattn_train.data.words import Vocabulary, plain, split_words
@@ -49,7 +49,7 @@ def text_examples(
         UserError: a validation or test text has a label that no training text has, or all labels are the same.
     """
     parts = texts.parts()
-    labels = sorted(set(texts.train.labels))
+    labels = in_order(texts.train.labels)
     if len(labels) < 2:
         raise UserError(
             f"the training texts of {texts.name} must have at least 2 labels; all are {labels[0]!r}."

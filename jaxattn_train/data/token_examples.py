@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxattn_train.data.classification import ClassificationData
 from jaxattn_train.data.sequences import Sequences
-from jaxattn_train.data.tables import refuse, split_labels
+from jaxattn_train.data.tables import in_order, refuse, split_labels
 from jaxattn_train.data.text_classification import LabelledTexts
 from jaxattn_train.data.text_examples import check_labels, counted
 from jaxattn_train.errors import UserError
@@ -42,7 +42,7 @@ def token_examples(
     parts = texts.parts()
     several = loss == "multilabel"
     separator = (label_separator or ",") if several else None
-    known = sorted({x for label in texts.train.labels for x in split_labels(label, separator)})
+    known = in_order(x for label in texts.train.labels for x in split_labels(label, separator))
     if len(known) < 2 or (loss == "binary" and len(known) != 2):
         wanted = "exactly 2 labels for --loss binary" if loss == "binary" else "at least 2 labels"
         raise UserError(

@@ -10,6 +10,7 @@ import numpy as np
 from jaxattn.models import LanguageModel, generate
 from jaxattn_train.cli.options import Options
 from jaxattn_train.cli.parsing import parse
+from jaxattn_train.engine.functional import Functional
 from jaxattn_train.engine.trained import load_trained
 from jaxattn_train.errors import UserError
 from jaxattn_train.tasks.charlm.config import ModelConfig
@@ -74,15 +75,16 @@ def load(path: str, *, step: int | None = None, model_seed: int | None = None) -
         The module with its parameters, and its record; "vocabulary" are the characters it knows.
 
     Raises:
-        UserError: no such folder, step or seed.
+        UserError: no such folder, step or seed, or a folder of another kind of run.
         TrainingFailed: the checkpoint is damaged; names the steps to try instead.
     """
-    functional, params, record = load_trained(
-        path,
-        lambda record: language_model(ModelConfig.of_record(record), len(record["vocabulary"])),
-        step=step,
-        model_seed=model_seed,
-    )
+
+    def make(record: dict[str, Any]) -> Functional:
+        if "vocabulary" not in record:
+            raise UserError(f"{path} is no run of charlm.")
+        return language_model(ModelConfig.of_record(record), len(record["vocabulary"]))
+
+    functional, params, record = load_trained(path, make, step=step, model_seed=model_seed)
     return functional.module(params), record
 
 

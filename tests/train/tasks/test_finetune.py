@@ -274,6 +274,7 @@ def test_predict_says_what_is_wrong(finished, folder, tmp_path, cli, monkeypatch
     column = cli("predict", "--run", out, "--file", folder / "test.csv", "--text-column", "tweet")
     assert column[0] == 2
     assert "--text-column must be a column of" in column[2]
+    assert f"{out} is no run of charlm" in cli("sample", "--run", out)[2]
     assert "no such folder" in cli("predict", "--run", tmp_path / "none", "--file", folder / "test.csv")[2]
     missing = cli("predict", "--run", out, "--file", tmp_path / "none.txt")
     assert missing[0] == 2
