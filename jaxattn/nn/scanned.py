@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxattn.core.parameters import LAYERS, axes_of
+from jaxattn.core.parameters import LAYERS, axes_of, axis_names
 from jaxattn.nn.blocks import Block
 from jaxattn.nn.sharding import gather_parameters
 
@@ -44,7 +44,7 @@ class ScannedBlocks(nnx.Module):
             if isinstance(variable, nnx.Variable):
                 names = axes_of(variable)
                 own = len(variable.shape) - 1
-                variable.set_metadata(out_sharding=(LAYERS, *names[len(names) - own :]))
+                variable.set_metadata(**axis_names(LAYERS, *names[len(names) - own :]))
 
     @classmethod
     def create(cls, count: int, make: Callable[[nnx.Rngs], Block], rngs: nnx.Rngs) -> "ScannedBlocks":
@@ -143,6 +143,10 @@ def _scan(
         x = function(block, x, nnx.merge(streams, keys))
         return x, nnx.state(block, nnx.Not(nnx.Param))
 
+    if x.dtype != jnp.result_type(x, *jax.tree.leaves(learned)):
+        # Parameters of a wider dtype may widen x, in the first layer.
+        first = jax.tree.map(lambda x: x[0], (learned, others, keys))
+        x = x.astype(jax.eval_shape(body, x, first)[0].dtype)
     if policy is not None:
         body = jax.checkpoint(body, policy=policy, prevent_cse=False)
     x, rest = jax.lax.scan(body, x, (learned, others, keys))

@@ -230,6 +230,23 @@ def test_transformations(monkeypatch):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * abs(b).max())
 
 
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+def test_float32_is_traced_under_x64(causal):
+    """Where a number without a dtype, and a feature map made there, is float64."""
+    with jax.enable_x64(True):
+        x, feature_map = (
+            jnp.ones((1, 3, 1, 8), jnp.float32),
+            jaxattn.FeatureMap.create(jax.random.key(0), 8, 8),
+        )
+
+        def total(x, feature_map):
+            options = {"is_causal": causal, "implementation": "pallas"}
+            return jaxattn.random_feature_attention(x, x, x, feature_map, **options).sum()
+
+        of_x, _ = jax.eval_shape(jax.grad(total, (0, 1), allow_int=True), x, feature_map)
+    assert of_x.dtype == jnp.float32
+
+
 def checked(case=Case(), dtype=jnp.float32, **changes):
     args, features, parameters = case.arrays(dtype)
     call = case.call(*args).with_own_sums().replace(**changes)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -90,6 +91,21 @@ def test_rematerialisation_saves_memory():
 
     none, dots, full = map(temporaries, ("none", "dots", "full"))
     assert none > 1.3 * dots and dots > 1.3 * full
+
+
+def test_wider_parameters_widen_the_input():
+    """As in unrolled layers, whose sums are of the wider dtype."""
+    encoder, x = Encoder(2, 8, 2, scan_layers=True, rngs=nnx.Rngs(0)), X.astype(jnp.bfloat16)
+    close(encoder(x), unroll_layers(encoder)(x))
+
+
+def test_variables_without_names_are_optimised():
+    encoder = Encoder(2, 8, 2, rngs=nnx.Rngs(0))
+    for block in encoder.blocks:
+        block.mlp.up = nnx.LoRA(8, 2, 32, base_module=block.mlp.up, rngs=nnx.Rngs(1))
+    encoder = scan_layers(encoder)
+    assert encoder.blocks.stacked.mlp.up.lora_a.shape == (2, 8, 2)
+    nnx.Optimizer(encoder, optax.sgd(0.1, momentum=0.9), wrt=nnx.LoRAParam)
 
 
 def test_decoding():

@@ -66,7 +66,8 @@ def _tokens(call: Call) -> Tokens:
 
 def _project(how: _How, parameters: Parameters) -> Projection:
     assert how.features.fused is not None
-    return how.features.fused.project(parameters, how.features.by_head)
+    projection = how.features.fused.project(parameters, how.features.by_head)
+    return jax.tree.map(lambda x: x.astype(jnp.float32), projection)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))

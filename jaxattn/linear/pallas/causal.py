@@ -101,7 +101,7 @@ def causal_forward(
 def _rows(state: _State) -> Array:
     weight = as_row(state.weight[...])
     others = [jnp.broadcast_to(x[...], weight.shape) for x in (state.top, state.segment)]
-    return jnp.concatenate([weight, *others, jnp.zeros((ROWS - 3, weight.shape[1]))])
+    return jnp.concatenate([weight, *others, jnp.zeros((ROWS - 3, weight.shape[1]), jnp.float32)])
 
 
 def _attend(plan: Plan, tokens: Tokens, projection: Projection, out: Any, state: _State, n: Any) -> None:
