@@ -1,12 +1,11 @@
-"""The device mesh that arrays are part of, as far as it is known while a program is traced."""
+"""The device mesh that arrays are part of, and vary over, as far as it is known while a program is traced."""
 
 from typing import Any
 
 import jax
+from jax import lax
 from jax.sharding import AbstractMesh, AxisType
 from jaxtyping import Array
-
-from jaxattn.core.varying import varying_axes
 
 
 def mesh_of(tree: Any) -> AbstractMesh | None:
@@ -38,3 +37,24 @@ def is_alone(x: Array) -> bool:
     if mesh.empty:
         return jax.default_backend() == "tpu" and jax.device_count() == 1
     return set(mesh.axis_types) == {AxisType.Manual} and not varying_axes(x)
+
+
+def vary_like(start: Any, *inputs: Any) -> Any:
+    """`start`, marked as varying over every mesh axis that one of the inputs varies over.
+
+    A carry that starts from constants would otherwise change its type in the first iteration, and raise.
+    """
+    axes = frozenset().union(*map(varying_axes, jax.tree.leaves(inputs)))
+
+    def mark(x: Any) -> Any:
+        missing = tuple(sorted(axes - varying_axes(x)))
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(mark, start)
+
+
+def varying_axes(x: Any) -> frozenset[str]:
+    """The mesh axes that an array varies over."""
+    kind = jax.typeof(x)
+    # Up to jax 0.9 an attribute of the type itself.
+    return frozenset(kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
-from jaxattn.core.varying import vary_like
+from jaxattn.core.mesh import vary_like
 
 
 def check_axis(axis_name: str | None, **refused: Any) -> None:

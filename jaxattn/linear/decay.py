@@ -13,8 +13,8 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxattn.core.call import Call, accumulation_dtype
+from jaxattn.core.mesh import vary_like
 from jaxattn.core.sequence import exclusive_scan
-from jaxattn.core.varying import vary_like
 from jaxattn.linear.blocks import Factors, apply_factors, within_segments
 from jaxattn.linear.heads import in_blocks, joined, over_batch, over_heads
 from jaxattn.linear.padded import keys_like_queries, pad_to_blocks

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jaxattn.core.varying import vary_like
+from jaxattn.core.mesh import vary_like
 from jaxattn.linear.blocks import causal_block_gradient
 from jaxattn.linear.heads import in_blocks, joined, over_heads
 from jaxattn.linear.passes import key_ids, tokens_of

@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxattn.core.call import Call
-from jaxattn.core.varying import vary_like
+from jaxattn.core.mesh import vary_like
 from jaxattn.linear.blocks import causal_block
 from jaxattn.linear.heads import in_blocks, joined, over_heads
 from jaxattn.linear.plan import Parameters, Plan

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxattn.core.call import Call, accumulation_dtype
-from jaxattn.core.varying import vary_like
+from jaxattn.core.mesh import vary_like
 from jaxattn.softmax.blocks import (
     Blocks,
     Operands,

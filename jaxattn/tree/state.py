@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, Int
 from jaxattn.core.checks import check_flag
 from jaxattn.core.decode import check_sizes, check_step, finish, num_new, with_heads_of_state
 from jaxattn.core.explicit import automatic_axes, but_width, same
+from jaxattn.core.mesh import vary_like
 from jaxattn.core.padding import fold_lengths, zero_padding
 from jaxattn.core.pytree import serializable
-from jaxattn.core.varying import vary_like
 from jaxattn.tree.arguments import SiblingBias, check_ordered, check_tree, group_biases
 from jaxattn.tree.decoding import Token, step_token
 from jaxattn.tree.pooling import Biases
