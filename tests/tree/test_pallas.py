@@ -239,3 +239,15 @@ def test_refused_by_name():
     ):
         with pytest.raises(ValueError, match=message):
             hierarchical_attention(x, x, x, tree, implementation=name)
+
+
+@pytest.mark.slow
+def test_float32_is_traced_under_x64():
+    """With levels above those of a tile, where numbers without a dtype are float64."""
+    with jax.enable_x64(True):
+        x, tree = jnp.ones((1, 5000, 1, 8), jnp.float32), Tree.uniform(5000, 16)
+
+        def total(x):
+            return hierarchical_attention(x, x, x, tree, implementation="pallas").sum()
+
+        assert jax.eval_shape(jax.grad(total), x).dtype == jnp.float32

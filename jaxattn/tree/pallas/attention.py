@@ -81,7 +81,8 @@ def _bidirectional_crown(plan: Plan, tree: Tree, roots: bidirectional.Roots) -> 
     )
     levels, _ = xla_bidirectional.bottom_up(tree, nodes, [None] * tree.height, plan.scale, plan.include_self)
     heads = key.shape[0]
-    start = jnp.zeros((heads, 1, plan.groups, plan.value_width)), jnp.ones((heads, 1, plan.groups))
+    shape = heads, 1, plan.groups
+    start = jnp.zeros((*shape, plan.value_width), jnp.float32), jnp.ones(shape, jnp.float32)
     out, mass = xla_bidirectional.top_down(tree, levels, *start)
 
     def by_tile(x: Array) -> list[Array]:
