@@ -91,12 +91,16 @@ def earlier(crown: Tree, means: Means, biases: Biases, together: int = 1) -> lis
     for level, (size, bias) in enumerate(zip(crown.branching, biases, strict=True)):
         group = siblings(crown, level)
         key, value, log_weight = group.split(key), group.split(value), group.split(log_weight, -jnp.inf)
-        node = np.arange(together - 1, crown.length + together - 1, together) // below
-        parent, slot = node // size, node % size
-        offset = jnp.where(np.arange(size) < slot[:, None], log_weight[:, parent], -jnp.inf)[:, :, None]
-        found.append(
-            Earlier(offset if bias is None else offset + bias[:, slot], key[:, parent], value[:, parent])
-        )
+        last = np.arange(together - 1, crown.length + together - 1, together)  # of those that are together
+        slot = last // below % size
+
+        def of_parent(x: Array, same: int = below * size // together, count: int = len(last)) -> Array:
+            return jnp.repeat(x, same, axis=1)[:, :count]
+
+        seen = np.arange(size) < slot[:, None]
+        offset = jnp.where(seen, of_parent(log_weight), -jnp.inf)[:, :, None]
+        offset = offset if bias is None else offset + bias[:, slot]
+        found.append(Earlier(offset, of_parent(key), of_parent(value)))
         log_weight, key, value = pool(log_weight, key, value)
         below *= size
     return found

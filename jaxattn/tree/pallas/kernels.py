@@ -32,9 +32,13 @@ class Kernels(NamedTuple):
             found, _ = self.attend(self.plan, read_leaves(self.plan, tokens, n), None, n)
             _write(roots, found)
 
-        shapes, _ = jax.eval_shape(lambda: self.attend(self.plan, _empty_leaves(self.plan), None, 0))
+        def tile() -> Any:
+            return self.attend(self.plan, _zero_leaves(self.plan, tokens.query is not None), None, 0)[0]
+
         lead = (*tokens.key.shape[:2], self.plan.num_tiles)
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), jnp.float32), shapes)
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), jnp.float32), jax.eval_shape(tile)
+        )
         return self._call("roots", kernel, (tokens,), shapes, _specs(shapes), products=1)
 
     def outputs(self, tokens: Tokens, above: Any) -> Array:
@@ -124,11 +128,11 @@ class Kernels(NamedTuple):
         return found
 
 
-def _empty_leaves(plan: Plan) -> Leaves:
+def _zero_leaves(plan: Plan, has_queries: bool) -> Leaves:
     lead, width = plan.tiling.num_blocks, plan.tiling.block
     sizes = plan.width, plan.value_width, 1
     key, value, row = (jnp.zeros((lead, size, width), jnp.float32) for size in sizes)
-    return Leaves([key] * plan.groups, key, value, row)
+    return Leaves([key] * plan.groups if has_queries else [], key, value, row)
 
 
 def _specs(arrays: Any) -> Any:
