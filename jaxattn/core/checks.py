@@ -1,8 +1,9 @@
 """Argument checks that run at trace time and say what was given and what is accepted."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
@@ -20,6 +21,14 @@ def check_flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise ValueError(f"{name} must be True or False, known at trace time; got {value!r}.")
     return bool(value)
+
+
+def unknown_or(condition: Callable[[Any], Any], array: Any) -> bool:
+    """Whether the values of an array are traced, or meet the condition."""
+    if isinstance(array, jax.core.Tracer):
+        return True
+    with jax.ensure_compile_time_eval():  # inside jit, operations on constants are traced too
+        return bool(condition(array))
 
 
 def is_known(*sizes: Any) -> bool:

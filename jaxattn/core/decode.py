@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from jaxattn.core.call import Call, check_call
-from jaxattn.core.checks import check_dtype, check_rank
+from jaxattn.core.checks import check_dtype, check_rank, unknown_or
 from jaxattn.core.padding import zero_padded_rows
 
 
@@ -127,8 +127,7 @@ def replace_rows(state: Any, rows: Int[Array, "R"], new: Any) -> Any:
     check_dtype("rows", rows, jnp.integer, "integer")
     check_rank("rows", rows, (1,), "(R,)")
     batch = min((len(array) for array in jax.tree.leaves(state)), default=0)
-    known = not isinstance(rows, jax.core.Tracer)
-    if known and not ((rows >= -batch) & (rows < batch)).all():
+    if not unknown_or(lambda rows: ((rows >= -batch) & (rows < batch)).all(), rows):
         raise ValueError(f"rows must lie below the state's B = {batch} sequences; got {rows.tolist()}.")
 
     def replace(old: Array, new: Array) -> Array:

@@ -7,10 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxattn.core.arrays import ArrayLike, TokenMask
+from jaxattn.core.checks import unknown_or
 from jaxattn.encoders.biased import PairBias
 from jaxattn.encoders.blocks import make_block
 from jaxattn.encoders.config import EncoderConfig
@@ -317,8 +319,8 @@ class TextEncoder(nnx.Module):
 
 
 def _check_ids(name: str, ids: Any, size: int) -> None:
-    if isinstance(ids, jax.core.Tracer) or not ids.size:
-        return
-    low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= size:
-        raise ValueError(f"{name} must be between 0 and {size - 1}; got values from {low} to {high}.")
+    if not unknown_or(lambda ids: ((ids >= 0) & (ids < size)).all(), ids):
+        ids = np.asarray(ids)
+        raise ValueError(
+            f"{name} must be between 0 and {size - 1}; got values from {ids.min()} to {ids.max()}."
+        )

@@ -9,10 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
 from jaxattn.core.call import Call, accumulation_dtype
+from jaxattn.core.checks import unknown_or
 from jaxattn.core.mesh import vary_like
 from jaxattn.core.sequence import exclusive_scan
 from jaxattn.linear.blocks import Factors, apply_factors, within_segments
@@ -46,10 +48,10 @@ def check_decay(call: Call, normalize: bool) -> Call:
     if not call.is_causal:
         raise ValueError("normalize=False is for causal attention; got is_causal=False.")
     bias = call.key_bias
-    if bias is not None and not isinstance(bias, jax.core.Tracer) and (bias > MAX_KEY_BIAS).any():
+    if bias is not None and not unknown_or(lambda x: ~(x > MAX_KEY_BIAS).any(), bias):
         raise ValueError(
             f"key_bias must be at most {MAX_KEY_BIAS:g} with normalize=False, where nothing divides by its "
-            f"exponential; got {float(bias.max()):g}. Scale the values instead."
+            f"exponential; got {float(np.asarray(bias).max()):g}. Scale the values instead."
         )
     if call.log_decay is None:
         return call.replace(log_decay=jnp.zeros((1, 1, 1, 1), accumulation_dtype(call.query)))

@@ -2,6 +2,7 @@
 
 from jaxattn.encoders.calibration import calibrate
 from jaxattn.encoders.config import EncoderConfig
+from jaxattn.encoders.heads.modules import PublishedHead
 from jaxattn.encoders.text_encoder import TextEncoder
 from jaxattn.models.backbone import BackboneConfig
 from jaxattn.models.generate import Generation, generate, stream
@@ -21,6 +22,7 @@ __all__ = [
     "LanguageModel",
     "MaskedLanguageModel",
     "PairClassifier",
+    "PublishedHead",
     "SentenceEncoder",
     "SequenceClassifier",
     "TextClassifier",

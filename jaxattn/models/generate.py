@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxattn.core.arrays import ArrayLike
-from jaxattn.core.checks import check_dtype, check_rank, check_shape
+from jaxattn.core.checks import check_dtype, check_rank, check_shape, unknown_or
 from jaxattn.models.language_model import LanguageModel
 from jaxattn.models.sampling import Keys, Temperature, check_sampling, sample_token, typed_keys
 
@@ -186,10 +186,10 @@ def _request(
     check_dtype("prompt", prompt, jnp.integer, "integer token ids")
     check_rank("prompt", prompt, (2,), "(B, P)")
     batch, longest = prompt.shape
-    known = prompt.size and not isinstance(prompt, jax.core.Tracer)
-    if known and not (prompt.min() >= 0 and prompt.max() < vocabulary):
+    if not unknown_or(lambda ids: ((ids >= 0) & (ids < vocabulary)).all(), prompt):
+        seen = np.asarray(prompt)
         raise ValueError(
-            f"prompt must hold token ids from 0 to {vocabulary - 1}; got {prompt.min()} to {prompt.max()}."
+            f"prompt must hold token ids from 0 to {vocabulary - 1}; got {seen.min()} to {seen.max()}."
         )
     if longest < 1:
         raise ValueError("prompt must hold at least one token a row; got none.")

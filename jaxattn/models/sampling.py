@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, UInt32
 
-from jaxattn.core.checks import check_rank, check_shape
+from jaxattn.core.checks import check_rank, check_shape, unknown_or
 
 Temperature = float | Float[Array, ""] | Float[Array, "B"]
 Keys = PRNGKeyArray | Key[Array, "B"] | UInt32[Array, "B _"]
@@ -88,10 +88,10 @@ def check_sampling(temperature: Any, top_k: int | None, top_p: Any, batch: int) 
         raise ValueError(
             f"temperature must be one number, or one a row, (B,) = {(batch,)}; got shape {jnp.shape(temperature)}."
         )
-    if not isinstance(temperature, jax.core.Tracer) and not (jnp.asarray(temperature) >= 0).all():
+    if not unknown_or(lambda x: (jnp.asarray(x) >= 0).all(), temperature):
         raise ValueError(f"temperature must be at least 0; got {temperature}.")
     if top_k is not None and not (isinstance(top_k, int | np.integer) and top_k >= 1):
         raise ValueError(f"top_k must be at least 1, as an integer, or None; got {top_k!r}.")
     check_rank("top_p", 1.0 if top_p is None else top_p, (0,), "()")
-    if top_p is not None and not isinstance(top_p, jax.core.Tracer) and not 0 < float(top_p) <= 1:
+    if top_p is not None and not unknown_or(lambda x: 0 < float(x) <= 1, top_p):
         raise ValueError(f"top_p must be above 0 and at most 1, or None; got {top_p}.")

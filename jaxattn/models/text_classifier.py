@@ -12,12 +12,19 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxattn.core.arrays import ArrayLike, TokenMask
-from jaxattn.encoders.heads.files import labels_of, load_model
+from jaxattn.encoders.heads.files import labels_of, load_model, save_model
 from jaxattn.encoders.heads.modules import PublishedHead
 from jaxattn.encoders.heads.names import SEQUENCE, HeadNames
 from jaxattn.encoders.text_encoder import TextEncoder
 from jaxattn.models.batching import in_batches, tokenized
 from jaxattn.nn.heads import Head
+
+PROBLEMS = {
+    "softmax": "single_label_classification",
+    "multilabel": "multi_label_classification",
+    "regression": "regression",
+}
+"""transformers' names of what the logits mean."""
 
 
 class TextClassifier(nnx.Module):
@@ -26,8 +33,12 @@ class TextClassifier(nnx.Module):
     Args:
         encoder: a module called as `encoder(input_ids, attention_mask)` -> (B, L, d), such as
             `TextEncoder.from_pretrained(...)`. If its call accepts `deterministic` and `rngs`, it gets these too.
-        head: `InceptiveHead` or `PoolingHead` of width d.
+        head: `InceptiveHead`, `PoolingHead` or `PublishedHead` of width d.
         freeze_encoder: no gradient into the encoder and no dropout in it, in training too.
+
+    Attributes:
+        labels: names of the classes; empty where nothing has set them.
+        loss: what the logits mean, "softmax", "binary", "multilabel" or "regression"; see `predict`.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -71,16 +82,46 @@ class TextClassifier(nnx.Module):
         def build(encoder: TextEncoder, names: HeadNames, **more: Any) -> TextClassifier:
             config, source = encoder.config, encoder.config.to_dict()
             labels = labels_of(config)
-            pooling = source.get("classifier_pooling") or "cls"
-            model = cls(encoder, PublishedHead(config, names, len(labels), pooling=pooling, **more))
+            model = cls(encoder, PublishedHead(config, names, len(labels), **more))
             model.labels = labels
-            if source.get("problem_type") == "multi_label_classification":
+            if source.get("problem_type") == PROBLEMS["multilabel"]:
                 model.loss = "multilabel"
-            elif source.get("problem_type") == "regression" or len(labels) == 1:
+            elif source.get("problem_type") == PROBLEMS["regression"] or len(labels) == 1:
                 model.loss = "regression"
             return model
 
         return load_model(name_or_path, SEQUENCE, build, **options)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes config.json, model.safetensors and the tokenizer's files, as transformers reads them.
+
+        Args:
+            folder: created if it does not exist.
+
+        Raises:
+            ValueError: a head that transformers does not have, outputs that are not one a label, or what
+                `TextEncoder.save_pretrained` refuses. `model.encoder.save_pretrained` writes the encoder alone.
+        """
+        if not isinstance(self.head, PublishedHead) or not isinstance(self.encoder, TextEncoder):
+            raise ValueError(
+                "save_pretrained writes a TextEncoder with the head that transformers has for its family "
+                f"(PublishedHead; finetune --head published); got {type(self.encoder).__name__} with "
+                f"{type(self.head).__name__}. model.encoder.save_pretrained writes the encoder alone."
+            )
+        outputs = self.head.out.out_features
+        if self.loss not in PROBLEMS or len(self.labels) != outputs:
+            raise ValueError(
+                f"labels must be one for each of the head's {outputs} outputs, and loss one of "
+                f"{', '.join(PROBLEMS)}; got {self.labels!r} and {self.loss!r}."
+            )
+        numbered = {str(number): label for number, label in enumerate(self.labels)}
+        settings = {
+            "id2label": numbered,
+            "label2id": {label: int(number) for number, label in numbered.items()},
+            "problem_type": PROBLEMS[self.loss],
+            "architectures": None,  # of the checkpoint that the encoder came from
+        }
+        save_model(self, self.head.names, Path(folder), settings)
 
     def predict(
         self,
@@ -99,8 +140,8 @@ class TextClassifier(nnx.Module):
             progress: called after each batch with the number of texts done and of all texts.
 
         Returns:
-            softmax of the logits in float32; sigmoid where config.json has several labels a text, and the logits
-            themselves where it has a regression.
+            softmax of the logits in float32; for the loss "multilabel" their sigmoid, for "binary" that of one logit
+            as two classes, for "regression" the logits themselves.
 
         Raises:
             ValueError: a text that is none, numbers of texts that differ, or an encoder without tokenizer.
@@ -114,10 +155,15 @@ class TextClassifier(nnx.Module):
         limit = self.encoder.config.max_length
         types = second is not None and self.encoder.config.type_vocab_size > 1
         rows = tokenized(self.encoder, texts, second, max_length=limit)
-        outcome = {"softmax": jax.nn.softmax, "multilabel": jax.nn.sigmoid}.get(self.loss, lambda x: x)
+        outcomes: dict[str, Callable[[Array], Array]] = {
+            "softmax": jax.nn.softmax,
+            "multilabel": jax.nn.sigmoid,
+            "binary": lambda x: jax.nn.sigmoid(jnp.concatenate([-x, x], axis=-1)),
+            "regression": lambda x: x,
+        }
         found: list[Any] = [None] * len(rows)
         for chosen, logits in in_batches(self, rows, limit, batch_size, progress, token_types=types):
-            for number, row in zip(chosen, np.asarray(outcome(jnp.asarray(logits))), strict=True):
+            for number, row in zip(chosen, np.asarray(outcomes[self.loss](jnp.asarray(logits))), strict=True):
                 found[number] = row
         return np.stack(found) if found else np.zeros((0, len(self.labels)), np.float32)
 

@@ -181,6 +181,7 @@ class Run:
         # Metrics stay on the device until the next step is dispatched, so that logging never blocks it.
         pending: list[loop.StepMetrics] = []
         ready: _Record | None = None
+        previous: Any = None
         seen = 0
         step, finished = self.start, self.is_done
         with StopRequest() as stop:
@@ -193,6 +194,9 @@ class Run:
                     seen += tokens(batch)
                     pending.append(metrics)
                     sharding.settle(metrics)
+                    # At most two steps are in flight: a signal is answered, and a step counted, after those.
+                    jax.block_until_ready(previous)
+                    previous = metrics
                     # The first step starts everything up, and says nothing about the others.
                     self.progress.step(step, self._seconds_left() if step > self.start + 1 else None)
                     if step % cadence.log_every == 0 or finished:

@@ -35,7 +35,7 @@ class StudyOptions(Options, at_least={"seeds": 1}):
     tables: tuple[Path, ...] = ()
     """Markdown files in which to replace the table."""
     collect: bool = False
-    """Train nothing; collect the finished runs."""
+    """Train nothing; collect the finished runs. Variants without one keep their row in the JSON, if it has one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +82,9 @@ class Study:
             self.parse(flags)
         if not options.collect and (code := self._train(commands, folders)):
             return code
-        record = self.collect(folders)
         out = options.out or Path("benchmarks/results") / self.out
+        earlier = json.loads(out.read_text()) if options.collect and out.exists() else None
+        record = self.collect(folders, earlier)
         publish(
             record,
             self.table(record),
@@ -117,11 +118,14 @@ class Study:
                     return code
         return 0
 
-    def collect(self, folders: Mapping[str, Path]) -> dict[str, Any]:
+    def collect(
+        self, folders: Mapping[str, Path], earlier: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """The record of the finished runs.
 
         Args:
             folders: variant -> run folder.
+            earlier: a record whose rows stand for runs that are no longer there.
 
         Returns:
             What is common to the runs, and one row for each variant; all but the first with the difference to it.
@@ -131,19 +135,22 @@ class Study:
         """
         rows: list[dict[str, Any]] = []
         shared: dict[str, Any] = {}
+        known = {row["variant"]: row for row in earlier["rows"]} if earlier else {}
         for variant, folder in folders.items():
-            if not (folder / "summary.json").exists():
+            if (folder / "summary.json").exists():
+                summary = json.loads((folder / "summary.json").read_text())
+                here, row = self.common(summary), {"variant": variant} | self.row(summary)
+            elif earlier and variant in known:
+                here, row = without(earlier, ["date", "rows"]), without(known[variant], ["difference"])
+            else:
                 continue
-            summary = json.loads((folder / "summary.json").read_text())
-            here = self.common(summary)
-            different = [name for name in shared if shared[name] != here[name]]
+            different = [name for name in shared if not _agree(shared[name], here[name])]
             if different:
                 raise UserError(
                     f"{folder} and the runs beside it differ in more than their {self.differ_in}: "
                     f"{', '.join(different)}. Give the study another --runs."
                 )
             shared = here
-            row = {"variant": variant} | self.row(summary)
             if rows:
                 pairs = zip(row[self.compared]["per_seed"], rows[0][self.compared]["per_seed"], strict=True)
                 differences = [a - b for a, b in pairs]
@@ -157,6 +164,13 @@ class Study:
         if not rows:
             raise UserError(f"no finished run in {', '.join(map(str, folders.values()))}.")
         return {"date": datetime.date.today().isoformat(), **shared, "rows": rows}
+
+
+def _agree(one: Any, other: Any) -> bool:
+    """Whether two settings are equal, in the fields that both have."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return all(_agree(one[name], other[name]) for name in one.keys() & other.keys())
+    return bool(one == other)
 
 
 def without(options: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.measure import results, timing
 from benchmarks.measure.prepared import Prepared, TooLarge, failure
+from benchmarks.suites import sentences
 from benchmarks.suites.attention import measure_peak_here, peak_memory
 from tests.benchmarks.cases import case
 
@@ -111,3 +112,14 @@ def test_only_results_are_loaded(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             results.load(path, "features")
+
+
+def test_the_default_sentence_encoder_is_read_from_its_package(monkeypatch, tmp_path):
+    """So that the recorded command needs no path of one machine."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sentences, "PACKAGE", "a_package_of_a_model")
+    assert sentences.find_model(sentences.MINILM) == sentences.MINILM
+    (tmp_path / "a_package_of_a_model").mkdir()
+    (tmp_path / "a_package_of_a_model/__init__.py").touch()
+    assert sentences.find_model(sentences.MINILM) == str(tmp_path / "a_package_of_a_model/model")
+    assert sentences.find_model("other/model") == "other/model"

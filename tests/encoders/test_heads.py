@@ -5,11 +5,13 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jaxattn.encoders.families import FAMILIES
 from jaxattn.encoders.heads.names import MASKED, SEQUENCE, TOKENS
 from jaxattn.models import MaskedLanguageModel, TextClassifier, TokenClassifier
-from tests.encoders.helpers import fixture, safetensors_numpy, write
+from jaxattn.nn import InceptiveHead
+from tests.encoders.helpers import fixture, safetensors_numpy, same_tensors, write
 from tests.encoders.make_encoder_fixtures import FIXTURES, HEADED, PART, TASKS
 from tests.encoders.test_tokenizer import bert, tiny
 
@@ -49,6 +51,12 @@ def test_logits_are_those_of_transformers(name, task, tmp_path):
             np.testing.assert_array_equal(array, weights[key], err_msg=key)
     else:
         assert model.labels == ("a", "b", "c")
+        if task == TASKS[1]:
+            model.save_pretrained(tmp_path / "ours")
+            same_tensors(tmp_path / "ours", weights)
+            written = json.loads((tmp_path / "ours" / "config.json").read_text())
+            assert written["id2label"] == {"0": "a", "1": "b", "2": "c"}
+            assert written["problem_type"] == "single_label_classification"
         logits = model.head(hidden, jnp.asarray(mask)) if task == TASKS[1] else model.head(hidden)
     if task == TASKS[1]:
         # transformers takes the first column as [CLS]; ours, the first token that is not padding.
@@ -116,6 +124,20 @@ def test_a_head_that_is_missing_is_named(tmp_path):
         ValueError, match=r"with the tensors lm_head\.bias and lm_head\.dense\.weight; the file has"
     ):
         MaskedLanguageModel.from_pretrained(folder)
+
+
+def test_only_heads_of_transformers_are_saved(tmp_path):
+    folder, *_ = saved(tmp_path, "bert", TASKS[1])
+    model = TextClassifier.from_pretrained(folder)
+    model.labels = ("a", "b")
+    with pytest.raises(ValueError, match="labels must be one for each of the head's 3 outputs"):
+        model.save_pretrained(tmp_path / "ours")
+    inceptive = InceptiveHead(16, 3, filters=4, num_heads=4, rngs=nnx.Rngs(0))
+    with pytest.raises(
+        ValueError, match=r"got TextEncoder with InceptiveHead\. model\.encoder\.save_pretrained"
+    ):
+        TextClassifier(model.encoder, inceptive).save_pretrained(tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
 
 
 def test_published_classifiers_predict(tmp_path):

@@ -45,6 +45,14 @@ def test_bad_calls_are_named():
         distil(np.array([[0, 1]]), token_type_ids=np.array([[0, 1]]))
 
 
+def test_ids_that_are_constants_of_a_compiled_function_are_checked():
+    """Inside jit, operations on constants give tracers."""
+    encoder, good, bad = random_encoder(), jnp.array([[1, 2, 3]]), jnp.array([[1, 60]])
+    assert jax.eval_shape(lambda: encoder(good)).shape == (1, 3, 16)
+    with pytest.raises(ValueError, match="between 0 and 59; got values from 1 to 60"):
+        jax.eval_shape(lambda: encoder(bad))
+
+
 @pytest.mark.parametrize("name", ["bert", "roberta", "deberta-v2-convolution", "modernbert"])
 def test_an_empty_batch_has_empty_vectors(name):
     encoder = random_encoder(CONFIGS[name])

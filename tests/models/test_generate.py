@@ -9,6 +9,7 @@ from flax import nnx
 
 import jaxattn
 from jaxattn.models import BackboneConfig, LanguageModel, generate, sample_token, stream
+from jaxattn.models.sampling import check_sampling
 
 VOCABULARY = 11
 KEYS = jax.random.split(jax.random.key(3), 3)
@@ -55,6 +56,13 @@ def test_a_ragged_batch_is_each_prompt_alone(mechanism):
         np.testing.assert_array_equal(together.tokens[b, : length + 6], alone.tokens[0])
         np.testing.assert_array_equal(alone.tokens[0, :length], x[b, :length])
         assert (together.tokens[b, length + 6 :] == 0).all()
+
+
+def test_options_that_are_constants_of_a_compiled_function_are_checked():
+    good, bad = jnp.float32(0.5), jnp.float32(0)
+    jax.eval_shape(lambda: check_sampling(good, None, good, 1))
+    with pytest.raises(ValueError, match="top_p must be above 0"):
+        jax.eval_shape(lambda: check_sampling(good, None, bad, 1))
 
 
 def test_greedy_generation_is_the_argmax_of_the_whole_pass():

@@ -61,9 +61,9 @@ def load_model(
     return model
 
 
-def save_model(model: Any, names: HeadNames, folder: Path) -> None:
-    """Writes files that transformers reads as a model with this head."""
-    config = model.encoder.config
+def save_model(model: Any, names: HeadNames, folder: Path, settings: Mapping[str, Any] | None = None) -> None:
+    """Writes files that transformers reads as a model with this head; `settings` are put into config.json."""
+    config = EncoderConfig.from_dict(model.encoder.config.to_dict() | (settings or {}))
     prefix = PREFIXES.get(config.model_type, config.model_type)
     table = {
         path: dataclasses.replace(tensor, name=f"{prefix}.{tensor.name}")

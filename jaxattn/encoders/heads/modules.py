@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from jaxattn.core.checks import check_choice
 from jaxattn.core.parameters import parameter
 from jaxattn.encoders.config import ACTIVATIONS, EncoderConfig
-from jaxattn.encoders.heads.names import HeadNames, dense_bias
+from jaxattn.encoders.heads.names import SEQUENCE, HeadNames, dense_bias
 from jaxattn.encoders.layers import INIT, make_norm
 from jaxattn.nn.heads import Head
 from jaxattn.nn.layers import linear
@@ -37,36 +37,56 @@ class Transform(nnx.Module):
 class PublishedHead(Head):
     """Logits of a text: one vector by `Pooling`, norm(activation(dense(x))), dropout, the last layer.
 
+    This is the head that transformers' ForSequenceClassification has for the encoder's family.
+
     Args:
-        config: of the encoder.
-        names: which layers there are.
+        config: of the encoder; its classifier_pooling is "cls" unless it says "mean".
+        names: which layers there are; None for the family's first.
         num_classes: number of logits.
-        pooling: "cls" or "mean".
+        dropout: probability, on what the last layer reads; None for the config's.
         dtype: dtype of the computation; the logits are computed in float32.
         param_dtype: dtype of the parameters.
         rngs: random streams for the initial values.
+
+    Examples:
+        >>> import tempfile
+        >>> from flax import nnx
+        >>> from jaxattn.models import EncoderConfig, PublishedHead, TextClassifier, TextEncoder
+        >>> sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32}
+        >>> layers = {"num_hidden_layers": 1, "num_attention_heads": 2}
+        >>> config = EncoderConfig.from_dict({"model_type": "bert", **sizes, **layers})
+        >>> encoder = TextEncoder(config, rngs=nnx.Rngs(0))
+        >>> model = TextClassifier(encoder, PublishedHead(config, None, 2, rngs=nnx.Rngs(1)))
+        >>> model.labels = ("no", "yes")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save_pretrained(folder)  # a BertForSequenceClassification
+        ...     again = TextClassifier.from_pretrained(folder)
+        >>> again.labels
+        ('no', 'yes')
     """
 
     def __init__(
         self,
         config: EncoderConfig,
-        names: HeadNames,
+        names: HeadNames | None,
         num_classes: int,
         *,
-        pooling: str,
+        dropout: float | None = None,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
         options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
         self.features, self.dtype = config.hidden_size, dtype
-        self.pool = Pooling(pooling, config.hidden_size, rngs=rngs)
-        self.transform = Transform(config, names, config.hidden_size, dtype=dtype, **options)
-        self.dropout = nnx.Dropout(_rate(config), deterministic=True)
+        self.names = SEQUENCE[config.model_type][0] if names is None else names
+        pooling = config.to_dict().get("classifier_pooling") or "cls"
+        self.pooling = Pooling(pooling, config.hidden_size, rngs=rngs)
+        self.transform = Transform(config, self.names, config.hidden_size, dtype=dtype, **options)
+        self.dropout = nnx.Dropout(_rate(config) if dropout is None else dropout, deterministic=True)
         self.out = _last_layer(config, num_classes, **options)
 
     def _logits(self, hidden: Array, token_mask: Array, **drop: Any) -> Array:
-        return self.out(self.dropout(self.transform(self.pool(hidden, token_mask)), **drop))
+        return self.out(self.dropout(self.transform(self.pooling(hidden, token_mask)), **drop))
 
 
 class TokenHead(nnx.Module):

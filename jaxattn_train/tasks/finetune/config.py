@@ -27,8 +27,9 @@ class FinetuneModel(Options):
 
     encoder: str = MINILM
     """A folder with config.json, model.safetensors and tokenizer.json, or a name on the Hugging Face hub."""
-    head: Literal["inceptive", "cls", "mean"] = "inceptive"
-    """inceptive; or the baselines: dropout and a linear layer on the [CLS] token, or on the mean of the tokens."""
+    head: Literal["inceptive", "cls", "mean", "published"] = "inceptive"
+    """inceptive; or the baselines: dropout and a linear layer on the [CLS] token, or on the mean of the tokens; or
+    published: the head that transformers has for this encoder, for files that it reads."""
     kernels: tuple[int, ...] = (2, 3, 5, 7)
     """Widths of the inceptive head's convolutions, in tokens."""
     filters: int = 32

@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, PRNGKeyArray
 
-from jaxattn.models import TextClassifier
+from jaxattn.models import PublishedHead, TextClassifier
 from jaxattn.nn import InceptiveHead, PoolingHead, parse_mechanism, replace_attention
 from jaxattn_train.data.batches import Batch
 from jaxattn_train.engine import loop
@@ -40,9 +40,11 @@ def pretrained_parameters(encoder: nnx.Module) -> Params:
     return {ENCODER + ".".join(map(str, path)): variable[...] for path, variable in variables}
 
 
-def make_head(model: FinetuneModel, features: int, outputs: int, rngs: nnx.Rngs) -> Any:
-    """The configured head of width `features`."""
-    dtype = compute_dtype(model.dtype)
+def make_head(model: FinetuneModel, config: Any, outputs: int, rngs: nnx.Rngs) -> Any:
+    """The configured head, for an encoder with this config."""
+    dtype, features = compute_dtype(model.dtype), config.hidden_size
+    if model.head == "published":
+        return PublishedHead(config, None, outputs, dropout=model.dropout, dtype=dtype, rngs=rngs)
     if model.head != "inceptive":
         return PoolingHead(
             features, outputs, pooling=model.head, dropout=model.dropout, dtype=dtype, rngs=rngs
@@ -93,7 +95,7 @@ def text_classifier(
                 layers=model.attention_layers,
                 rngs=nnx.Rngs(params=attention_key),
             )
-        head = make_head(model, encoder.config.hidden_size, outputs, nnx.Rngs(params=head_key))
+        head = make_head(model, encoder.config, outputs, nnx.Rngs(params=head_key))
         return TextClassifier(bare, head, freeze_encoder=model.freeze_encoder)
 
     tokens = jnp.zeros((1, 8), jnp.int32) if example is None else example["tokens"][0]

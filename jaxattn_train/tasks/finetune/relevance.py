@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxattn.nn import InceptiveHead
 from jaxattn_train.engine.run import Run
 from jaxattn_train.engine.sharding import first_seed
 from jaxattn_train.tasks.finetune.config import FinetuneConfig
@@ -24,11 +25,14 @@ def add_relevance(config: FinetuneConfig, encoder: Any, run: Run, measured: Meas
     """
     if not config.evaluation.relevance_texts:
         return
-    if config.model.head == "cls":
-        run.progress.say("no relevance.png: the cls head reads one token, so that all relevance is on it")
-        return
     assert measured.params is not None, "of a run"
-    coloured = relevance(config, encoder, measured, run.model.module(first_seed(run.mesh, measured.params)))
+    model = run.model.module(first_seed(run.mesh, measured.params))
+    if not isinstance(model.head, InceptiveHead) and model.head.pooling.kind == "cls":
+        run.progress.say(
+            f"no relevance.png: the {config.model.head} head reads one token, so that all relevance is on it"
+        )
+        return
+    coloured = relevance(config, encoder, measured, model)
     if jax.process_index() == 0:
         title = f"{measured.name} part, seed {run.seeds[0]}"
         plot_relevance(coloured, run.out / "relevance.png", title=title)

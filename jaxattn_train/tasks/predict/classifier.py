@@ -108,8 +108,11 @@ class Classifier:
         return probabilities(self.loss, self.logits(texts, batch_size=batch_size)[0])
 
     def module(self) -> Any:
-        """The model as a Flax module: an encoder and a head, or a `SequenceClassifier`."""
-        return self.functional.module(self.params)
+        """The model as a Flax module: a `TextClassifier` with its labels, or a `SequenceClassifier`."""
+        module = self.functional.module(self.params)
+        if self.encoder is not None:
+            module.labels, module.loss = self.classes, self.loss
+        return module
 
     def labels(self, chances: np.ndarray) -> list[str]:
         """The name of the likeliest class of each row, or of all likely labels."""

@@ -6,10 +6,12 @@ import signal
 import socket
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from jaxattn_train.engine.checkpoints import Checkpoints
+from jaxattn_train.engine.loop import StepMetrics
 
 # Evaluating often makes the run slow enough to be hit in the middle; dropout and redrawn features make
 # the random keys matter, and features have statistics to go on from.
@@ -93,6 +95,19 @@ def test_a_killed_run_resumes_to_the_same_bits(start, cli, tiny, text_file, tmp_
     assert "resuming after step" in out
     assert cli(*words, straight)[0] == 0
     _assert_equal(straight, broken, 24)
+
+
+@pytest.mark.slow
+def test_at_most_two_steps_are_in_flight(cli, tiny, text_file, tmp_path, monkeypatch):
+    """Or a signal is noticed only after all steps that were dispatched: on a CPU, minutes."""
+    waited, through = [], jax.block_until_ready
+    monkeypatch.setattr("jax.block_until_ready", lambda x: [waited.append(x), through(x)][1])
+    monkeypatch.setattr("jaxattn_train.engine.sharding.settle", lambda result: None)
+    code, _, err = cli("charlm", *tiny, "--text-file", text_file, "--log-every", 8, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert sum(isinstance(result, StepMetrics) for result in waited) == 7, (
+        "after each of 8 steps, for the one before"
+    )
 
 
 @pytest.mark.slow

@@ -128,6 +128,22 @@ def test_notes_on_trees_do_not_keep_runs_apart(runs, tmp_path):
     assert [row["notes"] for row in rows] == [["cut: 3"], ["cut: 3", "joined: 2"]]
 
 
+def test_rows_of_the_record_stand_for_runs_that_are_gone(runs, tmp_path):
+    """And the differences are to the first variant, wherever it comes from."""
+    asked, own = runs
+    assert classify.main([*own, "--variants", "softmax", "tree --max-branching 8"]) == 0
+    (tmp_path / "runs" / "softmax" / "summary.json").unlink()
+    assert classify.main([*own, "--variants", "softmax", "tree --max-branching 8", "--collect"]) == 0
+    rows = json.loads((tmp_path / "study.json").read_text())["rows"]
+    assert [row["variant"] for row in rows] == ["softmax", "tree --max-branching 8"]
+    assert rows[1]["difference"]["per_seed"] == pytest.approx([0.01, 0.03])
+    record = json.loads((tmp_path / "study.json").read_text())
+    (tmp_path / "study.json").write_text(json.dumps(record | {"seeds": [3, 4]}))
+    with pytest.raises(UserError, match="differ in more than their attention: seeds"):
+        classify.main([*own, "--variants", "softmax", "tree --max-branching 8", "--collect"])
+    assert len(asked) == 2
+
+
 def test_mistakes_show_before_anything_runs(runs):
     asked, flags = runs
     for variants, message in (

@@ -290,6 +290,24 @@ def test_predict_says_what_is_wrong(finished, folder, tmp_path, cli, monkeypatch
 
 
 @pytest.mark.slow
+def test_a_run_with_the_published_head_is_a_classifier_of_transformers(folder, tmp_path, cli):
+    from jaxattn.models import TextClassifier
+    from jaxattn_train.tasks.predict import load
+
+    words = ["finetune", "--encoder", folder / "tiny", *TINY, "--head", "published", "--epochs", 2]
+    code, out, err = cli(*words, "--train-file", folder / "train.csv", "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "no relevance.png: the published head reads one token" in out
+    run, texts = load(str(tmp_path / "run")), ["great w1", "w2 awful awful"]
+    run.module().save_pretrained(tmp_path / "saved")
+    saved = TextClassifier.from_pretrained(tmp_path / "saved")
+    assert saved.labels == ("bad", "fair", "good")
+    np.testing.assert_allclose(saved.predict(texts), run.predict(texts), atol=1e-6)
+    config = json.loads((tmp_path / "saved/config.json").read_text())
+    assert config["label2id"] == {"bad": 0, "fair": 1, "good": 2}
+
+
+@pytest.mark.slow
 def test_a_frozen_encoder_stays_and_only_the_head_is_optimised(folder, tmp_path, cli):
     """With several labels a text, another attention inside the encoder, and an early end."""
     from jaxattn.models import TextEncoder
