@@ -22,6 +22,9 @@ def run() -> None:
         )  # at once: a compilation still runs in a thread, and would crash while Python shuts down
     except BrokenPipeError:  # of `| head`
         os._exit(141)
+    jax = sys.modules.get("jax")
+    if code and jax is not None and jax.distributed.is_initialized():
+        os._exit(code)  # JAX would wait for the other processes, which wait for this one
     sys.exit(code)
 
 

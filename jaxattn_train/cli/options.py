@@ -181,7 +181,7 @@ class EvaluationOptions(Options, at_least={"eval_every": 1, "log_every": 1}):
 
 
 @dataclasses.dataclass(frozen=True)
-class RunOptions(Options, at_least={"seed": 0, "seeds": 1, "keep": 1}):
+class RunOptions(Options, at_least={"seed": 0, "seeds": 1, "keep": 1, "stall_timeout": 1}):
     """Seeds, files and devices."""
 
     seed: int = 0
@@ -204,7 +204,7 @@ class RunOptions(Options, at_least={"seed": 0, "seeds": 1, "keep": 1}):
     """In the end keep the best parameters alone, a third of a checkpoint: such a run cannot be trained further."""
     mesh: str = ""
     """How devices share the work, such as fsdp=4,tensor=2: fsdp splits the batch and the parameters, tensor heads and
-    MLPs, data (the devices that are left) the batch alone."""
+    MLPs, sequence the tokens of every sequence, data (the devices that are left) the batch alone."""
     compilation_cache: bool = True
     """Keep compiled programs for later runs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
     compile_for: str | None = None
@@ -212,6 +212,8 @@ class RunOptions(Options, at_least={"seed": 0, "seeds": 1, "keep": 1}):
     print the memory, time and communication it would need there."""
     distributed: bool = False
     """Call jax.distributed.initialize(): one process of several. Implied by JAX_COORDINATOR_ADDRESS."""
+    stall_timeout: float = 1800.0
+    """Seconds without a step or an evaluation after which one of several processes ends, and all others with it."""
 
 
 @dataclasses.dataclass(frozen=True)

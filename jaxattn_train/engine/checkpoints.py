@@ -96,6 +96,13 @@ class Checkpoints:
             force=True,
         )
 
+    def is_preempted(self, step: int) -> bool:
+        """Whether any of several processes got SIGTERM, by which clusters announce preemption; never with one alone.
+
+        All processes ask after every step, and are told so after the same one.
+        """
+        return jax.process_count() > 1 and self._manager.reached_preemption(step)
+
     def wait(self) -> None:
         """Blocks until everything is on disk."""
         self._manager.wait_until_finished()

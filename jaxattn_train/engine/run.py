@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from jaxattn_train.engine import loop, resume, sharding
 from jaxattn_train.engine.checkpoints import BEST, FOLDER, Checkpoints
 from jaxattn_train.engine.compilation import TrainStep, compile_steps, plan_state
 from jaxattn_train.engine.functional import Functional, Params
-from jaxattn_train.engine.interrupt import StopRequest
+from jaxattn_train.engine.interrupt import StopRequest, Watchdog, leave
 from jaxattn_train.engine.metrics import MetricsLog, Progress, mean
 from jaxattn_train.engine.provenance import provenance
 from jaxattn_train.errors import TrainingFailed
@@ -184,11 +185,12 @@ class Run:
         previous: Any = None
         seen = 0
         step, finished = self.start, self.is_done
-        with StopRequest() as stop:
+        with StopRequest() as stop, Watchdog(self.config.run.stall_timeout) as watchdog:
             try:
                 while not finished:
                     batch = next(self.streams)
                     self.state, metrics = train_step(self.state, batch)
+                    watchdog.progress()
                     step += 1
                     self.last, finished = step, step == self.total
                     seen += tokens(batch)
@@ -202,7 +204,7 @@ class Run:
                     if step % cadence.log_every == 0 or finished:
                         ready, pending, seen = _Record(step, pending, seen), [], 0
                     evaluating = step % cadence.eval_every == 0 or finished
-                    stopping = (jax.process_count() == 1 or ready is not None) and stop.agreed()
+                    stopping = stop.exit_code is not None or self.store.is_preempted(step)
                     if ready is not None and (ready.step < step or evaluating or stopping):
                         self._log_training(ready)
                         ready = None
@@ -223,7 +225,11 @@ class Run:
                         self.store.wait()
                         self.progress.say(f"stopped after step {step}; saved {self.store.folder / str(step)}")
                         self.progress.say(f"to resume: {command}")
-                        return stop.exit_code or 1
+                        return stop.exit_code or 128 + signal.SIGTERM
+            except jax.errors.JaxRuntimeError as error:
+                if jax.process_count() == 1:
+                    raise
+                leave(f"another process has ended or cannot be reached ({str(error).splitlines()[0][:200]})")
             finally:
                 # On every way out, errors included, pending checkpoints are completed.
                 self.progress.close()

@@ -8,6 +8,7 @@ import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxattn_train.engine.checkpoints import Checkpoints
@@ -38,12 +39,10 @@ def _finish(process):
 
 def _arrays(out, step):
     manager = Checkpoints(out / "checkpoints", read_only=True)._manager
-    import orbax.checkpoint as ocp
-
-    standard = ocp.args.StandardRestore
-    items = manager.restore(step, args=ocp.args.Composite(params=standard(), optimizer=standard()))
-    import jax
-
+    # Runs of several processes had other devices.
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    whole = ocp.args.StandardRestore(fallback_sharding=here)
+    items = manager.restore(step, args=ocp.args.Composite(params=whole, optimizer=whole))
     return jax.tree.leaves_with_path((items["params"], items["optimizer"]))
 
 
@@ -164,34 +163,66 @@ def test_losses_on_eight_devices_equal_those_on_one(runs, cli, tiny, tmp_path):
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
 
 
+@pytest.fixture
+def together(start):
+    """together(*words): the same command in two processes of two devices each."""
+
+    def run(*words, **environment):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        of_all = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"} | environment
+        return [start(*words, devices=2, JAX_PROCESS_ID=str(n), **of_all) for n in (0, 1)]
+
+    return run
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["fsdp=2", "sequence=4"])
 def test_two_processes_train_as_one_and_their_checkpoint_fits_other_devices(
-    start, cli, tiny, text_file, tmp_path
+    together, cli, tiny, text_file, tmp_path, mesh
 ):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    words = ["charlm", *tiny, "--text-file", text_file, "--mesh", "fsdp=2", "--out"]
-    together, alone = tmp_path / "together", tmp_path / "alone"
-    processes = [
-        start(
-            *words,
-            together,
-            devices=2,
-            JAX_COORDINATOR_ADDRESS=address,
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(process_id),
-        )
-        for process_id in (0, 1)
-    ]
-    for process in processes:
-        _finish(process)
-    assert cli(*words, alone)[0] == 0
-    for expected, got in zip(_records(alone), _records(together), strict=True):
+    words = ["charlm", *tiny, "--text-file", text_file, "--mesh", mesh, "--out"]
+    outputs = [_finish(process) for process in together(*words, tmp_path / "together")]
+    assert "done: validation loss" in outputs[0] and "step" not in outputs[1]  # logs from process 0 only
+    assert cli(*words, tmp_path / "alone")[0] == 0
+    for expected, got in zip(_records(tmp_path / "alone"), _records(tmp_path / "together"), strict=True):
         assert expected.keys() == got.keys()
         for name, value in expected.items():
             if name != "kind":
                 np.testing.assert_allclose(got[name], value, rtol=1e-4)
-    code, out, _ = cli(*words, together)
+    code, out, _ = cli(*words, tmp_path / "together")
     assert code == 0
     assert "all 8 steps are done already" in out
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_is_killed_stalls_or_is_preempted(together, tiny, text_file, tmp_path):
+    """Each time both end, with a message, and the same command goes on to the same bits."""
+    steps = ("--steps", 90, "--eval-every", 6, "--dropout", 0.1, "--keep", 99, "--stall-timeout", 6)
+    words = ["charlm", *tiny, "--text-file", text_file, "--mesh", "fsdp=2", *steps, "--out"]
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    for process in together(*words, straight):
+        _finish(process)
+
+    def interrupted(step, victim, number):
+        """(exit codes, outputs) after a signal to one of the processes, once a step is saved."""
+        processes = together(*words, broken)
+        _wait_for(broken / "checkpoints" / str(step), processes[0])
+        processes[victim].send_signal(number)
+        first = processes[1 - victim].communicate(timeout=TIMEOUT)[0]
+        if number == signal.SIGSTOP:
+            processes[victim].kill()
+        outputs = [first, processes[victim].communicate(timeout=TIMEOUT)[0]]
+        assert not (broken / "summary.json").exists(), "it was finished before it could be interrupted"
+        return [processes[1 - victim].returncode, processes[victim].returncode], outputs
+
+    codes, outputs = interrupted(6, 1, signal.SIGKILL)
+    assert codes[0] == 1 and "The same command in all processes resumes" in outputs[0], (codes, outputs)
+    codes, outputs = interrupted(24, 1, signal.SIGSTOP)
+    assert codes[0] == 1 and "no progress in 6 s" in outputs[0], (codes, outputs)
+    codes, outputs = interrupted(42, 1, signal.SIGTERM)
+    assert codes == [143, 143] and "stopped after step" in outputs[0], (codes, outputs)
+    resumed = [_finish(process) for process in together(*words, broken)]
+    assert "resuming after step" in resumed[0]
+    _assert_equal(straight, broken, 90)
