@@ -4,7 +4,7 @@ from typing import Any, TypeVar
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Int
+from jaxtyping import Array, Int
 
 from jaxattn.core.arrays import ArrayLike, TokenMask
 from jaxattn.random_features.mechanism import RandomFeaturesModule
