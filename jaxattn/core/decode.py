@@ -73,13 +73,13 @@ def with_heads_of_state(call: Call, batch: int, heads: int) -> Call:
     return call
 
 
-def num_new(call: Call) -> Int[Array, "B"] | int:
+def num_new(call: Call) -> Int[Array, " B"] | int:
     """How many of the T tokens of a step each sequence has: the first of its row, never more than T."""
     length, lengths = call.query.shape[1], call.query_seq_lengths
     return length if lengths is None else jnp.clip(lengths.astype(jnp.int32), 0, length)
 
 
-def write(cache: Array, new: Array, length: Int[Array, "B"], count: Int[Array, "B"] | int) -> Array:
+def write(cache: Array, new: Array, length: Int[Array, " B"], count: Int[Array, " B"] | int) -> Array:
     """`cache` (B, max_length, ...) with the first `count` rows of `new` (B, T, ...) from position `length` on."""
     index = jnp.arange(new.shape[1], dtype=length.dtype)
     index = jnp.where(index < jnp.reshape(count, (-1, 1)), length[:, None] + index, cache.shape[1])
@@ -87,7 +87,7 @@ def write(cache: Array, new: Array, length: Int[Array, "B"], count: Int[Array, "
     return put(cache, new.astype(cache.dtype), index)
 
 
-def finish(call: Call, out: Array, length: Int[Array, "B"], max_length: int) -> Array:
+def finish(call: Call, out: Array, length: Int[Array, " B"], max_length: int) -> Array:
     """(B, T, K, G, V) -> (B, T, N, V), 0 at padding, NaN for sequences with more tokens than there is room for.
 
     They would otherwise be silently wrong.
@@ -96,7 +96,7 @@ def finish(call: Call, out: Array, length: Int[Array, "B"], max_length: int) -> 
     return jnp.where(full, jnp.nan, call.merge_heads(zero_padded_rows(call, out)))
 
 
-def replace_rows(state: Any, rows: Int[Array, "R"], new: Any) -> Any:
+def replace_rows(state: Any, rows: Int[Array, " R"], new: Any) -> Any:
     """A decoding state in which R sequences give way to others, while the rest of the batch stays as it is.
 
     That is continuous batching: a prompt is read into a state of its own, which then takes the place of a sequence

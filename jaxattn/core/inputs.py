@@ -70,11 +70,11 @@ class AttentionInputs:
         total = key_bias if self.key_bias is None else self.key_bias + key_bias
         return dataclasses.replace(self, key_bias=total)
 
-    def num_new_tokens(self) -> Int[Array, "B"] | None:
+    def num_new_tokens(self) -> Int[Array, " B"] | None:
         """In a decoding step, how many real tokens each row has; None if all are."""
         return None if self.token_mask is None else self.token_mask.sum(axis=1, dtype=jnp.int32)
 
-    def advance(self, position: Int[Array, "B"], count: int) -> Int[Array, "B"]:
+    def advance(self, position: Int[Array, " B"], count: int) -> Int[Array, " B"]:
         """The position of every row after a decoding step of `count` tokens, padding included."""
         new = self.num_new_tokens()
         return position + (count if new is None else new)

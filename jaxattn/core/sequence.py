@@ -55,7 +55,7 @@ def exclusive_scan(
     x: Any,
     axis_name: str,
     *,
-    segment: Int[Array, "B"] | None = None,
+    segment: Int[Array, " B"] | None = None,
     reverse: bool = False,
 ) -> Any:
     """What the devices before this one hold, merged in their order, in log2(devices) exchanges.

@@ -41,7 +41,7 @@ def energy_gated_attention(
     is_causal: bool = False,
     local_window_size: int | tuple[int, int] | None = None,
     logits_soft_cap: float | None = None,
-    sinks: Float[Array, "N"] | None = None,
+    sinks: Float[Array, " N"] | None = None,
     segment_ids: Int[Array, "*B T"] | tuple[Int[Array, "*B T"], Int[Array, "*B S"]] | None = None,
     allow_leak: bool = False,
     implementation: str | None = None,

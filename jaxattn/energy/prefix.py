@@ -31,7 +31,7 @@ def attend_to_prefixes(
     scale: float | None = None,
     local_window_size: int | tuple[int, int] | None = None,
     logits_soft_cap: float | None = None,
-    sinks: Float[Array, "N"] | None = None,
+    sinks: Float[Array, " N"] | None = None,
     implementation: str | None = None,
     query_chunk: int = 256,
 ) -> Float[Array, "B T N V"]:

@@ -97,8 +97,8 @@ def energy_gated_attention_step(
     scale: float | None = None,
     local_window_size: int | tuple[int, int] | None = None,
     logits_soft_cap: float | None = None,
-    sinks: Float[Array, "N"] | None = None,
-    query_seq_lengths: Int[Array, "B"] | None = None,
+    sinks: Float[Array, " N"] | None = None,
+    query_seq_lengths: Int[Array, " B"] | None = None,
 ) -> tuple[EnergyGatedAttentionState, Float[Array, "B T N V"]]:
     """Appends T new tokens and attends from them, causally; any split gives the causal whole.
 

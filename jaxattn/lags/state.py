@@ -96,7 +96,7 @@ def cross_correlation_attention_step(
     key_bias: Float[Array, "#B T #N"] | None = None,
     token_mask: Bool[Array, "B T"] | None = None,
     scale: float | None = None,
-    query_seq_lengths: Int[Array, "B"] | None = None,
+    query_seq_lengths: Int[Array, " B"] | None = None,
 ) -> tuple[CrossCorrelationState, Float[Array, "B T N V"]]:
     """Appends T new tokens and attends from them, causally; any split gives the causal whole.
 

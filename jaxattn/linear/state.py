@@ -81,7 +81,7 @@ def linear_attention_step(
     key_bias: Float[Array, "#B T #N"] | None = None,
     log_decay: Float[Array, "#B #T #N"] | None = None,
     normalize: bool = True,
-    query_seq_lengths: Int[Array, "B"] | None = None,
+    query_seq_lengths: Int[Array, " B"] | None = None,
     chunk_size: int | None = None,
 ) -> tuple[LinearAttentionState, Float[Array, "B T N V"]]:
     """Lets T new tokens attend causally to all tokens so far and to each other, and adds them to the state.

@@ -25,7 +25,7 @@ class Generation(NamedTuple):
     """
 
     tokens: Int[Array, "B L"]
-    lengths: Int[Array, "B"]
+    lengths: Int[Array, " B"]
 
 
 def generate(
@@ -34,7 +34,7 @@ def generate(
     num_tokens: int,
     *,
     key: Keys,
-    prompt_lengths: Int[ArrayLike, "B"] | None = None,
+    prompt_lengths: Int[ArrayLike, " B"] | None = None,
     end_token: int | None = None,
     temperature: Temperature = 1.0,
     top_k: int | None = None,
@@ -94,12 +94,12 @@ def stream(
     num_tokens: int,
     *,
     key: Keys,
-    prompt_lengths: Int[ArrayLike, "B"] | None = None,
+    prompt_lengths: Int[ArrayLike, " B"] | None = None,
     end_token: int | None = None,
     temperature: Temperature = 1.0,
     top_k: int | None = None,
     top_p: float | Float[Array, ""] | None = None,
-) -> Iterator[Int[np.ndarray, "B"]]:
+) -> Iterator[Int[np.ndarray, " B"]]:
     """The new tokens of `generate` one by one, as soon as they are known.
 
     Args:

@@ -19,7 +19,7 @@ def sample_token(
     temperature: Temperature = 1.0,
     top_k: int | None = None,
     top_p: float | Float[Array, ""] | None = None,
-) -> Int[Array, "B"]:
+) -> Int[Array, " B"]:
     """One token a row from softmax(logits / temperature) over the likeliest; the most likely one at temperature 0.
 
     Args:

@@ -20,9 +20,9 @@ MIN_CYCLES = 5.0  # with a smaller omega·sigma the wavelet is not admissible: i
 class MorletParameters(NamedTuple):
     """Learned parameters of a Morlet encoding, one entry per (cos, sin) pair; `center` is None for windows at 0."""
 
-    log_omega: Float[Array, "pairs"]
-    log_sigma: Float[Array, "pairs"]
-    center: Float[Array, "pairs"] | None
+    log_omega: Float[Array, " pairs"]
+    log_sigma: Float[Array, " pairs"]
+    center: Float[Array, " pairs"] | None
 
 
 def morlet_init(dim: int, length: int, *, center: str = "origin") -> MorletParameters:
@@ -70,10 +70,10 @@ def morlet_init(dim: int, length: int, *, center: str = "origin") -> MorletParam
 
 def morlet_encoding(
     length: int,
-    log_omega: Float[Array, "pairs"],
-    log_sigma: Float[Array, "pairs"],
+    log_omega: Float[Array, " pairs"],
+    log_sigma: Float[Array, " pairs"],
     *,
-    center: Float[Array, "pairs"] | None = None,
+    center: Float[Array, " pairs"] | None = None,
 ) -> Float[Array, "length dim"]:
     r"""Cosines and sines of the position under Gaussian windows, to be added to the token embeddings.
 
@@ -129,7 +129,7 @@ def morlet_encoding(
 def morlet_window(
     query: Float[Array, "*B T N H"],
     key: Float[Array, "*B S K H"],
-    log_sigma: Float[Array, "N"],
+    log_sigma: Float[Array, " N"],
     *,
     query_positions: Real[Array, "*#B T"] | None = None,
     key_positions: Real[Array, "*#B S"] | None = None,

@@ -8,7 +8,7 @@ from jaxattn.core.checks import check_rank, check_shape
 
 
 def sinusoidal_encoding(
-    length: int, dim: int, *, omega: Float[Array, "pairs"] | None = None
+    length: int, dim: int, *, omega: Float[Array, " pairs"] | None = None
 ) -> Float[Array, "length dim"]:
     r"""Cosines and sines of the position, to be added to the token embeddings.
 
@@ -47,7 +47,7 @@ def sinusoidal_encoding(
 
 
 def cos_sin_pairs(
-    positions: Float[Array, "length"], omega: Float[Array, "pairs"]
+    positions: Float[Array, " length"], omega: Float[Array, " pairs"]
 ) -> Float[Array, "length dim"]:
     """The columns cos(omega_0 p), sin(omega_0 p), cos(omega_1 p), … in float32."""
     angle = positions[:, None] * jnp.asarray(omega, jnp.float32)

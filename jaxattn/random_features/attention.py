@@ -151,7 +151,7 @@ def random_feature_attention_step(
     *,
     key_bias: Float[Array, "#B T #N"] | None = None,
     scale: float | None = None,
-    query_seq_lengths: Int[Array, "B"] | None = None,
+    query_seq_lengths: Int[Array, " B"] | None = None,
     chunk_size: int | None = None,
 ) -> tuple[LinearAttentionState, Float[Array, "B T N V"]]:
     """Lets T new tokens attend causally to all tokens so far and to each other.

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from jaxattn.core.checks import check_shape
 
 
-def alibi_slopes(num_heads: int) -> Float[np.ndarray, "N"]:
+def alibi_slopes(num_heads: int) -> Float[np.ndarray, " N"]:
     """The published slopes: 2^(−8/N), 2^(−16/N), …, 2^(−8) where N is a power of two.
 
     For another N, the slopes of the next smaller power of two P are followed by every second one of those for 2P.
@@ -40,7 +40,7 @@ def alibi_slopes(num_heads: int) -> Float[np.ndarray, "N"]:
 
 
 def alibi_key_bias(
-    positions: Int[Array, "*B S"], slopes: Float[Array, "N"] | Float[np.ndarray, "N"]
+    positions: Int[Array, "*B S"], slopes: Float[Array, " N"] | Float[np.ndarray, " N"]
 ) -> Float[Array, "*B S N"]:
     """Attention with linear biases, −m (i − j) added to the score of query i and key j, as the key bias m j.
 

@@ -26,7 +26,7 @@ class DotProductAttentionState(NamedTuple):
     key: Float[Array, "B S K H"]
     value: Float[Array, "B S K V"]
     key_bias: Float[Array, "B S heads"] | None
-    length: Int[Array, "B"]
+    length: Int[Array, " B"]
 
 
 def dot_product_attention_init_state(
@@ -90,8 +90,8 @@ def dot_product_attention_step(
     scale: float | None = None,
     local_window_size: int | tuple[int, int] | None = None,
     logits_soft_cap: float | None = None,
-    sinks: Float[Array, "N"] | None = None,
-    query_seq_lengths: Int[Array, "B"] | None = None,
+    sinks: Float[Array, " N"] | None = None,
+    query_seq_lengths: Int[Array, " B"] | None = None,
 ) -> tuple[DotProductAttentionState, Float[Array, "B T N V"]]:
     """Appends T new tokens to the cache and lets them attend causally to it and to each other.
 

@@ -58,8 +58,8 @@ def check_query_offset(query_offset: Any, batch: int, batched: bool, reach: Reac
 
 def in_reach(
     reach: Reach,
-    query_index: Int[Array, "T"],
-    key_index: Int[Array, "S"],
+    query_index: Int[Array, " T"],
+    key_index: Int[Array, " S"],
     query_offset: Int[Array, "..."] | None = None,
 ) -> Bool[Array, "#B 1 1 T S"] | None:
     """Which pairs of positions may attend; None for all."""

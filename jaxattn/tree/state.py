@@ -34,7 +34,7 @@ class HierarchicalState(NamedTuple):
     value: tuple[Float[Array, "B heads _ V"], ...]
     log_weight: tuple[Float[Array, "B heads _"], ...]
     parent: Int[Array, "B L"]
-    length: Int[Array, "B"]
+    length: Int[Array, " B"]
 
 
 def hierarchical_attention_init_state(
@@ -102,7 +102,7 @@ def hierarchical_attention_step(
     sibling_bias: SiblingBias = None,
     scale: float | None = None,
     include_self: bool = True,
-    query_seq_lengths: Int[Array, "B"] | None = None,
+    query_seq_lengths: Int[Array, " B"] | None = None,
 ) -> tuple[HierarchicalState, Float[Array, "B T N V"]]:
     """Lets T new tokens attend causally to all tokens so far and to each other, and adds them to the state.
 
