@@ -37,6 +37,7 @@ TIMES: tuple[tuple[str, str, int, float, float, bool], ...] = (
     (FEATURES, "softmax/jax", 1024, EVER, 1.0, True),
     (FEATURES, "softmax/jax", 16384, 16384, 1 / 25, False),
     (FEATURES, "features:posrf-orf:128/performer", 2048, 16384, 1 / 1.3, False),
+    ("softmax/blockwise", "softmax/torch", 2048, 16384, 1.1, False),
     (TREE, "softmax/blockwise", 1024, EVER, 1.0, False),
     (TREE, "softmax/jax", 1024, EVER, 1.0, False),
     (TREE, "softmax/blockwise", 16384, EVER, 1 / 30, False),

@@ -18,19 +18,22 @@ from benchmarks.measure.prepared import failure
 from benchmarks.measure.results import Row, say, write
 from benchmarks.suites import ours
 from benchmarks.suites.cases import Case, full_spelling, inner, inputs, parse
-from jaxattn.nn import AttentionInputs
+from jaxattn.nn import AttentionInputs, TransformerBlock
 from jaxattn_train.compiler.targets import TARGETS, Chip, measure_compiled
 
 DIRECTIONS = ("forward", "both", "decode")
 MECHANISMS = (
-    *("softmax", "softmax+gate=running", "softmax+gate=prefix", "lags:8", "retention"),
+    *("softmax", "softmax+gate=running", "softmax+gate=prefix", "lags:8", "linear", "retention"),
     *("features:oprf-orf:128", "features:oprf-orf:128+gate=running", "features:saderf-sorf:128"),
+    "features:posrf-orf:128",
     *("tree:64x16x16", "tree:64x16x16+gate=running"),
 )
 # Fused kernels exist on one platform each; decoding does not use them.
 FUSED = {"splash": "tpu", "cudnn": "cuda", "pallas": "tpu"}
 # Feature attention without the features: phi_q, phi_k and v are given.
 LINEAR = "linear:128"
+# A whole layer of a model, whose kernels are those that are chosen for the platform.
+BLOCK = "block"
 Program = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
@@ -44,8 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser, results: pathlib.Path) -> Non
     add("--lengths", type=int, nargs="+", default=[16384, 65536, 131072], help=lengths)
     kernels = f"mechanisms spelled as for training, and {LINEAR.partition(':')[0]}:NUMBER for features that are given"
     add("--kernels", nargs="+", default=[*MECHANISMS, LINEAR], help=kernels)
-    names = "implementations; each is compiled with the mechanisms that it has, fused ones where they exist"
-    implementations = ["blockwise", *FUSED, "linear", ours.UNIFORM_TREE]
+    names = (
+        "implementations, each compiled with the mechanisms that it has, fused ones where they exist; "
+        f"{BLOCK}: a transformer block"
+    )
+    implementations = ["blockwise", *FUSED, "linear", ours.UNIFORM_TREE, BLOCK]
     add("--implementations", nargs="+", default=implementations, help=names)
     both = "what to compile; both: forward + backward, decode: one token with a state for T"
     add("--directions", nargs="+", choices=DIRECTIONS, default=list(DIRECTIONS), help=both)
@@ -139,7 +145,7 @@ def _exists(case: Case, platform: str) -> bool:
 def _has(implementation: str, kernel: str) -> bool:
     if kernel.startswith("linear:"):
         return implementation in ("linear", "pallas")
-    return ours.has(implementation, inner(parse(full_spelling(kernel))))
+    return implementation == BLOCK or ours.has(implementation, inner(parse(full_spelling(kernel))))
 
 
 def program(case: Case) -> Program:
@@ -149,6 +155,8 @@ def program(case: Case) -> Program:
     """
     if case.mechanism.startswith("linear:"):
         function, arguments = _linear(case)
+    elif case.implementation == BLOCK:
+        function, arguments = _block(case)
     else:
         function, arguments = _decode(case) if case.direction == "decode" else ours.call(case)
     if case.direction != "both":
@@ -159,6 +167,21 @@ def program(case: Case) -> Program:
         return out, vjp(cotangent)
 
     return both, (jax.eval_shape(function, *arguments), *arguments)
+
+
+def _block(case: Case) -> Program:
+    """A block's inputs and learned parameters to its outputs; decoding as in `_decode`."""
+    width = case.heads * case.head_dim
+    block = TransformerBlock(
+        width, case.heads, mechanism=parse(case.mechanism), dtype=jnp.dtype(case.dtype), rngs=nnx.Rngs(0)
+    )
+    graph, learned, *rest = nnx.split(block, nnx.Param, ...)
+    decodes = case.direction == "decode"
+    x = jax.ShapeDtypeStruct((case.batch, 1 if decodes else case.length, width), case.dtype)
+    if not decodes:
+        return lambda learned, x: nnx.merge(graph, learned, *rest)(x, is_causal=case.causal), (learned, x)
+    state = jax.eval_shape(lambda: block.init_state(case.batch, case.length, x.dtype))
+    return lambda learned, state, x: nnx.merge(graph, learned, *rest).step(state, x), (learned, state, x)
 
 
 def _linear(case: Case) -> Program:

@@ -30,13 +30,24 @@ def is_partitioned(tree: Any) -> bool:
 def is_alone(x: Array) -> bool:
     """Whether the program is known to be of one TPU: no compiler can partition the kernel.
 
-    That is a process with one TPU, or the inside of a `jax.shard_map` with check_vma=False. Where a program is
-    compiled ahead of time its devices are not known yet.
+    That is a mesh of one device, also of one that is compiled for ahead of time; the inside of a `jax.shard_map` with
+    check_vma=False; or, where no mesh is known, a process with one TPU.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return jax.default_backend() == "tpu" and jax.device_count() == 1
-    return set(mesh.axis_types) == {AxisType.Manual} and not varying_axes(x)
+    mesh = mesh_of(x)
+    if mesh is None:
+        return _num_tpus() == 1
+    if AxisType.Manual in mesh.axis_types:
+        return set(mesh.axis_types) == {AxisType.Manual} and not varying_axes(x)
+    device = mesh.abstract_device
+    return mesh.size == 1 and (device is None or device.platform == "tpu")
+
+
+def _num_tpus() -> int:
+    """TPUs of this process and those that it computes with, whatever the default backend."""
+    try:
+        return jax.device_count("tpu")
+    except RuntimeError:  # there is no such backend
+        return 0
 
 
 def vary_like(start: Any, *inputs: Any) -> Any:

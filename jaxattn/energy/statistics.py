@@ -8,11 +8,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn.core.checks import is_known
-from jaxattn.core.padding import repeat_last
 from jaxattn.core.pytree import serializable
 from jaxattn.core.sequence import exclusive_scan
 
-RADIX = 8
 MIN_VARIANCE = 1e-12  # sigma is floored at 1e-6
 # and at this share of the mean: layers give equal tokens energies that differ by tens of roundings
 MIN_RATIO = 64 * float(jnp.finfo(jnp.float32).eps)
@@ -55,14 +53,20 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
     )
 
 
-# Jitted even if the caller is not: op by op, the scan would be about a hundred small programs.
+# Jitted even if the caller is not: op by op, the sums would be dozens of small programs.
 @jax.jit
 def prefix_statistics(
     x: Float[Array, "B S N"], valid: Bool[Array, "B S N"], segment_ids: Int[Array, "B S"] | None = None
 ) -> Statistics:
-    """Statistics over the valid positions <= j, for every j; they restart wherever `segment_ids` changes.
+    r"""Statistics over the valid positions <= j, for every j; they restart wherever `segment_ids` changes.
+
+    Squared deviations are prefix sums of terms none of which is negative,
+
+    $$ m2_j = \sum_{k \le j} (x_k - \mu_k)^2 \frac{n_k}{\max(n_k - 1, 1)}. $$
 
     `x` must be finite where it is not valid. Work and memory O(S N), depth O(log S).
+
+    Reference: Welford, Note on a method for calculating corrected sums of squares and products, 1962.
     """
     if x.size == 0:
         return empty_statistics(x.shape)
@@ -70,81 +74,34 @@ def prefix_statistics(
     # The barrier keeps the compiler from constant-folding the argmax of a mask of ones.
     first = jnp.argmax(lax.optimization_barrier(valid), axis=1, keepdims=True)
     origin = lax.stop_gradient(jnp.take_along_axis(x, first, axis=1))
-    each = Statistics(
-        valid.astype(jnp.float32),
-        jnp.broadcast_to(origin, x.shape),
-        jnp.where(valid, x - origin, 0),
-        jnp.zeros_like(x),
-    )
     run = None if segment_ids is None else jnp.cumsum(_run_starts(segment_ids), axis=1)
-    merged = _inclusive if is_known(x.shape[1]) else _one_by_one
-    statistics = merged(each, run)
-    # Before the first valid position the statistics are empty, the identity of `merge`.
-    return statistics._replace(origin=jnp.where(statistics.count > 0, statistics.origin, 0))
+    count = _prefix_sums(valid.astype(jnp.float32), run)
+    deviation = jnp.where(valid, x - origin, 0)
+    mean = _prefix_sums(deviation, run) / jnp.maximum(count, 1)
+    squares = jnp.where(valid, jnp.square(deviation - mean), 0)
+    m2 = _prefix_sums(squares * (count / jnp.maximum(count - 1, 1)), run)
+    return Statistics(count, jnp.where(count > 0, origin, 0), mean, m2)
 
 
-def _inclusive(each: Statistics, run: Int[Array, "B S"] | None) -> Statistics:
-    """Merges, for every j, the entries k <= j of the same run.
+def _prefix_sums(x: Float[Array, "B S N"], run: Int[Array, "B S"] | None) -> Float[Array, "B S N"]:
+    """For every j, the sum of the entries k <= j of the same run."""
+    if run is None:
+        return lax.cumsum(x, axis=1)
 
-    Chunks of RADIX entries: all prefixes inside a chunk at once as sums over pairs, the chunks' totals by recursion,
-    then one merge. Against a scan by halves that is a quarter of the levels and of the time to compile.
-    """
-    batch, length, heads = each.mean.shape
-    if length <= RADIX:
-        return _prefixes(each, _same_run(run, run) & jnp.tri(length, dtype=bool))
-    chunks = -(-length // RADIX)
+    def later(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+        return jnp.where(a[1] == b[1], a[0], 0) + b[0], b[1]
 
-    def chunked(array: Array) -> Array:
-        array = repeat_last(array, chunks * RADIX - length, axis=1)
-        return array.reshape(batch, chunks, RADIX, *array.shape[2:])
+    pairs = x, jnp.broadcast_to(run[..., None], x.shape)
+    if is_known(x.shape[1]):
+        return lax.associative_scan(later, pairs, axis=1)[0]
 
-    run = None if run is None else chunked(run)
-    inside = _prefixes(jax.tree.map(chunked, each), _same_run(run, run) & jnp.tri(RADIX, dtype=bool))
-    totals = _inclusive(jax.tree.map(lambda s: s[:, :, -1], inside), None if run is None else run[:, :, -1])
-    # A chunk continues the total of all chunks before it; the first one, or one in a new run, continues nothing.
-    before = jax.tree.map(lambda s: jnp.pad(s[:, :-1], [(0, 0), (1, 0), (0, 0)])[:, :, None], totals)
-    if run is not None:
-        last = jnp.pad(run[:, :-1, -1], [(0, 0), (1, 0)])
-        before = jax.tree.map(lambda s: jnp.where((run == last[..., None])[..., None], s, 0), before)
-    merged = merge(before, inside)
-    return jax.tree.map(lambda s: s.reshape(batch, -1, heads)[:, :length], merged)
+    def step(before: tuple[Array, Array], entry: tuple[Array, Array]) -> Any:
+        after = later(before, entry)
+        return after, after[0]
 
-
-def _one_by_one(each: Statistics, run: Int[Array, "B S"] | None) -> Statistics:
-    """`_inclusive` in S steps, for a length that is a symbol."""
-
-    def step(before: tuple[Statistics, Any], entry: tuple[Statistics, Any]) -> Any:
-        (statistics, last), (one, run) = before, entry
-        if run is not None:
-            statistics = jax.tree.map(lambda s: jnp.where((run == last)[:, None], s, 0), statistics)
-        merged = merge(statistics, one)
-        return (merged, run), merged
-
-    entries = jax.tree.map(lambda s: jnp.moveaxis(s, 1, 0), (each, run))
-    start = jax.tree.map(lambda s: jnp.zeros_like(s[0]), entries)
-    return jax.tree.map(lambda s: jnp.moveaxis(s, 0, 1), lax.scan(step, start, entries)[1])
-
-
-def _same_run(run_j: Array | None, run_k: Array | None) -> Array:
-    if run_j is None or run_k is None:
-        return jnp.ones((), bool)
-    return run_j[..., :, None] == run_k[..., None, :]
-
-
-@jax.checkpoint  # pairs are cheap to recompute, and RADIX times as large as what they are formed from
-def _prefixes(each: Statistics, member: Bool[Array, "*B R R"]) -> Statistics:
-    """For every j, the statistics of the union of all sets k with member[j, k]; all share one origin."""
-    member = member[..., None]
-
-    def total(x: Array) -> Array:
-        return jnp.where(member, x[..., None, :, :], 0).sum(axis=-2)
-
-    count = total(each.count)
-    mean = total(each.count * each.mean) / jnp.maximum(count, 1)
-    # m2 is least at the mean, so its gradient through the mean is exactly 0 and need not be computed.
-    deviation = each.mean[..., None, :, :] - lax.stop_gradient(mean)[..., :, None, :]
-    spread = each.m2[..., None, :, :] + each.count[..., None, :, :] * jnp.square(deviation)
-    return Statistics(count, each.origin, mean, jnp.where(member, spread, 0).sum(axis=-2))
+    entries = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), pairs)
+    start = jax.tree.map(lambda a: jnp.zeros_like(a[0]), entries)
+    return jnp.moveaxis(lax.scan(step, start, entries)[1], 0, 1)
 
 
 def run_statistics(prefix: Statistics, segment_ids: Int[Array, "B S"] | None = None) -> Statistics:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array
 
 from jaxattn.core.mesh import is_partitioned
 from jaxattn.linear.plan import Parameters, Plan
@@ -29,18 +30,14 @@ def over_heads(
 
     if not plan.on_cpu or is_partitioned(tokens):
         return jax.vmap(one, (0, 0, 1), (0, 1))(split, heads, tokens)
-    count = jax.tree.leaves(tokens)[0].shape[1]
-    results = []
-    for n in range(count):
-        first, second = (partial(lax.index_in_dim, index=n, axis=axis, keepdims=False) for axis in (0, 1))
-        results.append(
-            one(jax.tree.map(first, split), jax.tree.map(first, heads), jax.tree.map(second, tokens))
-        )
-    leading, following = zip(*results, strict=True)
-    return (
-        jax.tree.map(lambda *xs: jnp.stack(xs, 0), *leading),
-        jax.tree.map(lambda *xs: jnp.stack(xs, 1), *following),
-    )
+
+    # A loop rather than copies of the program, of which there would be one a head to compile.
+    def nth(n: Array) -> Any:
+        first, second = (partial(lax.dynamic_index_in_dim, index=n, axis=i, keepdims=False) for i in (0, 1))
+        return one(jax.tree.map(first, split), jax.tree.map(first, heads), jax.tree.map(second, tokens))
+
+    heads, tokens = lax.map(nth, jnp.arange(jax.tree.leaves(tokens)[0].shape[1]))
+    return heads, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), tokens)
 
 
 def over_batch(plan: Plan, function: Callable[[Any], Any], tree: Any) -> Any:

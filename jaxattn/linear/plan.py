@@ -86,18 +86,15 @@ def _normalized(_: Parameters, x: Array, log_scale: Array | None) -> tuple[Array
     log_two = jnp.asarray(math.log(2), x.dtype)
     # By the bits of floating-point numbers: `jnp.frexp` and `jnp.ldexp` are several times as much to compile.
     info = jnp.finfo(x.dtype)
-    integer = jnp.dtype(f"int{info.bits}")
+    integer, bias = jnp.dtype(f"int{info.bits}"), info.maxexp - 1
     if log_scale is None:
         largest = lax.bitcast_convert_type(lax.stop_gradient(jnp.abs(x).max(axis=-1)), integer)
-        exponent = (largest >> info.nmant) - (info.maxexp - 2)
+        # Of a normal number, as is its inverse.
+        exponent = jnp.clip(largest >> info.nmant, 1, 2 * bias - 1)
     else:
-        exponent = jnp.round(log_scale / log_two).astype(integer)
-
-    def power(exponent: Array) -> Array:
-        return lax.bitcast_convert_type((exponent + (info.maxexp - 1)) << info.nmant, x.dtype)[..., None]
-
-    half = exponent // 2  # in two steps: the power itself may be no normal number
-    return x * power(-half) * power(half - exponent), exponent.astype(x.dtype) * log_two
+        exponent = jnp.round(log_scale / log_two).astype(integer) + bias
+    inverse = lax.bitcast_convert_type((2 * bias - exponent) << info.nmant, x.dtype)
+    return x * inverse[..., None], (exponent - bias).astype(x.dtype) * log_two
 
 
 def _no_projection(_: Parameters) -> Projection:

@@ -108,10 +108,10 @@ class Plan(NamedTuple):
 def choose_plan(
     function: Function, tree: Tree, include_self: bool, platform: str, axis_name: str | None = None
 ) -> Plan:
-    """The plan of a platform, all at once on a CPU."""
+    """The plan of a platform: all at once on a CPU, and up to two blocks, for which all platforms share a program."""
     length = tree.length if axis_name is None else tree.length // lax.axis_size(axis_name)
     blocks = Blocks(BLOCK, axis_name)
-    if platform == "cpu" or cut(tree, blocks, length) is None:
+    if platform == "cpu" or length <= 2 * BLOCK or cut(tree, blocks, length) is None:
         blocks = Blocks(None, axis_name)
     return Plan(function, include_self, blocks)
 

@@ -34,6 +34,19 @@ def test_programs_have_the_shapes_of_attention():
             assert gradients == jax.tree.map(lambda x: x.shape, tuple(arguments[1:])), case
 
 
+@pytest.mark.slow
+def test_blocks_are_whole_layers_of_every_mechanism():
+    small = [*SMALL, "--implementations", "block", "--causal", "1", "--kernels", "linear", *KERNELS]
+    cases = compiled.cases(parser().parse_args(small))
+    assert len(cases) == 4 * 3, "linear:16 is no mechanism of a layer"
+    for case in cases:
+        function, arguments = compiled.program(case)
+        out = jax.eval_shape(function, *arguments)
+        decodes = case.direction == "decode"
+        found = out if case.direction == "forward" else out[1 if decodes else 0]
+        assert found.shape == (1, 1 if decodes else 32, 16), case
+
+
 def test_a_missing_compiler_is_recorded(tmp_path, monkeypatch):
     def version(name):
         if name in ("jax", "jaxlib"):

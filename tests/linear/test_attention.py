@@ -204,3 +204,12 @@ def test_a_state_that_does_not_fit(no_typecheck):
         linear_attention_step(linear_attention_init_state(B, 3, M, value_dim=V), phi_q, phi_k, value)
     with pytest.raises(ValueError, match="head_dim must be at least 1"):
         linear_attention_init_state(B, 3, 0, value_dim=V)
+
+
+def test_the_program_does_not_grow_with_the_number_of_heads():
+    def size(heads):
+        x = jax.ShapeDtypeStruct((1, 128, heads, 4), jnp.float32)
+        gradient = jax.grad(lambda x: linear_attention(x, x, x, is_causal=True).sum())
+        return len(jax.jit(gradient).trace(x).lower().as_text().splitlines())
+
+    assert size(2) == size(6)
