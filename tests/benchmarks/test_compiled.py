@@ -128,12 +128,12 @@ def test_predicted_times():
     for tokens in (1024, 2048, 4096):
         times = tokens / 1024
         same = row | {"tokens": tokens}
-        softmax = {"kernel": "softmax", "implementation": "splash", "flops": 197e9 * times**2, "bytes": 1}
+        softmax = {"kernel": "softmax", "implementation": "splash", "flops": 2 * 197e9 * times**2, "bytes": 1}
         tree = {"kernel": "tree:4x2", "implementation": "pallas", "flops": 1, "bytes": 2 * 819e6 * times}
         rows += [same | softmax, same | tree]
     text = roofline.section({"rows": rows})
-    assert "| `softmax`, splash | 1 (FLOPs) | 4 (FLOPs) | 16 (FLOPs) |" in text
-    assert "| `tree:4x2`, pallas | 2 (bytes) | 4 (bytes) | 8 (bytes) |" in text
+    assert "| `softmax`, splash | 1.0 (FLOPs) | 4.0 (FLOPs) | 16 (FLOPs) |" in text
+    assert "| `tree:4x2`, pallas | 2.0 (bytes) | 4.0 (bytes) | 8.0 (bytes) |" in text
     assert "`tree:4x2` is predicted to take less time than softmax from about 2,000 tokens on" in text
 
 

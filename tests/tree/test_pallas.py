@@ -214,7 +214,8 @@ def test_limits():
         (reason(ragged), "takes trees of Tree.uniform only"),
         (reason(SIXTEENS, sibling=True), "takes no sibling_bias"),
         (reason(SIXTEENS, width=264), "takes query and key up to a width of 256; got 264"),
-        (reason(SIXTEENS, groups=9), "takes up to 8 query heads a key head; got 9"),
+        (reason(SIXTEENS, groups=5), "takes up to 4 query heads a key head of this width, dtype"),
+        (reason(SIXTEENS, dtype=jnp.bfloat16, width=64, groups=8), None),
         (reason(Tree.uniform(1000, 10)), "have a power of two of tokens, 8 to 512; got 10"),
         (reason(Tree.uniform(1000, 4)), "have a power of two of tokens, 8 to 512; got 4"),
         (

@@ -9,10 +9,11 @@ from jaxattn.tree.pallas.tiling import TILE, cut_tiles
 from jaxattn.tree.pooling import Biases
 from jaxattn.tree.tree import Tree
 
-# What fits into VMEM, by compiling.
+# What fits into VMEM: 8 query heads a key head of 64 bfloat16 numbers compile, and others in proportion.
 _WIDEST = 256
 _LEAF_FAMILIES = 8, 512
-_MOST_GROUPS = 8
+_TOKEN_BYTES = 1024  # of all query heads of a key head
+_PAIR_BYTES = 2048  # of a token and the others of its block, with all query heads
 _MOST_SLOTS = 512
 
 
@@ -29,14 +30,19 @@ def pallas_cannot(tree: Tree, call: Call, biases: Biases) -> str | None:
     for name, width in (("query and key", call.query.shape[-1]), ("value", call.value.shape[-1])):
         if width > _WIDEST:
             return f"takes {name} up to a width of {_WIDEST}; got {width}. Use implementation='xla'."
-    if call.query.shape[3] > _MOST_GROUPS:
-        return f"takes up to {_MOST_GROUPS} query heads a key head; got {call.query.shape[3]}."
     least, most = _LEAF_FAMILIES
     tiling = cut_tiles(tree.branching)
     if not tiling.branching or not least <= tiling.branching[0] <= most:
         return (
             f"takes trees whose leaf families have a power of two of tokens, {least} to {most}; "
             f"got {tree.branching[0]}. Use implementation='xla'."
+        )
+    width, size = max(call.query.shape[-1], call.value.shape[-1]), call.query.dtype.itemsize
+    groups = min(_TOKEN_BYTES // (size * width), _PAIR_BYTES // (size * tiling.block))
+    if call.query.shape[3] > groups:
+        return (
+            f"takes up to {groups} query heads a key head of this width, dtype and size of a leaf family; got "
+            f"{call.query.shape[3]}. Use implementation='xla'."
         )
     if tiling.chunk < LANES:
         return (
