@@ -30,7 +30,7 @@ import pytest  # noqa: E402  (JAX reads the environment as it is imported)
 jax.config.update("jax_disable_most_optimizations", True)
 
 # JAX keeps millions of objects alive, which each collection walks through: a seventh of the time.
-gc.set_threshold(20_000, 50, 100)
+gc.set_threshold(20_000, 10, 10)
 
 jaxtyping.install_import_hook("jaxattn", "beartype.beartype")
 

@@ -83,7 +83,7 @@ def test_losses_are_the_same_on_every_mesh():
         "linear+outgate",
     ],
 )
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_tokens_cut_among_devices(attention):
     """Parameters after the steps too, which hold every gradient and every statistic."""
     # Equal tokens would have equal energies, whose gate is a step function of rounding errors.

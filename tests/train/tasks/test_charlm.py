@@ -32,7 +32,7 @@ def test_leaves_a_complete_report(charlm_run):
     assert summary["val_loss"]["mean"] == pytest.approx(np.mean(summary["val_loss"]["per_seed"]))
     assert summary["best_val_loss"]["mean"] < 3.4
     assert summary["parameters"] > 1000
-    assert summary["device"]["mesh"] == {"data": 4, "fsdp": 2, "tensor": 1}
+    assert summary["device"]["mesh"] == {"data": 4, "fsdp": 2, "tensor": 1, "sequence": 1}
     assert summary["config"]["model"]["positions"] == "morlet:learned"
     np.testing.assert_allclose(
         summary["val_loss_whole"]["per_seed"], summary["val_loss_prefix"]["per_seed"], atol=1e-4
