@@ -57,7 +57,7 @@ jax.monitoring.register_event_duration_secs_listener(lambda event, seconds, **_:
 def bounded_memory():
     """Drops compiled programs when there are many: at nearly two megabytes each, a worker would grow to gigabytes."""
     yield
-    if _compiled["/jax/core/compile/backend_compile_duration"] > 800:
+    if _compiled["/jax/core/compile/backend_compile_duration"] > 600:
         _compiled.clear()
         jax.clear_caches()
         gc.collect()
