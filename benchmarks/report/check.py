@@ -18,8 +18,6 @@ GATE_BOUNDS = {"cpu": (("both",), 2048, 1.15), "gpu": (("forward", "both"), 4096
 # From T to 2T, with some room: T×S work or memory would take 4.
 BLOCKWISE_MEMORY_GROWTH = 2.5
 LINEAR_GROWTH = 2.2
-# What a TPU keeps on the chip at T and not at 2T is no growth: less than this share of what must be moved at 2T.
-SMALL_SHARE = 0.1
 # Of causal random features with 2 heads: (T, bytes).
 FEATURES_MEMORY = 65536, 4e9
 # Compile time of the gradient of one layer over that of softmax.
@@ -145,8 +143,7 @@ def _compiled(rows: Sequence[Row]) -> Iterator[Verdict]:
         elif (double := found.get((*same, 2 * length), {})).get("status") == "ok":
             before, after = row["temp_bytes"], double["temp_bytes"]
             text = f"{name}: temporaries {before / 2**20:.0f} MiB, {after / 2**20:.0f} MiB at 2T"
-            most = max(LINEAR_GROWTH * before, SMALL_SHARE * double["ideal_bytes"])
-            yield f"{text} (at most {most / 2**20:.0f})", after <= most
+            yield f"{text} (at most x {LINEAR_GROWTH})", after <= LINEAR_GROWTH * before
 
 
 def _compile_times(rows: Sequence[Row]) -> Iterator[Verdict]:
