@@ -83,26 +83,32 @@ def own_levels(
     return levels, Means(log_weight, key, value)
 
 
-def earlier(crown: Tree, means: Means, biases: Biases, together: int = 1) -> list[Earlier]:
-    """For every level of the crown, what its leaves score there, or the last of every `together` siblings."""
-    log_weight, key, value = means
+def families(crown: Tree, means: Means) -> list[Means]:
+    """For every level of the crown, its nodes (K, P, b, …) by family."""
+    found = []
+    for level in range(crown.height):
+        group = siblings(crown, level)
+        log_weight, key, value = means
+        found.append(Means(group.split(log_weight, -jnp.inf), group.split(key), group.split(value)))
+        means = Means(*pool(*found[-1]))
+    return found
+
+
+def earlier(crown: Tree, means: Means, biases: Biases) -> list[Earlier]:
+    """For every level of the crown, what its leaves score there."""
     found = []
     below = 1
-    for level, (size, bias) in enumerate(zip(crown.branching, biases, strict=True)):
-        group = siblings(crown, level)
-        key, value, log_weight = group.split(key), group.split(value), group.split(log_weight, -jnp.inf)
-        last = np.arange(together - 1, crown.length + together - 1, together)  # of those that are together
-        slot = last // below % size
+    for family, size, bias in zip(families(crown, means), crown.branching, biases, strict=True):
+        slot = np.arange(crown.length) // below % size
+        below *= size
 
-        def of_parent(x: Array, same: int = below * size // together, count: int = len(last)) -> Array:
-            return jnp.repeat(x, same, axis=1)[:, :count]
+        def of_parent(x: Array, same: int = below) -> Array:
+            return jnp.repeat(x, same, axis=1)[:, : crown.length]
 
         seen = np.arange(size) < slot[:, None]
-        offset = jnp.where(seen, of_parent(log_weight), -jnp.inf)[:, :, None]
+        offset = jnp.where(seen, of_parent(family.log_weight), -jnp.inf)[:, :, None]
         offset = offset if bias is None else offset + bias[:, slot]
-        found.append(Earlier(offset, of_parent(key), of_parent(value)))
-        log_weight, key, value = pool(log_weight, key, value)
-        below *= size
+        found.append(Earlier(offset, of_parent(family.key), of_parent(family.value)))
     return found
 
 

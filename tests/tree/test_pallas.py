@@ -100,6 +100,7 @@ def test_one_tile(causal):
 
 CASES = {
     "crown of two levels": Case(),
+    "crown of three levels": Case((16, 8, 2, 3, 2), 1400),
     "two subtrees a tile, grouped": Case((16, 4, 4), 300, include_self=False, heads=4, kv_heads=2, batch=2),
     "a bias for each head": Case(heads=2, kv_heads=1, bias_heads=2),
     "families of the tile's size": Case((128, 3), 300),

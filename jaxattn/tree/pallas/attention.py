@@ -38,8 +38,8 @@ def _kernels(how: Fused, call: Call) -> Kernels:
         dtype=call.query.dtype,
     )
     if call.is_causal:
-        return Kernels("causal_tree_attention", causal.attend_tile, plan)
-    return Kernels("tree_attention", bidirectional.attend_tile, plan)
+        return Kernels("causal_tree_attention", causal.attend_tile, plan, list(tiling.tiles_below))
+    return Kernels("tree_attention", bidirectional.attend_tile, plan, 1)
 
 
 def _tokens(call: Call) -> Tokens:
@@ -55,14 +55,10 @@ def _crown(plan: Plan, roots: Any) -> Any:
     return jax.vmap(partial(one, plan, tree))(roots)
 
 
-def _causal_crown(plan: Plan, tree: Tree, roots: causal.Nodes) -> causal.Nodes:
+def _causal_crown(plan: Plan, tree: Tree, roots: causal.Nodes) -> list[causal.Nodes]:
     means = xla_causal.Means(*(_nodes(plan, x) for x in (roots.log_weight[..., 0], roots.key, roots.value)))
-    levels = xla_causal.earlier(tree, means, [None] * tree.height, plan.tiling.roots)
-    offset, key, value = (
-        jnp.concatenate(x, axis=2)
-        for x in zip(*((x.offset[:, :, 0], x.key, x.value) for x in levels), strict=True)
-    )
-    return causal.Nodes(key, value, offset[..., None])
+    levels = xla_causal.families(tree, means)
+    return [causal.Nodes(x.key, x.value, x.log_weight[..., None]) for x in levels]
 
 
 def _bidirectional_crown(plan: Plan, tree: Tree, roots: bidirectional.Roots) -> bidirectional.Above:

@@ -14,19 +14,18 @@ from jaxattn.tree.pallas.plan import Plan, Tiling
 from jaxattn.tree.pallas.products import narrow, near
 
 
-def attend_tile(plan: Plan, leaves: Leaves, above: Nodes | None, n: Any) -> tuple[Nodes, list[Array]]:
+def attend_tile(plan: Plan, leaves: Leaves, above: list[Nodes] | None, n: Any) -> tuple[Nodes, list[Array]]:
     """The roots, and the outputs (S, V, W) by group.
 
     Args:
         plan: of the call.
         leaves: the tokens of the tile.
-        above: the siblings of the roots, those in this tile included, and the earlier nodes of the levels above.
+        above: for every level of the crown, the family that the tile is below.
         n: the tile.
     """
     tiling, levels = plan.tiling, key_levels(plan, leaves)
     scored = [(nodes, _earlier(tiling, level)) for level, nodes in enumerate(levels[:-1], 1)]
-    if above is not None:
-        scored.append((above, _above(tiling, len(above.log_weight), n)))
+    scored += [(nodes, _above(tiling, level, n)) for level, nodes in enumerate(above or [])]
     # A copy for every block of tokens.
     blocks = [
         (jax.tree.map(lambda x: jnp.broadcast_to(x, (tiling.num_blocks, *x.shape)), nodes), seen)
@@ -67,9 +66,12 @@ def _earlier(tiling: Tiling, level: int) -> Array:
     return (node < ancestor) & (parent(node, size) == parent(ancestor, size))
 
 
-def _above(tiling: Tiling, slots: int, n: Any) -> Array:
-    """(S, U, W) bool: the roots before that of a token, and all nodes of the levels above."""
-    place, siblings = token_places(tiling, slots), tiling.crown[0]
+def _above(tiling: Tiling, level: int, n: Any) -> Array:
+    """(S, b, W) bool: which siblings at a level of the crown are before the ancestor of a token."""
+    size = tiling.crown[level]
+    place = token_places(tiling, size)
     node = lax.broadcasted_iota(jnp.int32, place.shape, 1)
-    first = lax.rem(n * tiling.roots, jnp.int32(siblings))
-    return (node >= siblings) | (node < first + parent(place, tiling.widths[-1]))
+    if level:
+        return node < lax.rem(lax.div(n, jnp.int32(tiling.tiles_below[level - 1])), jnp.int32(size))
+    first = lax.rem(n * tiling.roots, jnp.int32(size))
+    return node < first + parent(place, tiling.widths[-1])

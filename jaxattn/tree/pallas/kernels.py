@@ -1,11 +1,13 @@
 """The four kernels of attention over a uniform tree, each over all tiles, for both forms."""
 
+import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental import pallas as pl
 from jaxtyping import Array
 
@@ -18,11 +20,20 @@ Attend = Callable[[Plan, Leaves, Any, Any], tuple[Any, list[Array]]]
 
 
 class Kernels(NamedTuple):
-    """The kernels of one form. Roots and what is above them are pytrees of float32 arrays (B, K, tiles, …)."""
+    """The kernels of one form.
+
+    Attributes:
+        name: of the form.
+        attend: the attention of a tile.
+        plan: of the call.
+        spans: how many tiles share an entry of what is above. Roots are a pytree of float32 arrays (B, K, tiles, …);
+            what is above them is one of (B, K, entries, …), of which `spans` is a prefix.
+    """
 
     name: str
     attend: Attend
     plan: Plan
+    spans: Any
 
     def roots(self, tokens: Tokens) -> Any:
         """What the crown needs to know of the subtrees: one pass over the tokens."""
@@ -39,7 +50,7 @@ class Kernels(NamedTuple):
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), jnp.float32), jax.eval_shape(tile)
         )
-        return self._call("roots", kernel, (tokens,), shapes, _specs(shapes), products=1)
+        return self._call("roots", kernel, (tokens,), (), shapes, _specs(shapes), products=1)
 
     def outputs(self, tokens: Tokens, above: Any) -> Array:
         """The output by `arrange`: one pass over the tokens."""
@@ -53,7 +64,8 @@ class Kernels(NamedTuple):
 
         batch, heads = tokens.key.shape[:2]
         out = arranged((batch, plan.length, heads, plan.groups, plan.value_width), tokens.value.dtype)
-        return self._call("outputs", kernel, (tokens, above), out, self._output_specs(), products=2)
+        operands, specs = (tokens, above), (_specs(above, self.spans),)
+        return self._call("outputs", kernel, operands, specs, out, self._output_specs(), products=2)
 
     def above_gradient(self, tokens: Tokens, above: Any, grad: Array) -> Any:
         """Cotangents of what is above, from that of the output."""
@@ -62,10 +74,16 @@ class Kernels(NamedTuple):
             n = pl.program_id(2)
             leaves = read_leaves(self.plan, tokens, n)
             _, pull = jax.vjp(lambda above: self.attend(self.plan, leaves, above, n)[1], _read(above))
-            _write(of_above, pull(self._read_grad(grad, n))[0])
+            found = pull(self._read_grad(grad, n))[0]
+            jax.tree.map(functools.partial(_add, n), self.spans, of_above, found)
 
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), above)
-        return self._call("above_gradient", kernel, (tokens, above, grad), shapes, _specs(above), products=3)
+        specs = _specs(above, self.spans)
+        # Tiles one after another: those of one family add to what stays in VMEM.
+        operands, in_specs = (tokens, above, grad), (specs, self._output_specs())
+        return self._call(
+            "above_gradient", kernel, operands, in_specs, shapes, specs, products=3, tiles="arbitrary"
+        )
 
     def tokens_gradient(self, tokens: Tokens, above: Any, of_roots: Any, grad: Array) -> Tokens:
         """Cotangents of the tokens, from those of the roots (None if there is no crown) and of the output."""
@@ -91,9 +109,10 @@ class Kernels(NamedTuple):
                 write_blocks(plan, of_tokens.bias, 1, log_weight)
 
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tokens)
-        specs = plan.specs(tokens)
+        operands = tokens, above, of_roots, grad
+        in_specs = _specs(above, self.spans), _specs(of_roots), self._output_specs()
         return self._call(
-            "tokens_gradient", kernel, (tokens, above, of_roots, grad), shapes, specs, products=6
+            "tokens_gradient", kernel, operands, in_specs, shapes, plan.specs(tokens), products=6
         )
 
     def _read_grad(self, grad: Any, n: Any) -> list[Array]:
@@ -103,23 +122,29 @@ class Kernels(NamedTuple):
         return Blocks(self.plan.tiling.chunk).tokens(self.plan.value_width, self.plan.groups)
 
     def _call(
-        self, name: str, kernel: Any, operands: tuple[Any, ...], shapes: Any, specs: Any, products: int
+        self,
+        name: str,
+        kernel: Any,
+        operands: tuple[Any, ...],
+        in_specs: tuple[Any, ...],
+        shapes: Any,
+        specs: Any,
+        products: int,
+        tiles: Literal["parallel", "arbitrary"] = "parallel",
     ) -> Any:
-        """`products`: of all pairs of tokens of a block."""
-        plan, (tokens, *rest) = self.plan, operands
+        """`operands`: the tokens, and what `in_specs` are of; `products`: of all pairs of tokens of a block."""
+        plan, tokens = self.plan, operands[0]
         batch, heads = tokens.key.shape[:2]
         grid = (batch, heads, plan.num_tiles)
-        in_specs: list[Any] = [plan.specs(tokens)]
-        in_specs += [self._output_specs() if isinstance(x, jax.Array) else _specs(x) for x in rest]
         pairs = math.prod(grid) * plan.groups * plan.tiling.chunk * plan.tiling.block
         moved = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves((operands, shapes)))
         (found,) = pl.pallas_call(
             kernel,
             out_shape=(shapes,),
             grid=grid,
-            in_specs=tuple(in_specs),
+            in_specs=(plan.specs(tokens), *in_specs),
             out_specs=(specs,),
-            compiler_params=compiler_params("parallel"),
+            compiler_params=compiler_params(tiles),
             cost_estimate=pl.CostEstimate(
                 flops=2 * products * pairs * plan.width, transcendentals=pairs, bytes_accessed=moved
             ),
@@ -135,13 +160,24 @@ def _zero_leaves(plan: Plan, has_queries: bool) -> Leaves:
     return Leaves([key] * plan.groups if has_queries else [], key, value, row)
 
 
-def _specs(arrays: Any) -> Any:
-    """Of the blocks of arrays (B, K, tiles, …), one a tile."""
-    return jax.tree.map(lambda x: Blocks(1).state(*x.shape[3:]), arrays)
+def _specs(arrays: Any, spans: Any = 1) -> Any:
+    """Of the blocks of arrays (B, K, entries, …), each the entry of as many tiles as `spans` says; None of None."""
+
+    def of_span(span: int, arrays: Any) -> Any:
+        blocks = Blocks(1, lambda n: lax.div(n, jnp.int32(span)))
+        return jax.tree.map(lambda x: blocks.state(*x.shape[3:]), arrays)
+
+    return None if arrays is None else jax.tree.map(of_span, spans, arrays)
 
 
 def _read(refs: Any) -> Any:
     return jax.tree.map(lambda ref: ref[...], refs)
+
+
+def _add(n: Any, span: int, refs: Any, arrays: Any) -> None:
+    """Writes, or adds to what earlier ones of `span` tiles wrote."""
+    first = lax.rem(n, jnp.int32(span)) == 0
+    jax.tree.map(lambda ref, x: ref.__setitem__(..., jnp.where(first, x, ref[...] + x)), refs, arrays)
 
 
 def _write(refs: Any, arrays: Any) -> None:

@@ -1,5 +1,7 @@
 """Uniform trees cut into tiles of consecutive subtrees, as fused kernels work on them."""
 
+import itertools
+import operator
 from typing import NamedTuple
 
 from jaxattn.core.pallas.choice import LANES
@@ -28,6 +30,11 @@ class Tiling(NamedTuple):
         for size in self.branching:
             found.append(found[-1] * size)
         return tuple(found)
+
+    @property
+    def tiles_below(self) -> tuple[int, ...]:
+        """Tiles below a family of every level of the crown."""
+        return tuple(roots // self.roots for roots in itertools.accumulate(self.crown, operator.mul))
 
     @property
     def chunk(self) -> int:
