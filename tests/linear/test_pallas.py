@@ -1,7 +1,6 @@
 """Fused kernels interpreted on a CPU, which finds races and reads of what was never written: values and gradients."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -9,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interpreter  # where found races are
-from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 import jaxattn
@@ -18,6 +16,7 @@ from jaxattn.linear.attention import How, attend_tiled
 from jaxattn.linear.implementation import Fused, choose_implementation, pallas_cannot
 from jaxattn.linear.plan import IDENTITY, choose_tiling
 from jaxattn.testing import assert_close_to_reference, assert_matches_reference
+from tests.common.transformations import assert_transforms
 
 INTERPRETED = pltpu.InterpretParams(detect_races=True)
 
@@ -201,33 +200,16 @@ def test_nan_in_removed_keys_reaches_nothing(causal):
 
 @pytest.mark.slow
 def test_transformations(monkeypatch):
-    """vmap inside a scan over rematerialised layers, from the public function; and the second derivative."""
-    # Rematerialisation takes no callbacks, of which the other interpreter is made.
-    monkeypatch.setattr(pl, "pallas_call", functools.partial(pl.pallas_call, interpret=True))
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((2, 3, 150, 2, 8)) / 3, jnp.float32)
     feature_map = jaxattn.FeatureMap.create(jax.random.key(0), 8, 16)
 
-    @functools.partial(jax.jit, static_argnums=1)
-    def derivatives(x, implementation):
-        @jax.checkpoint
-        def layer(x, _):
-            attend = functools.partial(
-                jaxattn.random_feature_attention, feature_map=feature_map, implementation=implementation
-            )
-            return x + jax.vmap(lambda x: attend(x, x, x, is_causal=True))(x), None
+    def attend(x, implementation):
+        return jaxattn.random_feature_attention(
+            x, x, x, feature_map, is_causal=True, implementation=implementation
+        )
 
-        def once(x):
-            return (layer(x, None)[0] ** 2).mean()
-
-        def in_scan(x):
-            return (jax.lax.scan(layer, x, None, length=2)[0] ** 2).mean()
-
-        return jax.grad(in_scan)(x), jax.jvp(jax.grad(once), (x,), (x,))[1]
-
-    got, expected = derivatives(x, "pallas"), derivatives(x, "xla")
-    for a, b in zip(got, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * abs(b).max())
+    assert_transforms(attend, x, monkeypatch)
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])

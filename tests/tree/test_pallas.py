@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interpreter  # where found races are
-from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from jaxattn.core.call import check_call
@@ -18,6 +17,7 @@ from jaxattn.tree.arguments import check_whole
 from jaxattn.tree.attention import attend_chosen
 from jaxattn.tree.pallas.limits import pallas_cannot
 from jaxattn.tree.pallas.tiling import Fused, Tiling, cut_tiles
+from tests.common.transformations import assert_transforms
 from tests.tree.arrays import normal, sibling_biases
 from tests.tree.dense import uniform_tree_attention
 from tests.tree.nested import random_nested
@@ -151,31 +151,12 @@ def test_nan_in_removed_keys_reaches_nothing(causal):
 @pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
 def test_transformations(causal, monkeypatch):
-    """vmap inside a scan over rematerialised layers, from the public function; and the second derivative."""
-    # Rematerialisation takes no callbacks, of which the other interpreter is made.
-    monkeypatch.setattr(pl, "pallas_call", functools.partial(pl.pallas_call, interpret=True))
     x, tree = normal(0, 2, 1, 300, 2, 8), Tree.uniform(300, (16, 8, 3))
 
-    @functools.partial(jax.jit, static_argnums=1)
-    def derivatives(x, implementation):
-        @jax.checkpoint
-        def layer(x, _):
-            attend = functools.partial(
-                hierarchical_attention, tree=tree, is_causal=causal, implementation=implementation
-            )
-            return x + jax.vmap(lambda x: attend(x, x, x))(x), None
+    def attend(x, implementation):
+        return hierarchical_attention(x, x, x, tree, is_causal=causal, implementation=implementation)
 
-        def once(x):
-            return (layer(x, None)[0] ** 2).mean()
-
-        def in_scan(x):
-            return (jax.lax.scan(layer, x, None, length=2)[0] ** 2).mean()
-
-        return jax.grad(in_scan)(x), jax.jvp(jax.grad(once), (x,), (x,))[1]
-
-    got, expected = derivatives(x, "pallas"), derivatives(x, "xla")
-    for a, b in zip(got, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * abs(b).max())
+    assert_transforms(attend, x, monkeypatch)
 
 
 @pytest.mark.parametrize(
