@@ -1,6 +1,6 @@
 """Replacement of the attention in an existing model, without training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from flax import nnx
@@ -17,7 +17,7 @@ Model = TypeVar("Model", bound=nnx.Module)
 
 
 def replace_attention(
-    model: Model, mechanism: Mechanism, *, layers: Sequence[int] | None = None, rngs: nnx.Rngs | None = None
+    model: Model, mechanism: Mechanism, *, layers: Iterable[int] | None = None, rngs: nnx.Rngs | None = None
 ) -> Model:
     """A copy of the model that attends by `mechanism` in the chosen layers, with all weights unchanged.
 
@@ -77,7 +77,7 @@ def inject(
     model: Model,
     tree_fn: Callable[[int], Tree] | None,
     *,
-    layers: Sequence[int] | None = None,
+    layers: Iterable[int] | None = None,
     include_self: bool = True,
 ) -> Model:
     """A copy of the model with hierarchical attention in place of softmax in the chosen layers: zero-shot use.

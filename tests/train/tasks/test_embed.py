@@ -24,6 +24,8 @@ def test_embed_writes_a_row_a_text(tmp_path, capsys):
     np.testing.assert_array_equal(np.load(out), expected)
     assert main([*words, "--out", str(tmp_path / "nowhere" / "x.npy")]) == 2
     assert "--out must lie in a folder that exists" in capsys.readouterr().err
+    assert main([*words, "--out", words[1]]) == 2
+    assert "--out must be another file than the one of the texts" in capsys.readouterr().err
     (folder / "modules.json").unlink()
     assert main([*words, "--out", str(out)]) == 2
     assert "must hold a modules.json" in capsys.readouterr().err
