@@ -29,7 +29,7 @@ MECHANISMS = (
     *("tree:64x16x16", "tree:64x16x16+gate=running"),
 )
 # Fused kernels exist on one platform each; decoding does not use them.
-FUSED = {"splash": "tpu", "cudnn": "cuda", "pallas": "tpu"}
+FUSED = {"splash": "tpu", "cudnn": "cuda", "pallas": "tpu", "mosaic_gpu": "cuda"}
 # Feature attention without the features: phi_q, phi_k and v are given.
 LINEAR = "linear:128"
 # A whole layer of a model, whose kernels are those that are chosen for the platform.
@@ -144,7 +144,7 @@ def _exists(case: Case, platform: str) -> bool:
 
 def _has(implementation: str, kernel: str) -> bool:
     if kernel.startswith("linear:"):
-        return implementation in ("linear", "pallas")
+        return implementation in ("linear", "pallas", "mosaic_gpu")
     return implementation == BLOCK or ours.has(implementation, inner(parse(full_spelling(kernel))))
 
 

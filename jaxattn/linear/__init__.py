@@ -1,6 +1,7 @@
 """Linear attention on given features, and the engine for families whose features are made inside the kernel."""
 
 from jaxattn.linear.attention import attend_features, linear_attention
+from jaxattn.linear.implementation import IMPLEMENTATIONS
 from jaxattn.linear.plan import FeatureFunctions, Fused
 from jaxattn.linear.projection import Kind, Projection
 from jaxattn.linear.segments import check_segments
@@ -12,6 +13,7 @@ from jaxattn.linear.state import (
 )
 
 __all__ = [
+    "IMPLEMENTATIONS",
     "FeatureFunctions",
     "Fused",
     "Kind",

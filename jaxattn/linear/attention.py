@@ -12,8 +12,9 @@ from jaxattn.core.pallas.choice import check_implementation
 from jaxattn.core.platform import by_platform
 from jaxattn.core.sequence import check_axis
 from jaxattn.linear.decay import attend_decayed, check_decay
-from jaxattn.linear.implementation import Fused, choose_implementation, pallas_cannot
+from jaxattn.linear.implementation import IMPLEMENTATIONS, Fused, choose_implementation, refusals
 from jaxattn.linear.padded import attend_padded
+from jaxattn.linear.pallas.fused import FusedHow, attend_fused
 from jaxattn.linear.plan import IDENTITY, FeatureFunctions, Parameters, Tiling, choose_tiling
 from jaxattn.linear.segments import attend_segments, check_segments, in_order_of_segments
 
@@ -66,12 +67,15 @@ def linear_attention(
         is_causal: query i attends to keys j <= i only, both counted from the start.
         segment_ids: (B, T) int: a query attends to keys of its own segment only; needs T = S. Ids may come in any
             order.
-        chunk_size: C, tokens a chunk of the causal form; None for 256 in fused kernels, 64 on a CPU, 128 elsewhere.
+        chunk_size: C, tokens a chunk of the causal form; None for 256 in fused kernels for TPUs, 64
+            in that for GPUs and on a CPU, 128 elsewhere.
         implementation: "xla" runs everywhere. "pallas" is fused kernels for TPUs, which read and write every array
             once forward; they take neither segment_ids without is_causal, nor log_decay and normalize=False, nor
             float64. Second derivatives are then those of "xla", and raise inside a `jax.lax.scan`. No compiler can
             partition the kernels: by name in programs of several devices, wrap the call in `jax.shard_map` with
             check_vma=False. None takes them where the program is known to be of one TPU and they can, else "xla".
+            "mosaic_gpu" is a kernel for NVIDIA Hopper, causal and bfloat16 only, without segment_ids; it is
+            experimental, as it was compiled and interpreted but never run on a GPU, and only taken by name.
         axis_name: an axis of a mesh over which `jax.shard_map` cuts the tokens, all devices having as many. Devices
             exchange their sums over keys, log2(devices) times, and no tokens. Segments must then be contiguous.
 
@@ -108,7 +112,8 @@ def linear_attention(
     if normalize:
         out = attend_features(call, IDENTITY, [], chunk_size, implementation, axis_name)
         return out.astype(value.dtype)
-    check_implementation(implementation, "takes neither normalize=False nor log_decay.")
+    no_sums = "takes neither normalize=False nor log_decay."
+    check_implementation(implementation, dict.fromkeys(IMPLEMENTATIONS[2:], no_sums))
     call = call.with_key_weights()
     if call.is_empty:
         return call.zeros(value.dtype)
@@ -129,15 +134,16 @@ def attend_features(
     """Linear attention of the features that `features` make, in the dtype of `Call.with_own_sums`."""
     call = call.with_own_sums()
     parameters = features.repeat_parameters(parameters, call.key.shape[2])
-    reason: str | None = "takes no axis_name; use implementation='xla'."
     if axis_name is None:
-        reason = pallas_cannot(call, features, features.number(parameters, call.query), chunk_size)
-    check_implementation(implementation, reason)
+        reasons = refusals(call, features, features.number(parameters, call.query), chunk_size)
+    else:
+        reasons = dict.fromkeys(IMPLEMENTATIONS[2:], "takes no axis_name; use implementation='xla'.")
+    check_implementation(implementation, reasons)
     if call.is_empty:
         return call.zeros(call.query.dtype)
 
     def choose(platform: str) -> How:
-        tiling = choose_implementation(call, reason, implementation, chunk_size, platform)
+        tiling = choose_implementation(call, reasons["pallas"], implementation, chunk_size, platform)
         return How(features, tiling, axis_name)
 
     return call.merge_heads(by_platform(choose, attend_tiled, parameters, call))
@@ -157,7 +163,10 @@ def attend_tiled(how: How, parameters: Parameters, call: Call) -> Float[Array, "
     if isinstance(tiling, Tiling):
         attend_call = attend_padded if call.segment_ids is None else attend_segments
         return attend_call(call.with_key_weights(), features, parameters, tiling, axis_name=axis_name)
-    from jaxattn.linear.pallas.attention import attend_fused
+    if tiling.name == "pallas":
+        from jaxattn.linear.pallas.attention import KERNELS
+    else:
+        from jaxattn.linear.mosaic_gpu.attention import KERNELS
 
-    attend = partial(attend_fused, features, tiling.chunk, parameters)
+    attend = partial(attend_fused, FusedHow(KERNELS, features, tiling.chunk), parameters)
     return attend(call) if call.segment_ids is None else in_order_of_segments(call, attend)

@@ -9,16 +9,32 @@ from jaxattn.core.checks import is_known
 from jaxattn.core.pallas.choice import LANES, takes_pallas
 from jaxattn.linear.plan import FeatureFunctions, Tiling, choose_tiling
 
+# "mosaic_gpu" is only taken by name.
+IMPLEMENTATIONS = (None, "xla", "pallas", "mosaic_gpu")
 _CHUNK = 256
 # What fits into VMEM beside the state, by compiling.
 _WIDEST = {"query and key": 256, "value": 256, "features": 512}
 _MOST_GROUPS = 16
+# Tokens a chunk on NVIDIA GPUs, and the widths that fit into their shared memory.
+_GPU_CHUNK = 64
+_GPU_WIDEST = 256
 
 
 class Fused(NamedTuple):
-    """The choice of the fused kernels: tokens a chunk."""
+    """The choice of fused kernels: tokens a chunk, and which they are."""
 
     chunk: int
+    name: str = "pallas"
+
+
+def refusals(
+    call: Call, features: FeatureFunctions, num_features: int, chunk_size: int | None
+) -> dict[str, str | None]:
+    """Why the fused kernels of every name cannot take a call; see `pallas_cannot`."""
+    return {
+        "pallas": pallas_cannot(call, features, num_features, chunk_size),
+        "mosaic_gpu": mosaic_gpu_cannot(call, num_features, chunk_size),
+    }
 
 
 def pallas_cannot(
@@ -48,10 +64,31 @@ def pallas_cannot(
     return None
 
 
+def mosaic_gpu_cannot(call: Call, num_features: int, chunk_size: int | None) -> str | None:
+    """Why the fused kernel for NVIDIA GPUs cannot take a call; see `pallas_cannot`."""
+    sizes = (*call.query.shape, call.key.shape[1])
+    if not is_known(*sizes):
+        return f"needs sizes that are known at trace time; got {sizes}."
+    if not call.is_causal:
+        return "takes causal attention only: without causality two products do it in XLA."
+    if call.segment_ids is not None:
+        return "takes no segment_ids; use implementation='xla'."
+    if call.query.dtype != jnp.bfloat16:
+        return "takes queries, keys and values in bfloat16 only; use implementation='xla'."
+    for name, width in (("features", num_features), ("value", call.value.shape[-1])):
+        if width > _GPU_WIDEST:
+            return f"takes {name} up to a width of {_GPU_WIDEST}; got {width}. Use implementation='xla'."
+    if chunk_size not in (None, _GPU_CHUNK):
+        return f"has chunks of {_GPU_CHUNK} tokens; got a chunk_size of {chunk_size}."
+    return None
+
+
 def choose_implementation(
     call: Call, reason: str | None, implementation: str | None, chunk_size: int | None, platform: str
 ) -> Tiling | Fused:
     """How a platform does a call that `pallas_cannot` gives this reason about."""
+    if implementation == "mosaic_gpu":
+        return Fused(_GPU_CHUNK, implementation)
     if takes_pallas(call, reason, implementation, platform):
         return Fused(chunk_size or _CHUNK)
     return choose_tiling(chunk_size, call, platform)

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float
 from jaxattn.core.checks import check_choice
 from jaxattn.core.inputs import AttentionInputs, LayerSizes
 from jaxattn.core.mechanism import Flops, Mechanism, MechanismModule
-from jaxattn.core.pallas.choice import IMPLEMENTATIONS
 from jaxattn.core.registry import MechanismRow, register_mechanism
 from jaxattn.linear.attention import linear_attention
+from jaxattn.linear.implementation import IMPLEMENTATIONS
 from jaxattn.linear.state import linear_attention_init_state, linear_attention_step
 
 FEATURES: dict[str, Callable[[Array], Array]] = {
@@ -30,7 +30,8 @@ class Linear(Mechanism):
         features: φ, "elu" for elu(x) + 1, which is positive, or "identity", for projections that are features
             already. Their products may have any sign, and the weights of a query may add up to nearly 0.
         chunk_size: tokens a chunk of the causal form; None chooses by platform.
-        implementation: "xla", "pallas" (TPU) or None, as in `jaxattn.linear_attention`.
+        implementation: "xla", "pallas" (TPU), "mosaic_gpu" (NVIDIA, experimental) or None, as in
+            `jaxattn.linear_attention`.
 
     Raises:
         ValueError: an unknown name, or a chunk size below 1.
@@ -127,6 +128,6 @@ register_mechanism(
         mechanism=Linear,
         parse=lambda features="elu": Linear(features),
         spell=lambda mechanism: (mechanism.features,),
-        implementations=("linear", "pallas"),
+        implementations=("linear", *IMPLEMENTATIONS[2:]),
     )
 )

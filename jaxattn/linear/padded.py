@@ -77,7 +77,7 @@ def pad_to_blocks(call: Call, plan: Plan) -> Call:
         -(-x.shape[1] // block) * block
         for x, block in ((call.query, plan.query_block), (call.key, plan.key_block))
     )
-    return _pad(call, query_length, key_length)
+    return pad_tokens(call, query_length, key_length)
 
 
 def keys_like_queries(call: Call) -> Call:
@@ -86,10 +86,12 @@ def keys_like_queries(call: Call) -> Call:
     names = ("key", "value", "key_bias", "log_decay")
     arrays = {name: getattr(call, name) for name in names}
     call = call.replace(**{name: None if x is None else x[:, :length] for name, x in arrays.items()})
-    return _pad(call, length, length)
+    return pad_tokens(call, length, length)
 
 
-def _pad(call: Call, query_length: int, key_length: int) -> Call:
+def pad_tokens(call: Call, query_length: int, key_length: int) -> Call:
+    """Adds queries nobody reads and removed keys."""
+
     def widen(x: Array, length: int, **options: Any) -> Array:
         missing = length - x.shape[1]
         return jnp.pad(x, [(0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)], **options) if missing else x

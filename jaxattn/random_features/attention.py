@@ -62,9 +62,10 @@ def random_feature_attention(
         is_causal: query i attends to keys j <= i only, both counted from the start.
         segment_ids: (B, T) int: a query attends to keys of its own segment only; needs T = S.
         chunk_size: tokens a chunk of the causal form; None for 256 in fused kernels, 64 on a CPU, 128 elsewhere.
-        implementation: None, "xla" or "pallas", as in `linear_attention`. "pallas" makes the features on the chip, of
-            the components posrf, gerf, oprf, sderf, aderf, saderf and trigrf on every weight matrix but sgq and ssr,
-            whose dense form it takes.
+        implementation: None, "xla", "pallas" or "mosaic_gpu", as in `linear_attention`. "pallas" makes the
+            features on the chip, of the components posrf, gerf, oprf, sderf, aderf, saderf and trigrf on every weight
+            matrix but sgq and ssr, whose dense form it takes. "mosaic_gpu" takes all features, which XLA makes and
+            stores in bfloat16.
         axis_name: an axis of a mesh over which the tokens are cut, as in `linear_attention`.
 
     Returns:

@@ -12,9 +12,9 @@ from jaxtyping import Array, Bool, Float
 from jaxattn.core.checks import check_choice
 from jaxattn.core.inputs import AttentionInputs, LayerSizes
 from jaxattn.core.mechanism import Flops, Mechanism, MechanismModule
-from jaxattn.core.pallas.choice import IMPLEMENTATIONS
 from jaxattn.core.parameters import HeldVariable, UndecayedParam, axis_names
 from jaxattn.core.registry import MechanismRow, register_mechanism, whole_number
+from jaxattn.linear import IMPLEMENTATIONS
 from jaxattn.random_features.attention import (
     random_feature_attention,
     random_feature_attention_init_state,
@@ -60,7 +60,8 @@ class RandomFeatures(Mechanism):
         weight_options: the weight family's own options.
         stabilizer: "global", or "per_key" as in the published code, which then does not estimate softmax.
         chunk_size: tokens per chunk of the causal form; None chooses by platform.
-        implementation: "xla", "pallas" (TPU) or None, as in `jaxattn.random_feature_attention`.
+        implementation: "xla", "pallas" (TPU), "mosaic_gpu" (NVIDIA, experimental) or None, as in
+            `jaxattn.random_feature_attention`.
 
     Raises:
         ValueError: an unknown name, a pair that is not usable, or a number out of range.
@@ -314,6 +315,6 @@ register_mechanism(
         mechanism=RandomFeatures,
         parse=_parse,
         spell=_spell,
-        implementations=("linear", "pallas"),
+        implementations=("linear", *IMPLEMENTATIONS[2:]),
     )
 )

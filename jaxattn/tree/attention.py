@@ -210,7 +210,7 @@ def _attend(
     include_self, reason = check_flag("include_self", include_self), pallas_cannot(tree, call, biases)
     if axis_name is not None:
         reason = "takes no axis_name; use implementation='xla'."
-    check_implementation(implementation, reason)
+    check_implementation(implementation, {"pallas": reason})
 
     def choose(platform: str) -> Plan | Fused:
         if takes_pallas(call, reason, implementation, platform):

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax
+from jax._src.state.types import TransformedRef  # what Pallas' operations take
 
 
 def product_flops(jaxpr: Any) -> int:
@@ -31,12 +32,19 @@ def _of_equation(equation: Any) -> int:
         (contracted, _), _ = parameters["dimension_numbers"]
         left = equation.invars[0].aval.shape
         return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+    if name == "wgmma_ref":  # accumulator += left · right, parts of buffers in a kernel for GPUs
+        accumulator, left, _, *leaves = equation.invars
+        tree = parameters["a_transforms_tree"]
+        part = TransformedRef(left.aval, tree.unflatten(leaves[: tree.num_leaves]))
+        return 2 * math.prod(accumulator.aval.shape) * part.shape[1]
     inside = [product_flops(inner) for inner in _inner(parameters)]
     if name == "cond":
         return max(inside)
     rounds = parameters["length"] if name == "scan" else 1
     if name == "pallas_call":
         rounds = math.prod(parameters["grid_mapping"].grid)
+    if name == "mpmd_map":
+        rounds = math.prod(math.prod(mesh.shape.values()) for mesh in parameters["meshes"])
     return rounds * sum(inside)
 
 

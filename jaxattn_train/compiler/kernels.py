@@ -34,6 +34,9 @@ def kernel_moves(jaxpr: Any) -> Moves:
     Args:
         jaxpr: closed, of a traced program.
 
+    Raises:
+        ValueError: a kernel for GPUs, which moves what it needs by copies in its body.
+
     Examples:
         >>> import jax
         >>> from jax.experimental import pallas as pl
@@ -60,6 +63,10 @@ def _walk(jaxpr: Any, known: dict[Any, Any]) -> Iterator[tuple[str, tuple[float,
             scalars = values[: mapping.num_index_operands]
             if all(x is not None for x in scalars):
                 yield equation.params["name"], (*(1.0 for _ in scalars), *_moves(mapping, scalars))
+        elif name == "mpmd_map":
+            raise ValueError(
+                f"the copies in the body of the kernel {equation.params['name']} are not counted."
+            )
         elif inner:
             for body in inner:
                 same = name in _CALLS and len(body.invars) == len(values)

@@ -1,7 +1,6 @@
 """Fused kernels interpreted on a CPU, which finds races and reads of what was never written: values and gradients."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,115 +10,20 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interprete
 from jax.experimental.pallas import tpu as pltpu
 
 import jaxattn
-from jaxattn.core.call import check_call
 from jaxattn.linear.attention import How, attend_tiled
 from jaxattn.linear.implementation import Fused, choose_implementation, pallas_cannot
-from jaxattn.linear.plan import IDENTITY, choose_tiling
-from jaxattn.testing import assert_close_to_reference, assert_matches_reference
+from jaxattn.linear.plan import choose_tiling
 from tests.common.transformations import assert_transforms
+from tests.linear import fused_cases
+from tests.linear.fused_cases import Case, checked
 
 INTERPRETED = pltpu.InterpretParams(detect_races=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One call. `features` is (component, weights, options, number), or None for given ones of width M."""
-
-    features: Any = ("oprf", "orf", {}, 12)
-    causal: bool = True
-    batch: int = 1
-    length: int = 13
-    key_length: int | None = None
-    heads: int = 2
-    kv_heads: int = 2
-    width: int = 8
-    value_width: int = 8
-    size: float = 1.0
-    bias: float | None = 3.0
-    bias_heads: int = 1
-    segments: bool = False
-    per_head: bool = False
-    stabilizer: str = "global"
-    chunk: int = 8
-
-    def arrays(self, dtype=jnp.float32):
-        """(query, key, value, key_bias), the feature functions and their parameters."""
-        rng = np.random.default_rng(0)
-
-        def normal(*shape):
-            return jnp.asarray(rng.standard_normal(shape), dtype)
-
-        key_length = self.key_length or self.length
-        query = self.size * normal(self.batch, self.length, self.heads, self.width)
-        key = self.size * normal(self.batch, key_length, self.kv_heads, self.width)
-        value = normal(self.batch, key_length, self.kv_heads, self.value_width)
-        bias = (self.bias or 0.0) * normal(self.batch, key_length, self.bias_heads).astype(jnp.float32)
-        bias = bias.at[:, :2].set(-jnp.inf).at[:, -1].set(-jnp.inf)
-        if self.features is None:
-            return (jnp.exp(query), jnp.exp(key), value, bias), IDENTITY, []
-        component, weights, options, number = self.features
-        feature_map = jaxattn.FeatureMap.create(
-            jax.random.key(0),
-            self.width,
-            number,
-            component,
-            weights,
-            component_options=options,
-            num_heads=self.kv_heads if self.per_head else None,
-            stabilizer=self.stabilizer,
-        ).calibrate(normal(1, 30, self.kv_heads, self.width), 2 * normal(1, 30, self.kv_heads, self.width))
-        return (query, key, value, bias), *feature_map.functions(self.width**-0.5, self.width)
-
-    def call(self, query, key, value, key_bias):
-        """The checked call."""
-        ids = jnp.broadcast_to(jnp.arange(self.length) // 5, (self.batch, self.length))
-        return check_call(
-            query,
-            key,
-            value,
-            key_bias=None if self.bias is None else key_bias,
-            is_causal=self.causal,
-            segment_ids=ids if self.segments else None,
-        )
-
-
-def reference(case, features, query, key, value, key_bias, *parameters):
-    """Every pair of tokens, weighed relative to the largest weight that its query sees."""
-    call = case.call(query, key, value, key_bias)
-    axes = features.axes(), 2, None
-    phi_q, _ = jax.vmap(features.query, axes, 2)(list(parameters), call.query, None)
-    phi_k, scale = jax.vmap(features.key, axes, 2)(list(parameters), call.key, None)
-    log_weight = scale[..., None] + (0 if call.key_bias is None else call.key_bias)  # (B, S, K, G)
-    position, key_position = jnp.arange(case.length), jnp.arange(key.shape[1])
-    allowed = (
-        position[:, None] >= key_position if case.causal else jnp.ones((case.length, key.shape[1]), bool)
-    )
-    if case.segments:
-        allowed &= position[:, None] // 5 == key_position // 5
-    seen = jnp.where(allowed[:, :, None, None], log_weight[:, None], -jnp.inf)
-    top = jax.lax.stop_gradient(seen.max(axis=2, keepdims=True))
-    weights = jnp.exp(seen - jnp.where(top == -jnp.inf, 0, top))
-    weights *= jnp.einsum("btkgf,bskf->btskg", phi_q, phi_k)
-    total = weights.sum(axis=2)[..., None]
-    out = jnp.einsum("btskg,bskv->btkgv", weights, value) / jnp.where(total == 0, 1, total)
-    return call.merge_heads(out)
-
-
 def check(case, dtype=jnp.float32, **tolerances):
-    """Values and gradients of arrays and parameters against float64, without a race."""
-    args, features, parameters = case.arrays(dtype)
-
-    @jax.jit
-    def fused(query, key, value, key_bias, *parameters):
-        call = case.call(query, key, value, key_bias).with_own_sums()
-        repeated = features.repeat_parameters(list(parameters), call.key.shape[2])
-        return call.merge_heads(attend_tiled(How(features, Fused(case.chunk)), repeated, call)).astype(dtype)
-
-    expected = jax.jit(lambda *args: reference(case, features, *args))
+    """Without a race."""
     with pltpu.force_tpu_interpret_mode(INTERPRETED):
-        compare = assert_close_to_reference if "max_error" in tolerances else assert_matches_reference
-        options = {"check_gradients": True} | tolerances
-        compare(fused, expected, (*args, *parameters), **options)
+        fused_cases.check(case, Fused(case.chunk), dtype, **tolerances)
     assert not interpreter.races.races_found
 
 
@@ -229,16 +133,10 @@ def test_float32_is_traced_under_x64(causal):
     assert of_x.dtype == jnp.float32
 
 
-def checked(case=Case(), dtype=jnp.float32, **changes):
-    args, features, parameters = case.arrays(dtype)
-    call = case.call(*args).with_own_sums().replace(**changes)
-    return call, features, features.number(parameters, call.query)
-
-
 LIMITS = {
-    "fine": (checked(), None, None),
-    "a chunk": (checked(), 256, None),
-    "no multiple of the lanes": (checked(), 64, "takes a chunk_size that is a multiple of 128; got 64"),
+    "fine": (checked(Case()), None, None),
+    "a chunk": (checked(Case()), 256, None),
+    "no multiple of the lanes": (checked(Case()), 64, "takes a chunk_size that is a multiple of 128; got 64"),
     "discrete": (checked(Case(("poisrf", "orf", {}, 8))), None, "one product with a dense matrix only"),
     "signs": (checked(Case(("oprf", "sgq", {}, 8))), None, "weights without signs"),
     "segments": (checked(Case(segments=True, causal=False)), None, "segment_ids in causal attention only"),
@@ -261,7 +159,10 @@ def test_limits(name):
 def test_refused_by_name():
     x = jnp.ones((1, 4, 2, 8))
     for options, message in (
-        ({"implementation": "cuda"}, "implementation must be one of None, 'xla', 'pallas'; got 'cuda'"),
+        (
+            {"implementation": "cuda"},
+            "implementation must be one of None, 'xla', 'pallas', 'mosaic_gpu'; got 'cuda'",
+        ),
         ({"chunk_size": 64, "implementation": "pallas"}, "implementation='pallas' takes a chunk_size that"),
         (
             {"normalize": False, "is_causal": True, "implementation": "pallas"},

@@ -1,5 +1,7 @@
 """The names of implementations, and where the fused kernels for TPUs are taken without being named."""
 
+from collections.abc import Mapping
+
 from jaxattn.core.call import Call
 from jaxattn.core.checks import check_choice
 from jaxattn.core.mesh import is_alone
@@ -9,11 +11,11 @@ LANES = 128
 IMPLEMENTATIONS = (None, "xla", "pallas")
 
 
-def check_implementation(implementation: str | None, reason: str | None) -> None:
-    """Raises unless it is a name of `IMPLEMENTATIONS`, and one that has no reason against it."""
-    check_choice("implementation", implementation, IMPLEMENTATIONS)
-    if implementation == "pallas" and reason is not None:
-        raise ValueError(f"implementation='pallas' {reason}")
+def check_implementation(implementation: str | None, reasons: Mapping[str, str | None]) -> None:
+    """Raises unless it is None, "xla" or one of the fused kernels, and these have no reason against them."""
+    check_choice("implementation", implementation, (None, "xla", *reasons))
+    if implementation is not None and (reason := reasons.get(implementation)) is not None:
+        raise ValueError(f"implementation={implementation!r} {reason}")
 
 
 def takes_pallas(call: Call, reason: str | None, implementation: str | None, platform: str) -> bool:

@@ -13,8 +13,9 @@ from jaxattn.core.pallas.products import as_row, nn, nt, tn
 from jaxattn.linear.pallas.cost import cost_estimate, products
 from jaxattn.linear.pallas.factors import LOWEST, Place, causal_factors
 from jaxattn.linear.pallas.plan import Plan, Tokens, projection_specs
-from jaxattn.linear.pallas.reading import inverse, read_keys, read_query, valid_tokens
+from jaxattn.linear.pallas.reading import read_keys, read_query, valid_tokens
 from jaxattn.linear.projection import Projection
+from jaxattn.linear.sums import inverse_of
 
 # The rows of `Kept.rows`.
 WEIGHT, TOP, SEGMENT, ROWS = 0, 1, 2, 8
@@ -117,7 +118,7 @@ def _attend(plan: Plan, tokens: Tokens, projection: Projection, out: Any, state:
         sums += nn(total.astype(narrow), phi.astype(narrow)) * factors.before
         whole = weights.sum(axis=0, keepdims=True)
         whole += (weight * phi).sum(axis=0, keepdims=True) * factors.before
-        store(out, sums * inverse(whole), (g,))
+        store(out, sums * inverse_of(whole), (g,))
     added = (keys.phi * factors.after).astype(narrow)
     state.total[...] = total * factors.between + nt(keys.value, added)
     state.weight[...] = weight * factors.between + added.astype(jnp.float32).sum(axis=1, keepdims=True)

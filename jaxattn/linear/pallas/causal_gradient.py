@@ -15,8 +15,9 @@ from jaxattn.linear.pallas.cost import cost_estimate, products
 from jaxattn.linear.pallas.factors import Place, causal_factors
 from jaxattn.linear.pallas.plan import Plan, Tokens, projection_specs
 from jaxattn.linear.pallas.projected import add_gradient, gradient_shapes, gradient_specs
-from jaxattn.linear.pallas.reading import inverse, read, read_keys, read_query
+from jaxattn.linear.pallas.reading import read, read_keys, read_query
 from jaxattn.linear.projection import Projection
+from jaxattn.linear.sums import inverse_of
 
 
 def causal_gradient(
@@ -103,7 +104,7 @@ def _pull(
         weights = tn(phi_k, phi.astype(narrow)) * factors.within
         whole = weights.sum(axis=0, keepdims=True)
         whole += (weight * phi).sum(axis=0, keepdims=True) * factors.before
-        divided = inverse(whole)
+        divided = inverse_of(whole)
         near, far = tn(keys.value, of_out), tn(total, of_out)
         # What makes the weighted mean of `near + delta` vanish: the cotangent of the sum of the weights.
         delta = (weights * near).sum(axis=0, keepdims=True)

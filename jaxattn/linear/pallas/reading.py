@@ -11,7 +11,6 @@ from jaxattn.core.pallas.layout import load
 from jaxattn.linear.pallas.features import Pull, make_features
 from jaxattn.linear.pallas.plan import Plan, Tokens
 from jaxattn.linear.projection import Projection
-from jaxattn.linear.sums import smallest
 
 
 class Keys(NamedTuple):
@@ -61,9 +60,3 @@ def read(plan: Plan, ref: Any, width: int, n: Any, g: int) -> Array:
     """(width, C) of what there is for every query, padding zeroed."""
     x, valid = load(ref, width, (g,)), valid_tokens(plan, n, plan.length)
     return x if valid is None else jnp.where(valid, x, 0)
-
-
-def inverse(weight: Array) -> Array:
-    """1 / weight; 0 where nothing was summed, as in `jaxattn.linear.sums`."""
-    nothing = jnp.abs(weight) < smallest(jnp.float32)
-    return jnp.where(nothing, 0, 1 / jnp.where(nothing, 1, weight))

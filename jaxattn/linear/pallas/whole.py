@@ -13,8 +13,9 @@ from jaxattn.core.pallas.products import as_column, as_row, nn, nt
 from jaxattn.linear.pallas.cost import cost_estimate, products
 from jaxattn.linear.pallas.factors import LOWEST
 from jaxattn.linear.pallas.plan import Plan, Tokens, projection_specs
-from jaxattn.linear.pallas.reading import inverse, read_keys, read_query
+from jaxattn.linear.pallas.reading import read_keys, read_query
 from jaxattn.linear.projection import Projection
+from jaxattn.linear.sums import inverse_of
 
 
 class Whole(NamedTuple):
@@ -98,7 +99,7 @@ def whole_queries(plan: Plan, query: Array, projection: Projection, sums: Whole,
         for g in range(plan.groups):
             phi, _ = read_query(plan, tokens, projection, n, g, learned=False)
             whole = (weight * phi).sum(axis=0, keepdims=True)
-            store(out, nn(total, phi.astype(query.dtype)) * inverse(whole), (g,))
+            store(out, nn(total, phi.astype(query.dtype)) * inverse_of(whole), (g,))
 
     grid = (batch, heads, plan.num_chunks(plan.length))
     out = arranged((batch, plan.length, heads, plan.groups, plan.value_width), dtype)

@@ -13,9 +13,10 @@ from jaxattn.core.pallas.products import as_column, as_row, nn, nt, tn
 from jaxattn.linear.pallas.cost import cost_estimate, products
 from jaxattn.linear.pallas.plan import Plan, Tokens, projection_specs
 from jaxattn.linear.pallas.projected import add_gradient, gradient_shapes, gradient_specs
-from jaxattn.linear.pallas.reading import inverse, read, read_keys, read_query
+from jaxattn.linear.pallas.reading import read, read_keys, read_query
 from jaxattn.linear.pallas.whole import Whole, whole_shapes, whole_specs
 from jaxattn.linear.projection import Projection
+from jaxattn.linear.sums import inverse_of
 
 
 def whole_gradient(
@@ -58,7 +59,7 @@ def _of_queries(
         for g in range(plan.groups):
             phi, pull = read_query(plan, tokens, projection, n, g, learned)
             of_out = read(plan, grad, plan.value_width, n, g)
-            divided = inverse((weight * phi).sum(axis=0, keepdims=True))
+            divided = inverse_of((weight * phi).sum(axis=0, keepdims=True))
             far = tn(total, of_out)
             delta = -(phi * far).sum(axis=0, keepdims=True) * divided
             asked = (phi * divided).astype(narrow)

@@ -1,0 +1,78 @@
+"""Causal linear attention as sweeps over the tokens: one forward, and forward again and three more backward."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from jaxattn.core.call import Call
+from jaxattn.linear.mosaic_gpu.sweep import CHUNK, SLICE, Operands, sweep
+from jaxattn.linear.padded import pad_tokens
+from jaxattn.linear.pallas.factors import LOWEST
+from jaxattn.linear.pallas.fused import FusedHow, Kernels
+from jaxattn.linear.plan import FeatureFunctions, Parameters
+
+
+def forward(how: FusedHow, keep: bool, parameters: Parameters, call: Call) -> tuple[Array, None]:
+    """The output; nothing is kept for the gradient but the arguments."""
+    out, _ = sweep(_narrow(_operands(how.features, parameters, call)), divided=True, dtype=call.value.dtype)
+    *tokens, heads, groups = call.query.shape[:4]
+    return out[:, : tokens[1], :, : call.value.shape[3]].reshape(*tokens, heads, groups, -1), None
+
+
+def gradient(
+    how: FusedHow, learned: bool, parameters: Parameters, call: Call, kept: None, grad: Array
+) -> tuple[Parameters, Call]:
+    """Cotangents of the parameters and the call from that of the output.
+
+    With 1/d_i the inverse of the sum of the weights of query i, g_i the cotangent of its output over d_i and
+    δ_i = −g_i · out_i, a pair's product has the cotangent e^(weight_j − reference_i) (g_i · v_j + δ_i): the
+    cotangents of queries, keys and values are sweeps themselves, the latter two from the last token to the first.
+    """
+    x, pull = jax.vjp(partial(_operands, how.features), parameters, call)
+    query, key, value, weight, reference = _narrow(x)[:5]
+    out, inverse = sweep(_narrow(x), divided=True)
+    grad = grad.reshape(*grad.shape[:2], -1, grad.shape[-1])
+    grad = _widen(jnp.pad(grad, ((0, 0), (0, value.shape[1] - grad.shape[1]), (0, 0), (0, 0))))
+    grad = (grad * jnp.moveaxis(inverse, 1, 2)[..., None]).astype(value.dtype)
+    delta = -jnp.moveaxis((grad * out).sum(axis=-1), 1, 2)
+    (of_query,) = sweep(Operands(grad, value, key, weight, reference, query_term=delta))
+    (of_key,) = sweep(Operands(value, grad, query, -reference, -weight, key_term=delta), reverse=True)
+    (of_value,) = sweep(Operands(key, query, grad, -reference, -weight), reverse=True)
+
+    def of_group(x: Array) -> Array:
+        return x.reshape(*x.shape[:2], key.shape[2], -1, x.shape[-1]).sum(axis=3)
+
+    of_key, of_value = of_group(of_key), of_group(of_value)
+    of_weight = jnp.moveaxis((of_key * key).sum(axis=-1), 1, 2)
+    of = Operands(of_query, of_key, of_value.astype(value.dtype), of_weight, jnp.zeros_like(reference))
+    return pull(of)
+
+
+def _operands(features: FeatureFunctions, parameters: Parameters, call: Call) -> Operands:
+    """Of the sweep that gives the output, its features in float32: query heads apart, widths and length padded."""
+    call = call.with_key_weights()
+    length = -(-call.query.shape[1] // CHUNK) * CHUNK
+    call = pad_tokens(call, length, length)
+    axes = features.axes(), 2, None
+    query, _ = jax.vmap(features.query, axes, 2)(parameters, call.query, None)
+    key, scale = jax.vmap(features.key, axes, 2)(parameters, call.key, None)
+    weight = jnp.moveaxis(scale + call.key_bias[..., 0], 1, 2)
+    # The largest log weight so far: it cancels in the quotient, a constant.
+    reference = lax.stop_gradient(jnp.maximum(lax.cummax(weight, axis=2), LOWEST))
+    query = query.reshape(*query.shape[:2], -1, query.shape[-1])
+    return Operands(_widen(query), _widen(key), _widen(call.value), weight, reference)
+
+
+def _narrow(x: Operands) -> Operands:
+    return x._replace(query=x.query.astype(jnp.bfloat16), key=x.key.astype(jnp.bfloat16))
+
+
+def _widen(x: Array) -> Array:
+    """Zeros behind the last axis, up to a multiple of `SLICE`."""
+    return jnp.pad(x, [*[(0, 0)] * (x.ndim - 1), (0, -x.shape[-1] % SLICE)])
+
+
+KERNELS = Kernels(forward, gradient)
