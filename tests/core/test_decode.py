@@ -1,5 +1,6 @@
 """Decoding states: rows that give way to others, and counts of tokens out of range."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -37,13 +38,15 @@ def test_a_sequence_has_at_most_the_tokens_of_the_step():
     x = jnp.ones((3, 5, 2, 4))
     lengths = jnp.array([9, -1, 2])
     tree = jaxattn.Tree.uniform(8, 2)
-    states = [
-        jaxattn.dot_product_attention_step(
-            jaxattn.dot_product_attention_init_state(3, 8, 2, 4), x, x, x, query_seq_lengths=lengths
-        )[0],
-        jaxattn.hierarchical_attention_step(
-            jaxattn.hierarchical_attention_init_state(3, 2, 4, tree), x, x, x, tree, query_seq_lengths=lengths
-        )[0],
-    ]
-    for state in states:
+
+    @jax.jit
+    def states(lengths):
+        softmax = jaxattn.dot_product_attention_init_state(3, 8, 2, 4)
+        on_tree = jaxattn.hierarchical_attention_init_state(3, 2, 4, tree)
+        return (
+            jaxattn.dot_product_attention_step(softmax, x, x, x, query_seq_lengths=lengths)[0],
+            jaxattn.hierarchical_attention_step(on_tree, x, x, x, tree, query_seq_lengths=lengths)[0],
+        )
+
+    for state in states(lengths):
         np.testing.assert_array_equal(state.length, [5, 0, 2])

@@ -296,16 +296,21 @@ def test_local_window(normalization):
     got = jaxattn.energy_gated_attention(q, k, v, energy, local_window_size=2, **options)
     expected = energy_gated_attention(q, k, v, energy, mask=near, **options)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
-    state = energy_gated_attention_init_state(B, T, K, H, num_heads=N, value_dim=V)
-    out = []
-    for part in (slice(0, 4), slice(4, 5), slice(5, T)):
-        state, new = jaxattn.energy_gated_attention_step(
-            state,
-            *(x[:, part] for x in (q, k, v, energy)),
-            alpha=ALPHA,
-            tau=TAU,
-            normalization=normalization,
-            local_window_size=2,
-        )
-        out.append(new)
-    np.testing.assert_allclose(jnp.concatenate(out, axis=1), expected, rtol=1e-4, atol=1e-5)
+
+    @jax.jit
+    def decoded(*arrays):
+        state = energy_gated_attention_init_state(B, T, K, H, num_heads=N, value_dim=V)
+        out = []
+        for part in (slice(0, 4), slice(4, 5), slice(5, T)):
+            state, new = jaxattn.energy_gated_attention_step(
+                state,
+                *(x[:, part] for x in arrays),
+                alpha=ALPHA,
+                tau=TAU,
+                normalization=normalization,
+                local_window_size=2,
+            )
+            out.append(new)
+        return jnp.concatenate(out, axis=1)
+
+    np.testing.assert_allclose(decoded(q, k, v, energy), expected, rtol=1e-4, atol=1e-5)

@@ -36,12 +36,12 @@ def test_padding_further_changes_no_logit_whatever_it_holds(mechanism):
 
 def test_both_towers_are_one_encoder_and_the_head_compares_them():
     model = make(head_size=5)
-    one = SequenceClassifier(11, 2, CONFIG, rngs=nnx.Rngs(0))
-    vectors = [one.pooled(TOKENS[:, i], MASK[:, i]) for i in (0, 1)]  # equal seeds, equal encoders
+    pooled = jax.jit(SequenceClassifier(11, 2, CONFIG, rngs=nnx.Rngs(0)).pooled)
+    vectors = [pooled(TOKENS[:, i], MASK[:, i]) for i in (0, 1)]  # equal seeds, equal encoders
     a, b = vectors
     hidden = jnp.concatenate([a, b, a * b, a - b], -1) @ model.hidden.kernel[...] + model.hidden.bias[...]
     expected = jnp.maximum(hidden, 0) @ model.head.kernel[...] + model.head.bias[...]
-    np.testing.assert_allclose(model(TOKENS, MASK), expected, atol=1e-6)
+    np.testing.assert_allclose(nnx.jit(model)(TOKENS, MASK), expected, atol=1e-6)
     assert model.hidden.kernel.shape == (64, 5)
 
 

@@ -11,7 +11,7 @@ from jaxattn.positions import Rotary
 
 
 def test_encoder_ignores_padding():
-    encoder = Encoder(1, 16, 4, rngs=nnx.Rngs(0))
+    encoder = nnx.jit(Encoder(1, 16, 4, rngs=nnx.Rngs(0)))
     x = jax.random.normal(jax.random.key(0), (2, 6, 16))
     padded = jnp.concatenate([x, jnp.full((2, 4, 16), 100.0)], axis=1)
     mask = jnp.broadcast_to(jnp.arange(10) < 6, (2, 10))
@@ -19,7 +19,7 @@ def test_encoder_ignores_padding():
 
 
 def test_packed_segments_do_not_meet():
-    decoder = Decoder(1, 16, 4, rotary=10000.0, rngs=nnx.Rngs(0))
+    decoder = nnx.jit(Decoder(1, 16, 4, rotary=10000.0, rngs=nnx.Rngs(0)))
     a, b = jax.random.normal(jax.random.key(0), (2, 1, 5, 16))
     packed = decoder(
         jnp.concatenate([a, b], axis=1),

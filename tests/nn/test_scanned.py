@@ -110,9 +110,14 @@ def test_variables_without_names_are_optimised():
 
 def test_decoding():
     model = language_model()
-    state, out = model.step(model.init_state(2), TOKENS[:, :5])
-    _, last = model.step(state, TOKENS[:, 5:])
-    close(jnp.concatenate([out, last], axis=1), model(TOKENS))
+
+    @jax.jit
+    def decoded(tokens):
+        state, out = model.step(model.init_state(2), tokens[:, :5])
+        _, last = model.step(state, tokens[:, 5:])
+        return jnp.concatenate([out, last], axis=1)
+
+    close(decoded(TOKENS), nnx.jit(model)(TOKENS))
 
 
 def test_layers_are_read_and_replaced():

@@ -65,6 +65,7 @@ def test_it_is_spelled_like_any_other():
         parse_mechanism("recency:x")
 
 
+@pytest.mark.slow
 def test_it_trains_and_decodes_with_charlm(tmp_path, tiny):
     """A run of the command line: losses fall, its rates have moved, and text is sampled from the decoding state."""
     text = tmp_path / "text.txt"

@@ -105,6 +105,7 @@ def test_tokens_at_once_are_tokens_one_by_one(branching, include_self):
             query_seq_lengths=lengths,
         )  # fmt: skip
 
+    @jax.jit
     def clean(state):
         """Means of children that do not exist may be anything."""
         there = [jnp.isfinite(x)[..., None] for x in state.log_weight]
@@ -113,24 +114,25 @@ def test_tokens_at_once_are_tokens_one_by_one(branching, include_self):
         )
         return [*key, *value, *state.log_weight, state.parent, state.length]
 
+    numbers = [np.asarray(x) for x in arrays]
     state, states, outs = hierarchical_attention_init_state(1, 1, WIDTH, tree, num_heads=2), [], []
     for t in range(length):
         states.append(state)
-        state, out = step(state, None, *(x[:, t : t + 1] for x in arrays))
-        outs.append(out[0, 0])
+        state, out = step(state, None, *(x[:, t : t + 1] for x in numbers))
+        outs.append(np.asarray(out)[0, 0])
     states.append(state)
     for start in range(length):
         real = min(count, length - start, 3 + start % 9)
-        part = (jnp.pad(x[:, start : start + real], [(0, 0), (0, count - real), *[(0, 0)] * (x.ndim - 2)])
-                for x in arrays)  # fmt: skip
-        state, out = step(states[start], jnp.array([real]), *part)
-        np.testing.assert_allclose(out[0, :real], jnp.stack(outs[start : start + real]), atol=1e-5)
+        part = (np.pad(x[:, start : start + real], [(0, 0), (0, count - real), *[(0, 0)] * (x.ndim - 2)])
+                for x in numbers)  # fmt: skip
+        state, out = step(states[start], np.array([real]), *part)
+        np.testing.assert_allclose(np.asarray(out)[0, :real], outs[start : start + real], atol=1e-5)
         chex.assert_trees_all_close(clean(state), clean(states[start + real]), atol=1e-5)
 
 
 def test_steps_beyond_the_tree_are_nan():
     tree = Tree.uniform(4, 2)
     x = normal(0, 1, 5, 1, WIDTH)
-    state = hierarchical_attention_init_state(1, 1, WIDTH, tree)
-    state, out = hierarchical_attention_step(state, x, x, x, tree)
+    step = jax.jit(lambda state, x: hierarchical_attention_step(state, x, x, x, tree))
+    state, out = step(hierarchical_attention_init_state(1, 1, WIDTH, tree), x)
     assert np.isnan(out).all() and state.length.tolist() == [5]

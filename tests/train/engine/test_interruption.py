@@ -81,6 +81,7 @@ def _assert_equal(one, other, step):
         np.testing.assert_array_equal(a, b, err_msg=str(path))
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits(start, cli, tiny, text_file, tmp_path):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     words = ["charlm", *tiny, "--text-file", text_file, "--steps", 24, "--dropout", 0.1, "--out"]

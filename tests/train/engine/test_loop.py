@@ -67,7 +67,7 @@ def test_accumulated_gradients_equal_the_big_batch(plain_losses):
 
 
 @pytest.mark.parametrize("mode", ["vmap", "sequential"])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_a_seed_does_not_depend_on_its_neighbours(alone, mode):
     state, losses = _run((4, 5, 6), TOKENS, dropout=0.2, mode=mode)
     np.testing.assert_allclose(losses[:, 1], alone[1][:, 0], rtol=1e-5)

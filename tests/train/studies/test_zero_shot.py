@@ -266,6 +266,7 @@ def test_sets_of_layers():
             layer_numbers(bad, 3)
 
 
+@pytest.mark.slow
 def test_mistakes_are_named(run, tmp_path, cli):
     def error(*words):
         code, _, err = cli("zero-shot", *words)
@@ -299,6 +300,7 @@ def test_unusable_variants_are_named(options, message):
         make_variants(ZeroShotConfig("run", **options), 2)
 
 
+@pytest.mark.slow
 def test_other_classes_are_not_measured(run, tmp_path, cli):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)

@@ -99,6 +99,7 @@ def test_sampling_mistakes_are_named(charlm_run, cli, flags, message):
     assert message in err
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_stops_at_its_last_good_checkpoint(cli, tiny, text_file, tmp_path):
     # The rate is 0 in the first step of the warm-up, so there is one good checkpoint.
     out = tmp_path / "run"

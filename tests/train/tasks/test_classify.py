@@ -45,6 +45,7 @@ def _records(out):
     return [{k: v for k, v in record.items() if k != "tokens_per_second"} for record in records]
 
 
+@pytest.mark.slow
 def test_it_learns_and_leaves_a_complete_report(finished):
     out, _ = finished
     summary = json.loads((out / "summary.json").read_text())
@@ -87,6 +88,7 @@ def test_interrupted_and_resumed_is_bit_for_bit_the_same(finished, tmp_path, sto
     assert (straight / "predictions.csv").read_text() == (out / "predictions.csv").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_command_again_finds_it_done(finished, capsys):
     out, words = finished
     before = _records(out)
@@ -95,6 +97,7 @@ def test_the_same_command_again_finds_it_done(finished, capsys):
     assert _records(out) == before
 
 
+@pytest.mark.slow
 def test_another_test_file_is_the_same_run(finished, cli, tmp_path, monkeypatch):
     out, words = finished
     shutil.copytree(out, tmp_path / "run")
@@ -120,6 +123,7 @@ def test_the_best_parameters_alone_are_kept_on_request(cli, tmp_path):
     assert "keeps its best parameters alone (--best-only)" in err
 
 
+@pytest.mark.slow
 def test_its_runs_label_and_score_new_texts(finished, cli, tmp_path):
     out, _ = finished
     (tmp_path / "new.txt").write_text("w1 awful awful awful.\n\nw3 great great great.\n")
@@ -135,6 +139,7 @@ def test_its_runs_label_and_score_new_texts(finished, cli, tmp_path):
     assert "macro-F1" in text
 
 
+@pytest.mark.slow
 def test_other_data_in_the_same_folder_is_refused(finished, cli, tmp_path):
     out, words = finished
     other = _texts(tmp_path / "other.csv", 150, 2)
