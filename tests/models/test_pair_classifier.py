@@ -54,9 +54,9 @@ def test_rows_do_not_meet_and_the_order_of_a_pair_matters():
 
 def test_a_sequence_classifier_may_have_a_hidden_layer_in_its_head():
     model = SequenceClassifier(11, 3, CONFIG, head_size=7, rngs=nnx.Rngs(0))
-    x = model.pooled(TOKENS[:, 0])
+    x = jax.jit(model.pooled)(TOKENS[:, 0])
     hidden = jnp.maximum(x @ model.hidden.kernel[...], 0)
-    np.testing.assert_allclose(model(TOKENS[:, 0]), hidden @ model.head.kernel[...], atol=1e-6)
+    np.testing.assert_allclose(nnx.jit(model)(TOKENS[:, 0]), hidden @ model.head.kernel[...], atol=1e-6)
     assert model.head.kernel.shape == (7, 3)
 
 

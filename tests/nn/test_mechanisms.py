@@ -187,7 +187,7 @@ def test_learned_arrays_have_the_dtype_of_the_parameters(mechanism):
     for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
         assert variable[...].dtype == jnp.bfloat16, path
     x = jax.random.normal(jax.random.key(0), (1, 6, 8)).astype(jnp.bfloat16)
-    out = module(x, is_causal=True)
+    out = jax.jit(lambda x: module(x, is_causal=True))(x)
     assert out.dtype == jnp.bfloat16 and jnp.isfinite(out).all()
 
 
@@ -247,10 +247,14 @@ def test_padded_tokens_enter_no_statistics_in_decoding(normalization):
     q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 6, 2, 4))
     x = jax.random.normal(jax.random.key(1), (1, 6, 8))
     mask = jnp.array([[False, False, True, True, True, True]])
-    whole = module(q, k, v, AttentionInputs(inputs=x, token_mask=mask, is_causal=True))
-    key_bias = jnp.where(mask, 0.0, -jnp.inf)[..., None]
-    given = AttentionInputs(inputs=x, key_bias=key_bias)
-    _, out = module.step(module.init_state(1, 6, jnp.float32), q, k, v, given)
+
+    @jax.jit
+    def both(q, k, v, x):
+        whole = module(q, k, v, AttentionInputs(inputs=x, token_mask=mask, is_causal=True))
+        given = AttentionInputs(inputs=x, key_bias=jnp.where(mask, 0.0, -jnp.inf)[..., None])
+        return whole, module.step(module.init_state(1, 6, jnp.float32), q, k, v, given)[1]
+
+    whole, out = both(q, k, v, x)
     np.testing.assert_allclose(out[:, 2:], whole[:, 2:], atol=1e-5)
 
 

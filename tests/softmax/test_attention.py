@@ -329,4 +329,4 @@ def test_higher_derivatives_of_xla():
     x = normal(1, 5, 1, 4)
     key_bias = normal(1, 5, 1)
     fn = lambda b: dot_product_attention(x, x, x, key_bias=b, implementation="xla").sum()  # noqa: E731
-    assert np.isfinite(jax.hessian(fn)(key_bias)).all()
+    assert np.isfinite(jax.jit(jax.hessian(fn))(key_bias)).all()
