@@ -103,7 +103,7 @@ def test_reference(row, flax):
     )
 
 
-@first_tier([row for row in MODULES if not row.own], "softmax", "features", "tree")
+@first_tier([row for row in MODULES if not row.own], "features")
 def test_inside_linen(row):
     """A mechanism without parameters in a Linen layer: the same core on the same projections."""
     made, args, _ = arguments(row, flax=True)

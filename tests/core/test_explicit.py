@@ -36,6 +36,7 @@ def close(got, want):
 
 @pytest.mark.parametrize("prepare", [lambda fn: fn, jax.jit, jax.vmap], ids=["eager", "jit", "vmap"])
 @pytest.mark.parametrize("in_context", [True, False], ids=["set_mesh", "mesh of the arrays"])
+@pytest.mark.few(3)
 def test_contexts(prepare, in_context):
     x = sharded()
     if in_context:

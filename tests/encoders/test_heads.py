@@ -37,6 +37,7 @@ def saved(folder, name, task, **settings):
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("name", HEADED)
+@pytest.mark.few(12)
 def test_logits_are_those_of_transformers(name, task, tmp_path):
     folder, arrays, weights, expected = saved(tmp_path / "theirs", name, task)
     model = MODELS[task].from_pretrained(folder)

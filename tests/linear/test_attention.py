@@ -61,7 +61,7 @@ def compare(args, tiling, **options):
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("bias_heads", [1, N], ids=["shared bias", "bias a head"])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_shared_keys(is_causal, bias_heads):
     compare(arrays(21, bias_heads=bias_heads), Tiling(32, 8, on_cpu=True), is_causal=is_causal)
 

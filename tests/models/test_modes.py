@@ -35,7 +35,7 @@ def call(module, x, seed, deterministic=None):
 
 
 @pytest.mark.parametrize("name", MODULES)
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 def test_train_and_eval_switch_what_the_call_leaves_open(name):
     module, x = nnx.clone(MODULES[name][0]), MODULES[name][1]
     at_first = call(module, x, 0)

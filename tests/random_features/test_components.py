@@ -84,7 +84,7 @@ def test_orthogonal_rows_have_less_variance(component):
 
 
 @every_component
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 def test_positive_where_promised(name, options):
     @jax.jit
     def features(query, key):

@@ -36,7 +36,7 @@ def drawn():
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_every_pair_runs(component, drawn):
     """Features and gradients are finite, and as many as asked for."""
     if component != "oprf":
@@ -82,7 +82,7 @@ def test_code_compiled_for_one_map_is_not_run_for_another(drawn):
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_one_feature_of_one_coordinate(component):
     feature_map = FeatureMap.create(jax.random.key(0), 1, 1, component)
     phi, scale = feature_map.query(normal(0, 3, 2, 1))

@@ -69,7 +69,7 @@ MOMENTS = [(*case, 6, 10) for case in CASES] + [
 
 
 @pytest.mark.parametrize("name, options, head_dim, num_rows", [_case(c) for c in MOMENTS])
-@pytest.mark.few(12)
+@pytest.mark.few(6)
 def test_mean_0_and_covariance_identity(name, options, head_dim, num_rows):
     x = 0.7 * jax.random.normal(jax.random.key(5), (head_dim,)) / head_dim**0.5
 
@@ -108,7 +108,7 @@ def test_fast_product_is_the_dense_one_at_odd_sizes(name, options):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.few(9)
+@pytest.mark.few(5)
 def test_products_and_draws(name):
     """For vmapped heads, drawn and redrawn inside jit: agreement with the dense rows, leaves, gradients."""
     head_dim, num_rows = 5, 19

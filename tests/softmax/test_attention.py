@@ -78,7 +78,7 @@ def attention(request):
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.few(8)
+@pytest.mark.few(5)
 def test_options(attention, options):
     options = OPTIONS[options]
     key_bias = normal(B, S, N)

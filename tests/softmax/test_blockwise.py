@@ -62,7 +62,7 @@ def outputs_and_gradients(attention, options, args):
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("blocks", [(16, 8), (16, 64)])
-@pytest.mark.few(6)
+@pytest.mark.few(3)
 def test_block_sizes_do_not_matter(options, blocks):
     args = (normal(B, T, N, H), normal(B, S, K, H), normal(B, S, K, 5), normal(B, S, N), normal(1, N, T, S))
     args += (normal(N),) if options == "cap and sinks" else ()

@@ -24,6 +24,7 @@ class Here:
 
 
 @pytest.mark.parametrize("memory", [2**30, 2**16])
+@pytest.mark.few(1)
 def test_a_step_is_described_and_nothing_trained(memory, cli, tiny, text_file, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "jaxattn_train.engine.compile_for.named_target", lambda name: Here(Chip(memory, 1e12, 1e9))
