@@ -90,8 +90,7 @@ def test_traced_in_both_precisions_and_its_products_counted():
     jaxpr = jax.make_jaxpr(total)(wide, x)
     tokens = 2 * 3 * 192
     assert product_flops(jaxpr) == 2 * tokens * (64 * 128 + 64 * 64 + 2 * 128 * 64)
-    with pytest.raises(ValueError, match="copies in the body of the kernel causal_linear_attention"):
-        kernel_moves(jaxpr)
+    assert kernel_moves(jaxpr) == {}
     with jax.enable_x64(True):
         of_phi = jax.eval_shape(jax.grad(total), wide, x)
     assert of_phi.dtype == jnp.bfloat16

@@ -8,16 +8,18 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxattn.core.call import Call
-from jaxattn.linear.mosaic_gpu.sweep import CHUNK, SLICE, Operands, sweep
+from jaxattn.linear.mosaic_gpu.chunk import CHUNK, SLICE, Operands
+from jaxattn.linear.mosaic_gpu.sweep import sweep
 from jaxattn.linear.padded import pad_tokens
 from jaxattn.linear.pallas.factors import LOWEST
 from jaxattn.linear.pallas.fused import FusedHow, Kernels
 from jaxattn.linear.plan import FeatureFunctions, Parameters
+from jaxattn.linear.sums import inverse_of
 
 
 def forward(how: FusedHow, keep: bool, parameters: Parameters, call: Call) -> tuple[Array, None]:
     """The output; nothing is kept for the gradient but the arguments."""
-    out, _ = sweep(_narrow(_operands(how.features, parameters, call)), divided=True, dtype=call.value.dtype)
+    out, _ = sweep(_narrow(_operands(how.features, parameters, call)), divided=True)
     *tokens, heads, groups = call.query.shape[:4]
     return out[:, : tokens[1], :, : call.value.shape[3]].reshape(*tokens, heads, groups, -1), None
 
@@ -33,7 +35,7 @@ def gradient(
     """
     x, pull = jax.vjp(partial(_operands, how.features), parameters, call)
     query, key, value, weight, reference = _narrow(x)[:5]
-    out, inverse = sweep(_narrow(x), divided=True)
+    out, inverse = sweep(_narrow(x), divided=True, dtype=jnp.float32)
     grad = grad.reshape(*grad.shape[:2], -1, grad.shape[-1])
     grad = _widen(jnp.pad(grad, ((0, 0), (0, value.shape[1] - grad.shape[1]), (0, 0), (0, 0))))
     grad = (grad * jnp.moveaxis(inverse, 1, 2)[..., None]).astype(value.dtype)
@@ -43,12 +45,16 @@ def gradient(
     (of_value,) = sweep(Operands(key, query, grad, -reference, -weight), reverse=True)
 
     def of_group(x: Array) -> Array:
-        return x.reshape(*x.shape[:2], key.shape[2], -1, x.shape[-1]).sum(axis=3)
+        return x.reshape(*x.shape[:2], key.shape[2], -1, x.shape[-1]).sum(axis=3, dtype=jnp.float32)
 
     of_key, of_value = of_group(of_key), of_group(of_value)
     of_weight = jnp.moveaxis((of_key * key).sum(axis=-1), 1, 2)
-    of = Operands(of_query, of_key, of_value.astype(value.dtype), of_weight, jnp.zeros_like(reference))
-    return pull(of)
+    # The length of a query's features changes nothing: what rounding left of a gradient along them is taken out.
+    along = (x.query * of_query).sum(axis=-1) * inverse_of(jnp.square(x.query).sum(axis=-1))
+    of_query = of_query - x.query * along[..., None]
+    return pull(
+        Operands(of_query, of_key, of_value.astype(value.dtype), of_weight, jnp.zeros_like(reference))
+    )
 
 
 def _operands(features: FeatureFunctions, parameters: Parameters, call: Call) -> Operands:

@@ -1,0 +1,123 @@
+"""One chunk of a sweep inside the kernel: its pairs, what earlier chunks add, and their sums brought up to date."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array
+
+from jaxattn.linear.sums import inverse_of
+
+# Tokens a chunk, and the columns of the values that one block of threads works on: the rows of a wgmma.
+CHUNK = SLICE = 64
+# How arrays lie in registers: tiles of matrices, and vectors along their rows and along their columns.
+TILE = plgpu.Layout.WGMMA
+ROWS, COLUMNS = TILE.reduce(1), TILE.reduce(0)
+
+
+class Operands(NamedTuple):
+    """What a sweep reads, or the buffers of two chunks of it in shared memory.
+
+    Heads N are a multiple of those of every array; lengths are multiples of `CHUNK`, widths of `SLICE`.
+
+    Attributes:
+        query: (B, T, ·, D) bfloat16.
+        key: (B, T, ·, D) bfloat16.
+        value: (B, T, ·, E) bfloat16.
+        weight: (B, ·, T) float32, log weights of the keys.
+        reference: (B, ·, T) float32, subtracted from the log weights of all keys that a query sees; it is no less.
+        query_term: (B, ·, T) float32, added to the products of a query with all keys; or None.
+        key_term: (B, ·, T) float32, added to the products of a key with all queries; or None. Not both.
+    """
+
+    query: Any
+    key: Any
+    value: Any
+    weight: Any
+    reference: Any
+    query_term: Any = None
+    key_term: Any = None
+
+
+def _load(ref: Any, layout: Any) -> Array:
+    return plgpu.layout_cast(ref[...], layout)
+
+
+def _wide(ref: Any) -> Array:
+    return _load(ref, TILE).astype(jnp.float32)
+
+
+def _product(a: Any, b: Any) -> Array:
+    def multiply(accumulator: Any) -> Array:
+        plgpu.wgmma(accumulator, a, b)
+        return accumulator[...]
+
+    return pl.run_scoped(multiply, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
+
+
+def _down(vector: Array) -> Array:
+    """A vector along the rows as every column of a matrix."""
+    return lax.broadcast_in_dim(vector, (CHUNK, CHUNK), (0,))
+
+
+def _across(vector: Array) -> Array:
+    """A vector along the columns as every row of a matrix."""
+    return lax.broadcast_in_dim(vector, (CHUNK, CHUNK), (1,))
+
+
+def attend_chunk(
+    x: Operands, pairs: Any, weighted: Any, state: Any, carry: Any, *, reverse: bool, divided: bool
+) -> tuple[list[Array], Any]:
+    """The results of one chunk, and the carry for the next.
+
+    Args:
+        x: the chunk.
+        pairs: buffer for the weights of its pairs.
+        weighted: buffer for its weighted values.
+        state: the total in bfloat16, which is brought up to date.
+        carry: Σ_j e^(weight_j − top) k_j v_j' over earlier keys, in slices of the rows; vectors, likewise of the
+            slices of k_j if `divided`, one of term · v_j if there is a term; top.
+        reverse: whether later keys are the earlier ones.
+        divided: as in `sweep`.
+    """
+    totals, vectors, top = carry
+    slices = [pl.ds(start, SLICE) for start in range(0, x.key.shape[1], SLICE)]
+    last = x.weight[0] if reverse else x.reference[CHUNK - 1]
+    reference = _load(x.reference, ROWS)
+    rows, columns = (plgpu.broadcasted_iota(jnp.int32, (CHUNK, CHUNK), axis, layout=TILE) for axis in (0, 1))
+    weights = jnp.exp(_across(_load(x.weight, COLUMNS)) - _down(reference))
+    products = _product(x.query, x.key.transpose((1, 0)))
+    if x.query_term is not None:
+        products += _down(_load(x.query_term, ROWS))
+    if x.key_term is not None:
+        products += _across(_load(x.key_term, COLUMNS))
+    products = jnp.where((rows <= columns) if reverse else (rows >= columns), products * weights, 0.0)
+    pairs[...] = products.astype(pairs.dtype)
+    before, after = jnp.exp(top - reference), jnp.exp(_load(x.weight, ROWS) - last)
+    added = _wide(x.value) * _down(after)
+    weighted[...] = added.astype(weighted.dtype)
+    plgpu.commit_smem()
+    near, far = _product(pairs, x.value), _product(x.query, state)
+    if x.query_term is not None:
+        far += _across(vectors[0]) * _down(_load(x.query_term, ROWS))
+    if x.key_term is not None:
+        far += _across(vectors[0])
+        added *= _down(_load(x.key_term, ROWS))
+    results = [near + far * _down(before)]
+    between = jnp.exp(top - last)
+    if divided:
+        weight = products.sum(axis=1)
+        for i, part in enumerate(slices):
+            weight += (_wide(x.query.at[:, part]) * _across(vectors[i])).sum(axis=1) * before
+            added = _wide(x.key.at[:, part]) * _down(after)
+            vectors[i] = vectors[i] * between + added.sum(axis=0)
+        inverse = inverse_of(weight)
+        results = [results[0] * _down(inverse), inverse]
+    elif vectors:
+        vectors = [vectors[0] * between + added.sum(axis=0)]
+    for i, part in enumerate(slices):
+        totals[i] = totals[i] * between + _product(x.key.at[:, part].transpose((1, 0)), weighted)
+        state[part] = totals[i].astype(state.dtype)
+    return results, (totals, vectors, last)
