@@ -9,7 +9,7 @@ _GIB, _MIB = 2**30, 2**20
 
 
 def section(document: Mapping[str, Any]) -> str:
-    """Memory of a chip, time to compile, and what a chip exchanges a step, by kind."""
+    """Memory of a chip, time to compile, and what a chip receives in a step, by kind."""
     lines = {}
     for row in document["rows"]:
         name = (
@@ -26,9 +26,14 @@ def section(document: Mapping[str, Any]) -> str:
             each = ", ".join(
                 f"{count} {kind} {figures(size / _MIB)}" for kind, (count, size) in sorted(kinds.items())
             )
-        lines[name] = [memory, f"{row['compile_s']:.0f}", total, each or status(row)]
+        lines[name] = [
+            memory,
+            f"{row['compile_s']:.0f}, {row['compile_cpu_s']:.0f}",
+            total,
+            each or status(row),
+        ]
     versions = sorted({" ".join(x) for row in document["rows"] for x in row["versions"].items()})
-    columns = ["GiB a chip", "compiled in s", "exchanged, MiB a chip and step", "by kind: times, MiB"]
+    columns = ["GiB a chip", "compiled in s, CPU s", "received, MiB a chip and step", "by kind: times, MiB"]
     return f"{', '.join(versions)}; parameters are replicated but for `fsdp`.\n\n" + grid(
         "job", columns, lines
     )

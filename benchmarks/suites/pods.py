@@ -4,6 +4,7 @@ import argparse
 import json
 import pathlib
 import shlex
+import time
 from typing import Any, NamedTuple
 
 from benchmarks.measure.results import finish, new_document, say, write
@@ -93,7 +94,9 @@ def compile_job(job: Job) -> dict[str, Any]:
     model = sharding.partitioned(language_model(config.model, len(BYTES)))
     windows = jax.ShapeDtypeStruct((1, job.batch, job.length + 1), np.int32)
     jax.clear_caches()
+    start = time.process_time()
     report = compile_step(config, target, model, mesh, next_token_loss, [windows])
+    cpu = time.process_time() - start
     return {
         "job": job.name,
         **job._asdict(),
@@ -104,6 +107,7 @@ def compile_job(job: Job) -> dict[str, Any]:
         "parts_bytes": report.parts,
         "chip_bytes": target.chip.memory,
         "compile_s": round(report.seconds, 1),
+        "compile_cpu_s": round(cpu, 1),
         "flops": report.flops,
         "moved_bytes": report.moved,
         "collectives": report.exchanged,

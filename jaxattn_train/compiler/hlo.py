@@ -8,6 +8,7 @@ from typing import NamedTuple
 NAME = r"%?([\w.\-]+)"
 _BITS = {"pred": 8, "token": 0, "opaque": 0}  # the other names of types have their number of bits
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([\d,]*)(?::([^}]*))?\})?")
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 
 
@@ -18,6 +19,11 @@ class Buffer(NamedTuple):
     shape: tuple[int, ...]
     size: int
     in_hbm: bool
+
+    @property
+    def unpadded(self) -> int:
+        """Bytes without padding."""
+        return math.ceil(math.prod(self.shape) * _bits(self.kind) / 8)
 
 
 class Instruction(NamedTuple):
@@ -79,6 +85,14 @@ class Computation(dict[str, Instruction]):
                 found[operand].append(instruction)
         return found
 
+    @functools.cached_property
+    def collective(self) -> str:
+        """What a TPU's fusion does of a collective that it names: all, start, done; "" if it runs beside it."""
+        if self.name.startswith("all-reduce-scatter"):
+            return "all"
+        parts = (i.attribute(r'custom_call_target="AsyncCollective(\w+)"') for i in self.values())
+        return next(filter(None, parts), "").lower()
+
 
 class Program:
     """The computations of one HLO text.
@@ -133,7 +147,6 @@ def _closing(text: str, start: int) -> int:
 def _buffer(kind: str, sizes: str, order: str | None, layout: str | None) -> Buffer:
     """Of an array such as bf16[2,64]{1,0:T(8,128)(2,1)S(1)}; S(n) is memory other than HBM."""
     shape = physical = [int(size.lstrip("<=")) for size in sizes.split(",") if size]
-    bits = _BITS[kind] if kind in _BITS else int(re.findall(r"\d+", kind)[0])
     layout = layout or ""
     tile = re.search(r"T\(([\d,]+)\)", layout)
     if shape and tile and order:
@@ -141,4 +154,8 @@ def _buffer(kind: str, sizes: str, order: str | None, layout: str | None) -> Buf
         for i, size in enumerate(reversed([int(x) for x in tile[1].split(",")])):
             if i < len(physical):
                 physical[i] = -(-physical[i] // size) * size
-    return Buffer(kind, tuple(shape), math.ceil(math.prod(physical) * bits / 8), "S(" not in layout)
+    return Buffer(kind, tuple(shape), math.ceil(math.prod(physical) * _bits(kind) / 8), "S(" not in layout)
+
+
+def _bits(kind: str) -> int:
+    return _BITS[kind] if kind in _BITS else int(re.findall(r"\d+", kind)[0])

@@ -9,7 +9,7 @@ by 128 takes 128. A loop whose rounds depend on the counter of another (causal b
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from jaxattn_train.compiler.hlo import Buffer, Computation, Instruction, Program
+from jaxattn_train.compiler.hlo import COLLECTIVES, Buffer, Computation, Instruction, Program
 from jaxattn_train.compiler.integers import Frame
 
 _Where = tuple[str, str]  # names of a computation and of an instruction in it
@@ -50,45 +50,11 @@ def hbm_bytes(hlo: str, kernels: Mapping[str, Sequence[float]] | None = None) ->
         >>> hbm_bytes(jax.jit(lambda x: 2 * x + 1).lower(x).compile().as_text())
         8000
     """
-    count = _Count(hlo, kernels)
+    count = Count(hlo, kernels)
     return count.bytes(count.runs())
 
 
-_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-
-
-def collectives(hlo: str) -> dict[str, tuple[int, int]]:
-    """How often one run of a compiled program exchanges data between devices, by kind: (times, bytes of results).
-
-    Args:
-        hlo: `compiled.as_text()`.
-
-    Raises:
-        ValueError: the number of rounds of a loop depends on data.
-
-    Examples:
-        >>> collectives('''ENTRY %main (x: f32[4]) -> f32[4] {
-        ...   %x = f32[4]{0} parameter(0)
-        ...   ROOT %sum = f32[4]{0} all-reduce(%x), to_apply=%add
-        ... }''')
-        {'all-reduce': (1, 16)}
-    """
-    found: dict[str, tuple[int, int]] = {}
-    for instruction, rounds in _Count(hlo).instructions():
-        kind = instruction.opcode.removesuffix("-start")
-        if kind in _COLLECTIVES:
-            # What starts gives (operands, results), and perhaps more.
-            started = instruction.opcode.endswith("-start") and len(instruction.buffers) > 1
-            results = instruction.buffers[len(instruction.operands) :] if started else instruction.buffers
-            times, size = found.get(kind, (0, 0))
-            found[kind] = (
-                times + rounds,
-                size + rounds * sum(buffer.size for buffer in results[: len(instruction.operands)]),
-            )
-    return found
-
-
-class _Count:
+class Count:
     """How often the instructions of one HLO text run, and what each costs."""
 
     def __init__(self, hlo: str, kernels: Mapping[str, Sequence[float]] | None = None):
@@ -100,9 +66,9 @@ class _Count:
         """What instructions read from and write to HBM."""
         return sum(times * self._cost(*self._find(where)) for where, times in runs.items())
 
-    def instructions(self) -> Iterator[tuple[Instruction, int]]:
-        """What runs, and how often."""
-        return ((self._find(where)[0], times) for where, times in self.runs().items())
+    def instructions(self) -> Iterator[tuple[Instruction, Computation, int]]:
+        """What runs, its computation, and how often."""
+        return ((*self._find(where), times) for where, times in self.runs().items())
 
     def runs(self, frame: Frame | None = None) -> _Runs:
         """The instructions of one run of a computation (None for the program) and of what it calls."""
@@ -159,6 +125,11 @@ class _Count:
             return round(sum(size * times for size, times in zip(sizes, moves, strict=True)))
         if opcode == "fusion":
             fused = self.program.named(this, "calls")
+            if fused.collective == "done":
+                return 0
+            if fused.collective == "start":
+                result = this.buffers[len(operands)]
+                return sum(x.hbm for x in operands) + result.size * result.in_hbm
             reads = (self._read(fused, fused.parameters[i], x.size) for i, x in enumerate(operands) if x.hbm)
             return sum(reads) + sum(self._written(fused, fused.root, this.buffers))
         written = this.hbm
@@ -189,7 +160,7 @@ class _Count:
                 # A fusion inside that reads nothing passes the array on to its users.
                 inside = sum(self._read(inner, place, whole) for place in places)
                 total += inside or self._read(fused, user.name, whole)
-            elif user.opcode != "tuple":
+            elif user.opcode != "tuple" and not _under_way(fused, user):
                 return whole
         return min(total, whole)
 
@@ -203,6 +174,8 @@ class _Count:
         elif root.opcode == "fusion":
             inner = self.program.named(root, "calls")
             yield from self._written(inner, inner.root, buffers)
+        elif root.opcode == "parameter" or _under_way(fused, root):
+            yield 0  # the operand itself
         elif root.opcode in _UPDATES and self._is_parameter(fused, root.operands[0]):
             yield fused[root.operands[_UPDATES[root.opcode]]].size if buffers[0].in_hbm else 0
         else:
@@ -212,3 +185,8 @@ class _Count:
         while fused[name].opcode in ("bitcast", *_UPDATES):
             name = fused[name].operands[0]
         return fused[name].opcode == "parameter"
+
+
+def _under_way(fused: Computation, this: Instruction) -> bool:
+    """Whether an instruction of a fusion names a collective that another one started: it counts there."""
+    return this.opcode in COLLECTIVES and not fused.collective

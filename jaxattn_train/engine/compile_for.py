@@ -11,9 +11,10 @@ import optax
 from jax.sharding import Mesh
 
 from jaxattn_train.cli.options import TaskConfig
+from jaxattn_train.compiler.collectives import collectives
 from jaxattn_train.compiler.flops import product_flops
 from jaxattn_train.compiler.targets import Target, named_target
-from jaxattn_train.compiler.traffic import collectives, hbm_bytes
+from jaxattn_train.compiler.traffic import hbm_bytes
 from jaxattn_train.engine import loop, sharding
 from jaxattn_train.engine.compilation import plan_state, trace_step
 from jaxattn_train.engine.functional import Functional
@@ -70,7 +71,7 @@ class Report(NamedTuple):
     moved: int | None
     """Bytes read from and written to memory; None where they cannot be counted."""
     exchanged: dict[str, tuple[int, int]] | None
-    """Collectives by kind: (times, bytes of results)."""
+    """Collectives by kind: (times, bytes received)."""
     message: str = ""
     """Why something is None."""
 

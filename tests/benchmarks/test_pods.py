@@ -14,7 +14,14 @@ def test_jobs_are_valid_options():
 
 def test_rows_are_kept_and_become_a_table(tmp_path, monkeypatch):
     def compiled(job):
-        row = {"memory_bytes": 2**30, "chip_bytes": 2**34, "compile_s": 9.0, "message": "", "status": "ok"}
+        row = {
+            "memory_bytes": 2**30,
+            "chip_bytes": 2**34,
+            "compile_s": 9.0,
+            "compile_cpu_s": 17.0,
+            "message": "",
+            "status": "ok",
+        }
         found = {"all-gather": (3, 2**21), "all-reduce": (1, 2**20)}
         return {"job": job.name, **job._asdict(), **row, "collectives": found, "versions": {"libtpu": "1"}}
 
@@ -27,4 +34,4 @@ def test_rows_are_kept_and_become_a_table(tmp_path, monkeypatch):
     page.parent.mkdir()
     page.write_text(between("results:pods"))
     assert main(["report", "--results", str(tmp_path), "--root", str(tmp_path)]) == 0
-    assert "| 1 of 16 | 9 | 3 | 3 all-gather 2, 1 all-reduce 1 |" in page.read_text()
+    assert "| 1 of 16 | 9, 17 | 3 | 3 all-gather 2, 1 all-reduce 1 |" in page.read_text()
