@@ -9,6 +9,7 @@ from jaxattn.core.call import Call, check_call
 from jaxattn.core.checks import check_flag
 from jaxattn.core.explicit import automatic_axes, but_width
 from jaxattn.core.pallas.choice import check_implementation
+from jaxattn.core.pallas.rows import on_rows
 from jaxattn.core.platform import by_platform
 from jaxattn.core.sequence import check_axis
 from jaxattn.linear.decay import attend_decayed, check_decay
@@ -168,5 +169,8 @@ def attend_tiled(how: How, parameters: Parameters, call: Call) -> Float[Array, "
     else:
         from jaxattn.linear.mosaic_gpu.attention import KERNELS
 
-    attend = partial(attend_fused, FusedHow(KERNELS, features, tiling.chunk), parameters)
-    return attend(call) if call.segment_ids is None else in_order_of_segments(call, attend)
+    def attend(call: Call, parameters: Parameters) -> Array:
+        fused = partial(attend_fused, FusedHow(KERNELS, features, tiling.chunk), parameters)
+        return fused(call) if call.segment_ids is None else in_order_of_segments(call, fused)
+
+    return on_rows(tiling.rows, attend, call, parameters)

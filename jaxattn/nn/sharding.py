@@ -108,13 +108,19 @@ def gather_parameters(tree: Any, names: Any) -> Any:
 
 def sequence_axis(x: Array) -> tuple[AbstractMesh, str] | None:
     """The mesh, and its axis over which the rules cut the tokens of activations; None where they are whole."""
+    mesh, axes = _automatic_mesh(x), axes_of_rule(x, "sequence")
+    if len(axes) > 1:
+        raise ValueError(f"the rule of 'sequence' must name one axis of the mesh; got {axes}.")
+    return (mesh, axes[0]) if mesh is not None and axes else None
+
+
+def axes_of_rule(x: Array, name: str) -> tuple[str, ...]:
+    """The axes of the mesh over which the rules cut a logical axis of activations, if it divides."""
     mesh, rules = _automatic_mesh(x), get_logical_axis_rules()
     if mesh is None or not rules:
-        return None
-    (axis,) = partition_spec(("sequence",), (math.prod(mesh.axis_sizes),), mesh, rules)
-    if isinstance(axis, tuple):
-        raise ValueError(f"the rule of 'sequence' must name one axis of the mesh; got {axis}.")
-    return None if axis is None else (mesh, axis)
+        return ()
+    (axes,) = partition_spec((name,), (math.prod(mesh.axis_sizes),), mesh, rules)
+    return (axes,) if isinstance(axes, str) else axes or ()
 
 
 def _automatic_mesh(tree: Any) -> AbstractMesh | None:

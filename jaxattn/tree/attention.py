@@ -1,5 +1,7 @@
 """Hierarchical self-attention: the attention over a tree that is closest to softmax."""
 
+from functools import partial
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -7,6 +9,7 @@ from jaxattn.core.call import Call, accumulation_dtype, check_call
 from jaxattn.core.checks import check_flag
 from jaxattn.core.explicit import automatic_axes, but_width, query_axes
 from jaxattn.core.pallas.choice import check_implementation, takes_pallas
+from jaxattn.core.pallas.rows import on_rows, own_rows
 from jaxattn.core.platform import by_platform
 from jaxattn.tree.arguments import (
     Plan,
@@ -214,7 +217,7 @@ def _attend(
 
     def choose(platform: str) -> Plan | Fused:
         if takes_pallas(call, reason, implementation, platform):
-            return Fused(cut_tiles(tree.branching), include_self)
+            return Fused(cut_tiles(tree.branching), include_self, own_rows(call))
         function = attend_causal if call.is_causal else attend
         return choose_plan(function, tree, include_self, platform, axis_name)
 
@@ -228,4 +231,4 @@ def attend_chosen(how: Plan | Fused, tree: Tree, call: Call, biases: Biases) -> 
         return attend_planned(how, tree, call, biases)
     from jaxattn.tree.pallas.attention import attend_fused
 
-    return attend_fused(how, call)
+    return on_rows(how.rows, partial(attend_fused, how), call)

@@ -9,7 +9,7 @@ import pytest
 
 from jaxattn.core.call import check_call
 from jaxattn.core.padding import zero_padding
-from jaxattn.softmax import attention, cudnn, dot_product_attention
+from jaxattn.softmax import cudnn, dot_product_attention
 from jaxattn.softmax.attention import choose_implementation
 from jaxattn.softmax.cudnn import cudnn_attention, cudnn_cannot
 from jaxattn.softmax.options import with_options
@@ -88,7 +88,7 @@ def install(monkeypatch, capability, alone=False):
     """As if cuDNN were found, for a GPU of this capability, unless it is None; and one TPU."""
     monkeypatch.setattr(cudnn, "cudnn_is_installed", lambda: capability is not None)
     monkeypatch.setattr(cudnn, "nvidia_capability", lambda: capability)
-    monkeypatch.setattr(attention, "is_alone", lambda call: alone)
+    monkeypatch.setattr("jaxattn.core.pallas.choice.is_alone", lambda x: alone)
 
 
 @pytest.mark.parametrize("case", LIMITS)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from jaxattn.core.call import Call
 from jaxattn.core.checks import check_choice
 from jaxattn.core.mesh import is_alone
+from jaxattn.core.pallas.rows import own_rows
 
 # Lanes of a register of a TPU: tokens are cut at multiples of it.
 LANES = 128
@@ -21,9 +22,14 @@ def check_implementation(implementation: str | None, reasons: Mapping[str, str |
 def takes_pallas(call: Call, reason: str | None, implementation: str | None, platform: str) -> bool:
     """Whether a platform does a call in fused kernels that there is this reason against, None for none.
 
-    None is "pallas" where it can on a TPU, in programs that are known to be of one device (`is_alone`), from 128
-    queries on; else "xla".
+    None is "pallas" where it can on a TPU from 128 queries on, in programs where a device is known to do all
+    (`is_alone`) or all of its own rows of the batch (`own_rows`); else "xla".
     """
     if implementation is not None or platform != "tpu":
         return implementation == "pallas"
-    return reason is None and is_alone(call.query) and call.query.shape[1] >= LANES
+    return reason is None and call.query.shape[1] >= LANES and has_devices_of_its_own(call)
+
+
+def has_devices_of_its_own(call: Call) -> bool:
+    """Whether a device is known to do the whole call, or all of its own rows: no compiler partitions the kernel."""
+    return is_alone(call.query) or own_rows(call) is not None

@@ -26,7 +26,7 @@ def attend_fused(how: Fused, call: Call) -> Array:
 
 
 def _kernels(how: Fused, call: Call) -> Kernels:
-    tiling, include_self = how
+    tiling = how.tiling
     plan = Plan(
         tiling=tiling,
         length=call.query.shape[1],
@@ -34,7 +34,7 @@ def _kernels(how: Fused, call: Call) -> Kernels:
         value_width=call.value.shape[-1],
         groups=call.query.shape[3],
         scale=call.scale,
-        include_self=include_self,
+        include_self=how.include_self,
         dtype=call.query.dtype,
     )
     if call.is_causal:

@@ -5,6 +5,7 @@ import operator
 from typing import NamedTuple
 
 from jaxattn.core.pallas.choice import LANES
+from jaxattn.core.pallas.rows import Rows
 
 # Tokens a tile: their scores stay in VMEM.
 TILE = 1024
@@ -57,10 +58,11 @@ class Tiling(NamedTuple):
 
 
 class Fused(NamedTuple):
-    """The choice of the fused kernels, and what is static about them."""
+    """The choice of the fused kernels, what is static about them, and how rows are cut among devices."""
 
     tiling: Tiling
     include_self: bool
+    rows: Rows | None = None
 
 
 def cut_tiles(branching: tuple[int, ...], most: int = TILE) -> Tiling:
