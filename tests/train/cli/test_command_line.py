@@ -100,6 +100,14 @@ def test_own_files_name_the_run_folder():
     assert parse(["--text-file", "novel.txt"]).out() == "runs/charlm-novel"
 
 
+@pytest.mark.parametrize("words", [("--out", "gs://bucket/run"), ("--out=s3://bucket/run",)])
+def test_addresses_of_buckets_are_no_folders(cli, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    code, _, error = cli("charlm", *words)
+    assert code == 2 and "://bucket/run is not a local path; mount the bucket" in error
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_tree_without_sizes_is_answered_with_sizes_that_fit(cli):
     for words, suggested in ((["charlm"], "16x8"), (["finetune", "--max-length", 64], "8x8")):
         code, _, err = cli(*words, "--attention", "tree")
