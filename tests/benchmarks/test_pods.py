@@ -21,6 +21,8 @@ def test_rows_are_kept_and_become_a_table(tmp_path, monkeypatch):
             "compile_cpu_s": 17.0,
             "message": "",
             "status": "ok",
+            "devices": 16,
+            "flops": 197e10,
         }
         found = {"all-gather": (3, 2**21), "all-reduce": (1, 2**20)}
         return {"job": job.name, **job._asdict(), **row, "collectives": found, "versions": {"libtpu": "1"}}
@@ -35,3 +37,4 @@ def test_rows_are_kept_and_become_a_table(tmp_path, monkeypatch):
     page.write_text(between("results:pods"))
     assert main(["report", "--results", str(tmp_path), "--root", str(tmp_path)]) == 0
     assert "| 1 of 16 | 9, 17 | 3 | 3 all-gather 2, 1 all-reduce 1 |" in page.read_text()
+    assert "`softmax` | 3 | 0.0157 | 10 |" in page.read_text()
