@@ -80,9 +80,13 @@ def num_new(call: Call) -> Int[Array, " B"] | int:
 
 
 def write(cache: Array, new: Array, length: Int[Array, " B"], count: Int[Array, " B"] | int) -> Array:
-    """`cache` (B, max_length, ...) with the first `count` rows of `new` (B, T, ...) from position `length` on."""
+    """`cache` (B, max_length, ...) with the first `count` rows of `new` (B, T, ...) from position `length` on.
+
+    What lies outside of it, before the first position too, is not written.
+    """
     index = jnp.arange(new.shape[1], dtype=length.dtype)
-    index = jnp.where(index < jnp.reshape(count, (-1, 1)), length[:, None] + index, cache.shape[1])
+    position = length[:, None] + index
+    index = jnp.where((index < jnp.reshape(count, (-1, 1))) & (position >= 0), position, cache.shape[1])
     put = jax.vmap(lambda cache, new, index: cache.at[index].set(new, mode="drop"))
     return put(cache, new.astype(cache.dtype), index)
 

@@ -238,14 +238,30 @@ def _for_valid_queries(call: Call, out: Array, log_total: Array | None) -> Resul
     return out, log_total
 
 
-def attend_cached(call: Call) -> Float[Array, "B T K G V"]:
-    """Attention over a cache whose removed keys are zero already, causal from `query_offset` on."""
-    return by_platform(lambda platform: prefers_blockwise(call, platform), _attend_in_xla, call)
+def attend_cached(call: Call, axis_name: str | None = None) -> Float[Array, "B T K G V"]:
+    """Attention over a cache whose removed keys are zero already, causal from `query_offset` on.
+
+    With `axis_name` every device has a part of the cache, and the same queries.
+    """
+    if axis_name is None:
+        return by_platform(lambda platform: prefers_blockwise(call, platform), _attend_in_xla, call)[0]
+    if call.sinks is not None:  # they count once
+        call = call.replace(sinks=jnp.where(lax.axis_index(axis_name) == 0, call.sinks, -jnp.inf))
+    call = call.replace(return_residual=True)
+    out, log_total = by_platform(lambda platform: prefers_blockwise(call, platform), _attend_in_xla, call)
+    assert log_total is not None
+    # A part without keys has a total of 0.
+    top = lax.pmax(lax.stop_gradient(log_total), axis_name)
+    weight = jnp.exp(log_total - jnp.where(top == -jnp.inf, 0, top))
+    total = lax.psum(weight, axis_name)
+    out = lax.psum(out.astype(weight.dtype) * weight[..., None], axis_name)
+    return (out / jnp.where(total == 0, 1, total)[..., None]).astype(call.query.dtype)
 
 
-def _attend_in_xla(in_blocks: bool, call: Call) -> Float[Array, "B T K G V"]:
+def _attend_in_xla(in_blocks: bool, call: Call) -> Result:
     attend = blockwise_attention if in_blocks else xla_attention
-    return attend(call)[0]
+    out, log_total = attend(call)
+    return out, log_total if call.return_residual else None
 
 
 def choose_implementation(call: Call, platform: str) -> str:

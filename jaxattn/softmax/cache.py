@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxattn.core.call import Call
@@ -11,6 +12,7 @@ from jaxattn.core.decode import check_sizes, check_step, finish, num_new, write
 from jaxattn.core.explicit import automatic_axes, but_width, same
 from jaxattn.core.padding import zero_padding
 from jaxattn.core.pytree import serializable
+from jaxattn.core.sequence import check_axis
 from jaxattn.softmax.attention import attend_cached
 from jaxattn.softmax.options import with_options
 
@@ -92,6 +94,7 @@ def dot_product_attention_step(
     logits_soft_cap: float | None = None,
     sinks: Float[Array, " N"] | None = None,
     query_seq_lengths: Int[Array, " B"] | None = None,
+    axis_name: str | None = None,
 ) -> tuple[DotProductAttentionState, Float[Array, "B T N V"]]:
     """Appends T new tokens to the cache and lets them attend causally to it and to each other.
 
@@ -113,6 +116,9 @@ def dot_product_attention_step(
         sinks: as in `dot_product_attention`.
         query_seq_lengths: (B,) int, how many of the T tokens each sequence has, 0 to T. The others, at the end of its
             row, leave no trace: their outputs are 0. None for all T.
+        axis_name: an axis of a mesh that cuts the cache by position, inside `jax.shard_map`: arrays of the state
+            (B, max_length / devices, ...), all but `length`, are a device's part. All else is the same on every
+            device. Each attends to its part, and the results are merged by their normalisers.
 
     Returns:
         (new state, output (B, T, N, V) in the query's dtype). For a sequence of more than `max_length` tokens every
@@ -133,8 +139,12 @@ def dot_product_attention_step(
     call = with_options(
         call, local_window_size=local_window_size, logits_soft_cap=logits_soft_cap, sinks=sinks
     )
+    check_axis(axis_name)
     batch, count = query.shape[:2]
-    max_length = state.key.shape[1]
+    part = max_length = state.key.shape[1]
+    start = state.length  # in the part of this device
+    if axis_name is not None:
+        max_length, start = part * lax.axis_size(axis_name), start - part * lax.axis_index(axis_name)
     if count > max_length:
         raise ValueError(f"query must hold 1 to max_length = {max_length} new tokens; got {count}.")
     if state.key.shape[0] != batch:
@@ -145,7 +155,7 @@ def dot_product_attention_step(
     call = zero_padding(call)
 
     def append(cache: Array | None, new: Array | None) -> Any:
-        return None if cache is None or new is None else write(cache, new, state.length, num_new(call))
+        return None if cache is None or new is None else write(cache, new, start, num_new(call))
 
     new_state = DotProductAttentionState(
         key=append(state.key, call.key),
@@ -157,11 +167,11 @@ def dot_product_attention_step(
     cached = call.replace(
         key=new_state.key,
         value=new_state.value,
-        key_bias=None if key_bias is None else key_bias.reshape(batch, max_length, key.shape[2], -1),
+        key_bias=None if key_bias is None else key_bias.reshape(batch, part, key.shape[2], -1),
         key_value_seq_lengths=None,
-        query_offset=state.length,
+        query_offset=start,
     )
-    return new_state, finish(call, attend_cached(cached), new_state.length, max_length)
+    return new_state, finish(call, attend_cached(cached, axis_name), new_state.length, max_length)
 
 
 def _cached_bias(state: DotProductAttentionState, call: Call) -> Array | None:

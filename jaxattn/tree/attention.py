@@ -81,7 +81,7 @@ def hierarchical_attention(
             take trees of `Tree.uniform` whose families have powers of two, up to 1,024 tokens at least, and neither
             sibling_bias nor float64. Second derivatives are then those of "xla". No compiler can partition the
             kernels: by name in programs of several devices, wrap the call in `jax.shard_map` with check_vma=False.
-            None takes them where the program is known to be of one TPU and they can, else "xla".
+            None takes them where a TPU is known to do all, or all of its rows, and they can, else "xla".
         axis_name: an axis of a mesh over which `jax.shard_map` cuts the tokens, all devices having as many, which are
             whole subtrees of a uniform tree. Devices gather what is above the subtrees, and no tokens.
 

@@ -5,8 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from jaxattn.softmax import (
+    DotProductAttentionState,
     dot_product_attention,
     dot_product_attention_init_state,
     dot_product_attention_step,
@@ -49,6 +52,51 @@ def test_steps_equal_the_whole(counts, key_bias):
     expected = dot_product_attention(*arrays, key_bias=key_bias, scale=0.3, is_causal=True)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
     assert state.length.tolist() == [T] * B
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.few(1)
+def test_a_cache_cut_among_devices(devices):
+    """Prompts of different lengths, then a token a call, over every cut: outputs, states and gradients."""
+    sinks, prompt, lengths = jnp.arange(1.0 * N), 10, jnp.array([10, 3])
+    mesh = jax.make_mesh((devices,), ("sequence",), axis_types=(AxisType.Auto,))
+    cut = P(None, "sequence")
+    states = DotProductAttentionState(cut, cut, cut, P())
+
+    def decode_all(step, state, arrays):
+        outs = []
+        for i in (0, *range(prompt, T)):
+            part = slice(0, prompt) if i == 0 else slice(i, i + 1)
+            new = [x[:, part] for x in arrays]
+            state, out = step(state, *new, lengths if i == 0 else jnp.ones(B, int))
+            outs.append(out)
+        return jnp.concatenate(outs, axis=1), state
+
+    def compared(axis_name):
+        def step(state, query, key, value, key_bias, lengths):
+            options = {"sinks": sinks, "local_window_size": 9, "logits_soft_cap": 5.0, "axis_name": axis_name}
+            return dot_product_attention_step(
+                state, query, key, value, key_bias=key_bias, query_seq_lengths=lengths, **options
+            )
+
+        if axis_name is not None:
+            step = jax.shard_map(
+                step, mesh=mesh, in_specs=(states, P(), P(), P(), P(), P()), out_specs=(states, P())
+            )
+
+        def loss(arrays):
+            out, state = decode_all(step, empty(), arrays)
+            return (jnp.cos(out) * jnp.arange(1.0 * V)).sum(), (out, state)
+
+        return jax.jit(jax.grad(loss, has_aux=True))((QUERY, KEY, VALUE, KEY_BIAS.at[:, 2].set(-jnp.inf)))
+
+    chex.assert_trees_all_close(compared("sequence"), compared(None), rtol=1e-5, atol=1e-5)
+
+
+def test_a_long_prompt_whose_code_differs_between_platforms():
+    x = jax.ShapeDtypeStruct((1, 128, K, H), jnp.float32)
+    state = jax.eval_shape(lambda: dot_product_attention_init_state(1, 128, K, H))
+    assert jax.eval_shape(dot_product_attention_step, state, x, x, x)[1].shape == x.shape
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
