@@ -74,7 +74,8 @@ def linear_attention(
             once forward; they take neither segment_ids without is_causal, nor log_decay and normalize=False, nor
             float64. Second derivatives are then those of "xla", and raise inside a `jax.lax.scan`. No compiler can
             partition the kernels: by name in programs of several devices, wrap the call in `jax.shard_map` with
-            check_vma=False. None takes them where a TPU is known to do all, or all of its rows, and they can, else "xla".
+            check_vma=False. None takes them where a TPU is known to do all, or all of its rows, and they can, else
+            "xla".
             "mosaic_gpu" is a kernel for NVIDIA Hopper, causal and bfloat16 only, without segment_ids; it is
             experimental, as it was compiled and interpreted but never run on a GPU, and only taken by name.
         axis_name: an axis of a mesh over which `jax.shard_map` cuts the tokens, all devices having as many. Devices
