@@ -147,8 +147,35 @@ def _gathered_forward(
 def _gathered_backward(
     mesh: AbstractMesh, stored: PartitionSpec, used: PartitionSpec, _: None, gradient: Array
 ) -> tuple[Array]:
-    # Partial sums on every device become sums of one part each: a reduce-scatter.
-    return (_constrained(gradient, mesh, stored),)
+    # Partial sums on every device become sums of one part each: a reduce-scatter. Compilers have it along a major
+    # dimension alone, and would sum everything on all devices for another; the parts are small to move from there.
+    scattered = scattered_spec(gradient.shape, mesh, stored, used)
+    return (_constrained(_constrained(gradient, mesh, scattered), mesh, stored),)
+
+
+def scattered_spec(
+    shape: Sequence[int], mesh: AbstractMesh, stored: PartitionSpec, used: PartitionSpec
+) -> PartitionSpec:
+    """`used`, cut further over the axes that only `stored` has, along the first dimension that divides.
+
+    Args:
+        shape: of a parameter.
+        mesh: devices.
+        stored: how it is cut between steps.
+        used: how it is cut where it is used.
+    """
+    before = {axis for entry in used for axis in _axes(entry)}
+    more = tuple(axis for entry in stored for axis in _axes(entry) if axis not in before)
+    for dimension, (size, entry) in enumerate(zip(shape, used, strict=True)):
+        axes = (*_axes(entry), *more)
+        if size % math.prod(mesh.shape[axis] for axis in axes) == 0:
+            cut = axes[0] if len(axes) == 1 else axes
+            return PartitionSpec(*used[:dimension], cut, *used[dimension + 1 :])
+    return stored
+
+
+def _axes(entry: Any) -> tuple[str, ...]:
+    return (entry,) if isinstance(entry, str) else tuple(entry or ())
 
 
 _gathered.defvjp(_gathered_forward, _gathered_backward)
