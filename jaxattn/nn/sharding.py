@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jaxtyping import Array
 
 from jaxattn.core.mesh import mesh_of
+from jaxattn.core.parameters import LAYERS
 
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
@@ -74,6 +75,45 @@ def partition_spec(
     return PartitionSpec(*entries)
 
 
+def parameter_spec(
+    names: Sequence[str | None],
+    shape: Sequence[int],
+    mesh: Mesh | AbstractMesh,
+    rules: Rules = SHARDING_RULES,
+) -> PartitionSpec:
+    """How a parameter is stored: by `partition_spec`, but what is gathered for use is cut along a major dimension.
+
+    Compilers scatter sums, which gradients are, along the first dimensions alone, and would sum everything on all
+    devices for the last.
+
+    Args:
+        names: a logical axis, or None, for every dimension.
+        shape: of the parameter.
+        mesh: devices.
+        rules: logical axis -> axis or axes of the mesh.
+
+    Returns:
+        One entry per dimension, with the axes of `partition_spec`.
+
+    Examples:
+        >>> import jax
+        >>> mesh = jax.sharding.AbstractMesh((4, 2), ("fsdp", "tensor"))
+        >>> tuple(parameter_spec(("mlp", "embed"), (64, 16), mesh))
+        (('tensor', 'fsdp'), None)
+    """
+    stored, used = (
+        partition_spec(names, shape, mesh, rules, gathered=gathered) for gathered in (False, True)
+    )
+    before = {axis for entry in used for axis in _axes(entry)}
+    gathered = tuple(axis for entry in stored for axis in _axes(entry) if axis not in before)
+    for dimension, (name, size, entry) in enumerate(zip(names, shape, used, strict=True)):
+        axes = (*_axes(entry), *gathered)
+        if name != LAYERS and gathered and size % math.prod(mesh.shape[axis] for axis in axes) == 0:
+            cut = axes[0] if len(axes) == 1 else axes
+            return PartitionSpec(*used[:dimension], cut, *used[dimension + 1 :])
+    return stored
+
+
 def constrain(x: Array, *names: str | None) -> Array:
     """`x` cut as the rules of `nnx.logical_axis_rules` say, in a program over a mesh; elsewhere `x` itself.
 
@@ -100,7 +140,8 @@ def gather_parameters(tree: Any, names: Any) -> Any:
         return tree
 
     def gather(x: Array, names: Sequence[str | None]) -> Array:
-        stored, used = (partition_spec(names, x.shape, mesh, rules, gathered=g) for g in (False, True))
+        stored = parameter_spec(names, x.shape, mesh, rules)
+        used = partition_spec(names, x.shape, mesh, rules, gathered=True)
         return x if stored == used else _gathered(x, mesh, stored, used)
 
     return jax.tree.map(gather, tree, names)
@@ -147,35 +188,12 @@ def _gathered_forward(
 def _gathered_backward(
     mesh: AbstractMesh, stored: PartitionSpec, used: PartitionSpec, _: None, gradient: Array
 ) -> tuple[Array]:
-    # Partial sums on every device become sums of one part each: a reduce-scatter. Compilers have it along a major
-    # dimension alone, and would sum everything on all devices for another; the parts are small to move from there.
-    scattered = scattered_spec(gradient.shape, mesh, stored, used)
-    return (_constrained(_constrained(gradient, mesh, scattered), mesh, stored),)
+    # Partial sums on every device become sums of one part each: a reduce-scatter.
+    return (_constrained(gradient, mesh, stored),)
 
 
-def scattered_spec(
-    shape: Sequence[int], mesh: AbstractMesh, stored: PartitionSpec, used: PartitionSpec
-) -> PartitionSpec:
-    """`used`, cut further over the axes that only `stored` has, along the first dimension that divides.
-
-    Args:
-        shape: of a parameter.
-        mesh: devices.
-        stored: how it is cut between steps.
-        used: how it is cut where it is used.
-    """
-    before = {axis for entry in used for axis in _axes(entry)}
-    more = tuple(axis for entry in stored for axis in _axes(entry) if axis not in before)
-    for dimension, (size, entry) in enumerate(zip(shape, used, strict=True)):
-        axes = (*_axes(entry), *more)
-        if size % math.prod(mesh.shape[axis] for axis in axes) == 0:
-            cut = axes[0] if len(axes) == 1 else axes
-            return PartitionSpec(*used[:dimension], cut, *used[dimension + 1 :])
-    return stored
+_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def _axes(entry: Any) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else tuple(entry or ())
-
-
-_gathered.defvjp(_gathered_forward, _gathered_backward)

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxattn.core.parameters import LAYERS
-from jaxattn.nn.sharding import SHARDING_RULES, gather_parameters, partition_spec
+from jaxattn.nn.sharding import SHARDING_RULES, gather_parameters, parameter_spec
 from jaxattn_train.engine.functional import Functional, Params
 from jaxattn_train.errors import UserError
 
@@ -122,9 +122,9 @@ def param_specs(axes: Mapping[str, tuple[str | None, ...]], shapes: Mapping[str,
     Examples:
         >>> shape, mesh = {"kernel": np.zeros((8, 6))}, jax.sharding.AbstractMesh((2,), ("fsdp",))
         >>> tuple(param_specs({"kernel": ("mlp", "embed")}, shape, mesh)["kernel"])
-        (None, None, 'fsdp')
+        (None, 'fsdp', None)
     """
-    specs = {name: partition_spec(axes[name], shapes[name].shape, mesh) for name in shapes}
+    specs = {name: parameter_spec(axes[name], shapes[name].shape, mesh) for name in shapes}
     for axis, size in mesh.shape.items():
         if axis not in ("data", "sequence") and size > 1 and not any(axis in spec for spec in specs.values()):
             raise UserError(

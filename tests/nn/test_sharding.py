@@ -4,7 +4,7 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxattn.nn.sharding import partition_spec, scattered_spec
+from jaxattn.nn.sharding import parameter_spec
 
 
 @pytest.mark.parametrize(
@@ -16,11 +16,11 @@ from jaxattn.nn.sharding import partition_spec, scattered_spec
         (("heads", "head_dim", "embed"), (6, 4, 16), P("tensor", "fsdp", None)),
         (("heads", "head_dim", "embed"), (3, 3, 16), P(None, None, "fsdp")),
         (("embed",), (16,), P("fsdp")),
+        (("layers", "mlp", "embed"), (8, 64, 16), P(None, ("tensor", "fsdp"), None)),
+        (("mlp",), (64,), P("tensor")),
     ],
 )
-def test_gradients_are_scattered_along_a_major_dimension(names, shape, expected):
-    """From there, parts go to where the parameter is stored; compilers do not scatter along minor dimensions."""
+def test_parameters_are_cut_along_a_major_dimension(names, shape, expected):
+    """Compilers do not scatter gradients along minor ones."""
     mesh = jax.sharding.AbstractMesh((1, 4, 2), ("data", "fsdp", "tensor"))
-    stored, used = (partition_spec(names, shape, mesh, gathered=gathered) for gathered in (False, True))
-    assert "fsdp" in stored
-    assert scattered_spec(shape, mesh, stored, used) == expected
+    assert parameter_spec(names, shape, mesh) == expected
