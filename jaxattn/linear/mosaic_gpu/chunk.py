@@ -59,12 +59,12 @@ def _product(a: Any, b: Any) -> Array:
 
 def _down(vector: Array) -> Array:
     """A vector along the rows as every column of a matrix."""
-    return lax.broadcast_in_dim(vector, (CHUNK, CHUNK), (0,))
+    return plgpu.layout_cast(lax.broadcast_in_dim(vector, (CHUNK, CHUNK), (0,)), TILE)
 
 
 def _across(vector: Array) -> Array:
     """A vector along the columns as every row of a matrix."""
-    return lax.broadcast_in_dim(vector, (CHUNK, CHUNK), (1,))
+    return plgpu.layout_cast(lax.broadcast_in_dim(vector, (CHUNK, CHUNK), (1,)), TILE)
 
 
 def attend_chunk(
