@@ -63,7 +63,7 @@ jax.monitoring.register_event_duration_secs_listener(lambda event, seconds, **_:
 def bounded_memory():
     """Drops compiled programs when there are many, or a worker would grow to gigabytes."""
     yield
-    if _compiled["/jax/core/compile/backend_compile_duration"] > 3000:
+    if _compiled["/jax/core/compile/backend_compile_duration"] > 1500:
         _compiled.clear()
         jax.clear_caches()
         gc.collect()

@@ -111,9 +111,16 @@ def test_what_cannot_be_cut_is_named(attention, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scan", ["on", "off"])
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    "attention", ["softmax", "features:oprf-orf:16", "tree:4x4", "lags:2", "retention:gated"]
+    "attention, scan",
+    [
+        ("softmax", "off"),
+        *(
+            (name, "on")
+            for name in ("softmax", "features:oprf-orf:16", "tree:4x4", "lags:2", "retention:gated")
+        ),
+    ],
 )
 def test_mechanisms_on_meshes(attention, scan):
     """Parameters after the steps too, which hold every gradient, on 1, 2, 4 and 8 devices."""
