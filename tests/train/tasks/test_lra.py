@@ -73,7 +73,7 @@ def test_listops_from_the_command_line(cli, tmp_path):
     assert "all 8 steps are done already" in cli(*words, "--attention", "features:oprf-orf:8")[1]
     code, _, err = cli(*words, "--attention", "softmax")
     assert code == 2
-    assert "holds a run with other settings: attention" in err
+    assert "holds a run with other settings: --attention" in err
 
 
 @pytest.mark.slow
