@@ -85,13 +85,14 @@ def start():
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # Shells let what runs in their background ignore Ctrl-C, and all that it starts.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         processes.append(process)
         return process
 
+    # Shells let what runs in their background ignore Ctrl-C, and all that it starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield run
+    signal.signal(signal.SIGINT, before)
     for process in processes:
         if process.poll() is None:
             process.kill()
