@@ -64,7 +64,7 @@ def test_causal(row):
     assert_causal(whole(row, afresh), arrays(row, Sizes()), axis=axes(row))
 
 
-@first_tier([row for row in KERNELS if row.long], "softmax-blockwise", "linear-decay", "features")
+@first_tier([row for row in KERNELS if row.long], "softmax-blockwise", "features")
 @pytest.mark.usefixtures("optimised")
 def test_several_blocks(row):
     """Causal inside and between blocks, and the same as in one piece."""
@@ -101,7 +101,7 @@ def test_reference(row):
     matches_reference(row, Sizes(), is_causal=True)
 
 
-@one_row_a_kind
+@around
 def test_reference_without_a_mask(row):
     """The same for full attention, without groups."""
     if row.only_causal:
@@ -135,7 +135,7 @@ def test_packed_segments(row):
     )
 
 
-@one_row_a_kind
+@around
 def test_bfloat16(row):
     args = arrays(row, Sizes(), "bfloat16")
     assert whole(row)(*args).dtype == jnp.bfloat16

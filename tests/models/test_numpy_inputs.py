@@ -64,7 +64,7 @@ CALLS = {
 }
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_arrays_of_numpy_give_what_those_of_jax_give(call):
     np.testing.assert_array_equal(call(np.asarray), call(jnp.asarray))
