@@ -58,6 +58,19 @@ def test_every_device_attends_for_its_own_rows(attend, monkeypatch):
     assert "all-gather" not in compiled.as_text()
 
 
+@pytest.mark.parametrize("attend", [features, tree])
+def test_rows_of_concrete_arrays(attend, monkeypatch):
+    """Outside of jit too; of a key bias that rows share as well."""
+    monkeypatch.setattr(pl, "pallas_call", functools.partial(pl.pallas_call, interpret=True))
+    mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,), devices=jax.devices()[:2])
+    x = jax.random.normal(jax.random.key(1), (2, 16, 1, 8)) / 2
+    key_bias = jax.random.normal(jax.random.key(2), (1, 16, 1))
+    given = jax.device_put((x, key_bias, FEATURES), NamedSharding(mesh, P()))
+    with batch_over(("data",)):
+        found = attend(*given)
+    np.testing.assert_allclose(found, attend(x, key_bias, FEATURES), rtol=1e-5, atol=1e-5)
+
+
 def test_fused_kernels_are_chosen_where_nothing_but_rows_is_cut():
     def chosen(sizes, axes, batch=4):
         names = ("data", "fsdp", "tensor")

@@ -68,4 +68,5 @@ def on_rows(rows: Rows | None, run: Callable[..., Array], call: Call, *shared: A
         out_specs=P(rows.axes),
         check_vma=False,  # what a kernel's results vary over is unknown
     )
-    return local(call, *shared)
+    # In jit, as symbolic zeros of a custom_vjp are not there for a shard_map that runs operation by operation.
+    return jax.jit(local)(call, *shared)
