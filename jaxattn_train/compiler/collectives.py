@@ -67,10 +67,7 @@ def _started(
 
 def _received(kind: str, this: Instruction, computation: Computation) -> int:
     """Bytes from other devices."""
-    # What starts gives (operands, results), and perhaps more.
-    started = this.opcode.endswith("-start") and len(this.buffers) > 1
-    results = this.buffers[len(this.operands) :] if started else this.buffers
-    result = sum(buffer.unpadded for buffer in results[: len(this.operands)])
+    result = sum(buffer.unpadded for buffer in this.results)
     operand = sum(buffer.unpadded for name in this.operands for buffer in computation[name].buffers)
     return {"all-gather": result - operand, "reduce-scatter": operand - result, "all-reduce": 2 * result}.get(
         kind, result

@@ -38,6 +38,16 @@ class Instruction(NamedTuple):
     number: int  # of a parameter, or of the element of a tuple; else -1
 
     @property
+    def results(self) -> tuple[Buffer, ...]:
+        """What it computes: of the buffers of an instruction that starts, those that its end gives."""
+        kind = self.opcode.removesuffix("-start")
+        if kind in (self.opcode, "all-reduce"):
+            return self.buffers
+        # (result, operand, context) for a copy, ((operands), results, context) for others.
+        first = 0 if kind == "copy" else len(self.operands)
+        return self.buffers[first:][: len(self.operands) if kind in COLLECTIVES else 1]
+
+    @property
     def size(self) -> int:
         """Bytes of the result."""
         return sum(buffer.size for buffer in self.buffers)

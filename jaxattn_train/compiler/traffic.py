@@ -132,18 +132,13 @@ class Count:
                 return sum(x.hbm for x in operands) + result.size * result.in_hbm
             reads = (self._read(fused, fused.parameters[i], x.size) for i, x in enumerate(operands) if x.hbm)
             return sum(reads) + sum(self._written(fused, fused.root, this.buffers))
-        written = this.hbm
-        if opcode.endswith("-start"):
-            opcode = opcode.removesuffix("-start")
-            # The result is (result, operand, context) for a copy, ((operands), result, context) for others.
-            result = this.buffers[0 if opcode == "copy" else len(operands)]
-            this, written = this._replace(buffers=(result,)), result.size * result.in_hbm
+        this, opcode = this._replace(buffers=this.results), opcode.removesuffix("-start")
         if opcode in _UPDATES:
             update = operands[_UPDATES[opcode]]
             return update.hbm + update.size * (this.hbm > 0)
         if opcode in _SLICES:
-            return min(this.size, operands[0].hbm) + written
-        return written + sum(operand.hbm for operand in operands)
+            return min(this.size, operands[0].hbm) + this.hbm
+        return this.hbm + sum(operand.hbm for operand in operands)
 
     def _read(self, fused: Computation, name: str, whole: int) -> int:
         """Bytes that a fusion reads of an operand of `whole` bytes: all, or the slices that are used."""

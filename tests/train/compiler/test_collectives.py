@@ -99,6 +99,25 @@ def test_a_collective_that_runs_beside_other_work_moves_its_bytes_once():
     assert hbm_bytes(PROGRAM) == ring + last + halo + scattered + gather + negated
 
 
+def test_several_arrays_in_one_exchange_that_starts_and_ends():
+    """As the compiler of GPUs combines them: all-reduces give their results alone, all-gathers their operands too."""
+    program = """ENTRY %main (x: f32[4], y: f32[8]) -> (f32[4], f32[32]) {
+  %x = f32[4]{0} parameter(0)
+  %y = f32[8]{0} parameter(1)
+  %begun = (f32[4]{0}, f32[8]{0}) all-reduce-start(%x, %y), to_apply=%add
+  %sums = (f32[4]{0}, f32[8]{0}) all-reduce-done(%begun)
+  %sum = f32[4]{0} get-tuple-element(%sums), index=0
+  %sent = ((f32[4]{0}, f32[8]{0}), (f32[16]{0}, f32[32]{0})) all-gather-start(%x, %y), dimensions={0}
+  %gathered = (f32[16]{0}, f32[32]{0}) all-gather-done(%sent)
+  %whole = f32[32]{0} get-tuple-element(%gathered), index=1
+  ROOT %t = (f32[4]{0}, f32[32]{0}) tuple(%sum, %whole)
+}
+"""
+    parts, wholes = 4 * (4 + 8), 4 * (16 + 32)
+    assert collectives(program) == {"all-reduce": (1, 2 * parts), "all-gather": (1, wholes - parts)}
+    assert hbm_bytes(program) == 2 * parts + parts + wholes
+
+
 def test_bytes_received_are_those_of_the_other_devices():
     mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
     x = jax.ShapeDtypeStruct((64, 8), jnp.float32, sharding=NamedSharding(mesh, P("x")))
