@@ -30,8 +30,10 @@ def parse(kind: type[Config], argv: Sequence[str], *, command: str, default: Con
     import tyro
 
     # Opened as files, these would be folders on the machine's own disk, and a run would be lost with the machine.
-    for word in argv:
-        if found := re.search(r"^(?:--[\w-]+=)?((gs|s3|az|abfss?|hdfs)://.*)", word):
+    # A prompt is text.
+    for flag, word in itertools.pairwise(["", *argv]):
+        found = re.search(r"^(?:--(?!prompt=)[\w-]+=)?((gs|s3|az|abfss?|hdfs)://.*)", word)
+        if found and flag != "--prompt":
             raise UserError(f"{found[1]} is not a local path; mount the bucket and give its folder.")
     options: dict[str, Any] = {"prog": f"{program()} {command}", "config": (tyro.conf.OmitArgPrefixes,)}
     if default is not None:

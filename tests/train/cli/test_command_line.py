@@ -108,6 +108,11 @@ def test_addresses_of_buckets_are_no_folders(cli, tmp_path, monkeypatch, words):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("words", [["--prompt", "s3://bucket"], ["--prompt=s3://bucket"]])
+def test_a_prompt_may_be_any_text(words):
+    assert parse(words).evaluation.prompt == "s3://bucket"
+
+
 def test_a_tree_without_sizes_is_answered_with_sizes_that_fit(cli):
     for words, suggested in ((["charlm"], "16x8"), (["finetune", "--max-length", 64], "8x8")):
         code, _, err = cli(*words, "--attention", "tree")
