@@ -19,6 +19,8 @@ def check_axis(axis_name: str | None, **refused: Any) -> None:
     if axis_name is None:
         return
     try:
+        if not isinstance(axis_name, str):
+            raise NameError
         lax.axis_size(axis_name)
     except NameError as error:
         raise ValueError(

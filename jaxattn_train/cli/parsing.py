@@ -32,9 +32,9 @@ def parse(kind: type[Config], argv: Sequence[str], *, command: str, default: Con
     # Opened as files, these would be folders on the machine's own disk, and a run would be lost with the machine.
     # A prompt is text.
     for flag, word in itertools.pairwise(["", *argv]):
-        found = re.search(r"^(?:--(?!prompt=)[\w-]+=)?((gs|s3|az|abfss?|hdfs)://.*)", word)
+        found = re.search(r"^(?:--(?!prompt=)[\w-]+=)?([a-z][a-z0-9+.-]*://.*)", word)
         if found and flag != "--prompt":
-            raise UserError(f"{found[1]} is not a local path; mount the bucket and give its folder.")
+            raise UserError(f"{found[1]} is not a local path; download it, or mount it and give its folder.")
     options: dict[str, Any] = {"prog": f"{program()} {command}", "config": (tyro.conf.OmitArgPrefixes,)}
     if default is not None:
         options["default"] = default

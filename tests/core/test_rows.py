@@ -12,8 +12,9 @@ from jax.sharding import PartitionSpec as P
 
 import jaxattn
 from jaxattn.core.call import check_call
-from jaxattn.core.pallas.rows import batch_over, own_rows
+from jaxattn.core.pallas.rows import batch_over, on_rows, own_rows
 from jaxattn.softmax.attention import choose_implementation
+from jaxattn.softmax.options import with_options
 
 FEATURES = jaxattn.FeatureMap.create(jax.random.key(0), 8, 16)
 TREE = jaxattn.Tree.uniform(16, 8)
@@ -71,10 +72,22 @@ def test_rows_of_concrete_arrays(attend, monkeypatch):
     np.testing.assert_allclose(found, attend(x, key_bias, FEATURES), rtol=1e-5, atol=1e-5)
 
 
+def test_sinks_are_of_heads_and_not_of_rows():
+    """Also where there are as many."""
+    mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,), devices=jax.devices()[:2])
+    x = jax.device_put(jax.random.normal(jax.random.key(1), (2, 3, 2, 4)), NamedSharding(mesh, P("data")))
+    call = with_options(check_call(x, x, x), sinks=jnp.array([1.0, 2.0]))
+    with batch_over(("data",)):
+        rows = own_rows(call)
+    assert rows is not None
+    found = on_rows(rows, lambda call: call.query * call.sinks[..., None], call)
+    np.testing.assert_allclose(found[..., 0, :], x * jnp.array([1.0, 2.0])[:, None])
+
+
 def test_fused_kernels_are_chosen_where_nothing_but_rows_is_cut():
-    def chosen(sizes, axes, batch=4):
+    def chosen(sizes, axes, batch=4, kind=AxisType.Auto):
         names = ("data", "fsdp", "tensor")
-        mesh = jax.sharding.AbstractMesh(sizes, names, (AxisType.Auto,) * 3)
+        mesh = jax.sharding.AbstractMesh(sizes, names, (kind,) * 3)
         x = jax.ShapeDtypeStruct((batch, 128, 2, 128), jnp.bfloat16)
         with jax.sharding.use_abstract_mesh(mesh), batch_over(axes):
             return jax.eval_shape(lambda x: _choice(x), x).shape == (1,)
@@ -89,3 +102,4 @@ def test_fused_kernels_are_chosen_where_nothing_but_rows_is_cut():
     assert not chosen((2, 2, 1), ())
     assert not chosen((2, 1, 2), ("data", "fsdp")), "heads are cut too"
     assert not chosen((2, 4, 1), ("data", "fsdp")), "4 rows on 8 devices"
+    assert not chosen((2, 2, 1), ("data", "fsdp"), kind=AxisType.Explicit), "types say how arrays are cut"

@@ -179,13 +179,18 @@ def in_parts(kernel, devices=2, **options):
     "call, message",
     [
         (lambda x: softmax(x, x, x, None, None, axis_name="sequence"), "axis_name must be an axis"),
+        (lambda x: softmax(x, x, x, None, None, axis_name=3), "axis_name must be an axis .* got 3"),
+        (
+            lambda x: softmax(x, x, x, None, None, axis_name=("x",)),
+            r"axis_name must be an axis .* got \('x',\)",
+        ),
         (sharded(lambda x: halo(x, "sequence", 9, axis=1), 8), "at least 9 tokens"),
         (in_parts(softmax, query_offset=3), "query_offset cannot be used with axis_name"),
         (in_parts(softmax, mask=jnp.ones((1, 2, 24, 24), bool)), "the same for all queries"),
         (in_parts(linear, implementation="pallas"), "takes no axis_name"),
         (in_parts(families_of_seven, devices=8), "whole on every device"),
     ],
-    ids=["no axis", "halo", "offset", "mask", "pallas", "tree"],
+    ids=["no axis", "a number", "a tuple", "halo", "offset", "mask", "pallas", "tree"],
 )
 def test_what_cannot_be_cut_raises(call, message):
     with pytest.raises(ValueError, match=message):

@@ -100,11 +100,11 @@ def test_own_files_name_the_run_folder():
     assert parse(["--text-file", "novel.txt"]).out() == "runs/charlm-novel"
 
 
-@pytest.mark.parametrize("words", [("--out", "gs://bucket/run"), ("--out=s3://bucket/run",)])
+@pytest.mark.parametrize("words", [("--out", "gs://bucket/run"), ("--out=s3a://bucket/run",)])
 def test_addresses_of_buckets_are_no_folders(cli, tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
     code, _, error = cli("charlm", *words)
-    assert code == 2 and "://bucket/run is not a local path; mount the bucket" in error
+    assert code == 2 and "://bucket/run is not a local path; download it, or mount it" in error
     assert not list(tmp_path.iterdir())
 
 
