@@ -9,7 +9,7 @@ from jaxattn.core.call import Call, check_call
 from jaxattn.core.checks import check_flag
 from jaxattn.core.explicit import automatic_axes, but_width
 from jaxattn.core.pallas.choice import check_implementation
-from jaxattn.core.pallas.rows import on_rows
+from jaxattn.core.pallas.parts import on_parts
 from jaxattn.core.platform import by_platform
 from jaxattn.core.sequence import check_axis
 from jaxattn.linear.decay import attend_decayed, check_decay
@@ -74,7 +74,7 @@ def linear_attention(
             once forward; they take neither segment_ids without is_causal, nor log_decay and normalize=False, nor
             float64. Second derivatives are then those of "xla", and raise inside a `jax.lax.scan`. No compiler can
             partition the kernels: by name in programs of several devices, wrap the call in `jax.shard_map` with
-            check_vma=False. None takes them where a TPU is known to do all, or all of its rows, and they can, else
+            check_vma=False. None takes them where a TPU is known to do all, or all of its part, and they can, else
             "xla".
             "mosaic_gpu" is a kernel for NVIDIA Hopper, causal and bfloat16 only, without segment_ids; it is
             experimental, as it was compiled and interpreted but never run on a GPU, and only taken by name.
@@ -170,8 +170,8 @@ def attend_tiled(how: How, parameters: Parameters, call: Call) -> Float[Array, "
     else:
         from jaxattn.linear.mosaic_gpu.attention import KERNELS
 
-    def attend(call: Call, parameters: Parameters) -> Array:
+    def attend(call: Call, *parameters: Array) -> Array:
         fused = partial(attend_fused, FusedHow(KERNELS, features, tiling.chunk), parameters)
         return fused(call) if call.segment_ids is None else in_order_of_segments(call, fused)
 
-    return on_rows(tiling.rows, attend, call, parameters)
+    return on_parts(tiling.parts, attend, call, parameters, features.by_head)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxattn.core.call import Call, accumulation_dtype
 from jaxattn.core.checks import is_known
 from jaxattn.core.pallas.choice import LANES, takes_pallas
-from jaxattn.core.pallas.rows import Rows, own_rows
+from jaxattn.core.pallas.parts import Parts, own_part
 from jaxattn.linear.plan import FeatureFunctions, Tiling, choose_tiling
 
 # "mosaic_gpu" is only taken by name.
@@ -22,11 +22,11 @@ _GPU_WIDEST = 256
 
 
 class Fused(NamedTuple):
-    """The choice of fused kernels: tokens a chunk, which they are, and how rows are cut among devices."""
+    """The choice of fused kernels: tokens a chunk, which they are, and how a call is cut among devices."""
 
     chunk: int
     name: str = "pallas"
-    rows: Rows | None = None
+    parts: Parts | None = None
 
 
 def refusals(
@@ -90,7 +90,7 @@ def choose_implementation(
 ) -> Tiling | Fused:
     """How a platform does a call that `pallas_cannot` gives this reason about."""
     if implementation == "mosaic_gpu":
-        return Fused(_GPU_CHUNK, implementation, own_rows(call))
+        return Fused(_GPU_CHUNK, implementation, own_part(call))
     if takes_pallas(call, reason, implementation, platform):
-        return Fused(chunk_size or _CHUNK, rows=own_rows(call))
+        return Fused(chunk_size or _CHUNK, parts=own_part(call))
     return choose_tiling(chunk_size, call, platform)

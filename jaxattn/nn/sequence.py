@@ -10,8 +10,8 @@ from jaxtyping import Array
 
 from jaxattn.core.inputs import AttentionInputs
 from jaxattn.core.mechanism import MechanismModule
-from jaxattn.core.pallas.rows import batch_over
-from jaxattn.nn.sharding import axes_of_rule, sequence_axis
+from jaxattn.core.pallas.parts import cut_over
+from jaxattn.nn.sharding import axes_of_rules, sequence_axis
 
 
 def attend(
@@ -26,7 +26,7 @@ def attend(
     """
     found = None if given.query_inputs is not None else sequence_axis(query)
     if found is None:
-        with batch_over(axes_of_rule(query, "batch")):
+        with cut_over(*axes_of_rules(query, "batch", "kv_heads")):
             return mechanism(query, key, value, given)
     mesh, axis = found
     length, devices = query.shape[1], mesh.shape[axis]

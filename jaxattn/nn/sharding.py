@@ -149,19 +149,18 @@ def gather_parameters(tree: Any, names: Any) -> Any:
 
 def sequence_axis(x: Array) -> tuple[AbstractMesh, str] | None:
     """The mesh, and its axis over which the rules cut the tokens of activations; None where they are whole."""
-    mesh, axes = _automatic_mesh(x), axes_of_rule(x, "sequence")
+    mesh, (axes,) = _automatic_mesh(x), axes_of_rules(x, "sequence")
     if len(axes) > 1:
         raise ValueError(f"the rule of 'sequence' must name one axis of the mesh; got {axes}.")
     return (mesh, axes[0]) if mesh is not None and axes else None
 
 
-def axes_of_rule(x: Array, name: str) -> tuple[str, ...]:
-    """The axes of the mesh over which the rules cut a logical axis of activations, if it divides."""
+def axes_of_rules(x: Array, *names: str) -> tuple[tuple[str, ...], ...]:
+    """The axes of the mesh over which the rules cut each of these logical axes of an activation, if they divide."""
     mesh, rules = _automatic_mesh(x), get_logical_axis_rules()
     if mesh is None or not rules:
-        return ()
-    (axes,) = partition_spec((name,), (math.prod(mesh.axis_sizes),), mesh, rules)
-    return (axes,) if isinstance(axes, str) else axes or ()
+        return ((),) * len(names)
+    return tuple(map(_axes, partition_spec(names, (mesh.size,) * len(names), mesh, rules)))
 
 
 def _automatic_mesh(tree: Any) -> AbstractMesh | None:

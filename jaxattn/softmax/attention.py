@@ -11,7 +11,7 @@ from jaxattn.core.checks import check_choice, is_known
 from jaxattn.core.explicit import automatic_axes, but_width
 from jaxattn.core.padding import fold_key_mask, fold_lengths, query_is_valid, zero_padded_rows, zero_padding
 from jaxattn.core.pallas.choice import has_devices_of_its_own
-from jaxattn.core.pallas.rows import Rows, on_rows, own_rows
+from jaxattn.core.pallas.parts import Parts, on_parts, own_part
 from jaxattn.core.platform import by_platform
 from jaxattn.core.sequence import check_axis, gather
 from jaxattn.softmax.blockwise import blockwise_attention
@@ -201,8 +201,10 @@ def _without_keys(call: Call) -> Result:
 
 def _attend(call: Call, implementation: str | None) -> Result:
     if implementation is None:
-        rows = own_rows(call)
-        return by_platform(lambda platform: (choose_implementation(call, platform), rows), _attend_with, call)
+        parts = own_part(call)
+        return by_platform(
+            lambda platform: (choose_implementation(call, platform), parts), _attend_with, call
+        )
     lengths = call.query.shape[1], call.key.shape[1]
     if implementation != "xla" and not is_known(*lengths):
         raise ValueError(
@@ -212,16 +214,16 @@ def _attend(call: Call, implementation: str | None) -> Result:
     cannot = {"cudnn": cudnn_cannot, "splash": splash_cannot}.get(implementation)
     if cannot and (reason := cannot(call)):
         raise ValueError(f"implementation={implementation!r} {reason}")
-    return _attend_with((implementation, own_rows(call)), call)
+    return _attend_with((implementation, own_part(call)), call)
 
 
-def _attend_with(how: tuple[str, Rows | None], call: Call) -> Result:
-    (implementation, rows), call = how, zero_padding(call)
+def _attend_with(how: tuple[str, Parts | None], call: Call) -> Result:
+    (implementation, parts), call = how, zero_padding(call)
     log_total = None
     if implementation == "cudnn":
         out = cudnn_attention(call)
     elif implementation == "splash":
-        out = on_rows(rows, splash_attention, call)
+        out = on_parts(parts, splash_attention, call)
     else:
         backend = {"xla": xla_attention, "blockwise": blockwise_attention}[implementation]
         out, log_total = backend(fold_lengths(call))
@@ -268,7 +270,7 @@ def choose_implementation(call: Call, platform: str) -> str:
     """The implementation that None stands for on a platform.
 
     NVIDIA GPU: "cudnn" where it is installed and its limits allow. TPU: "splash" likewise, from T·S = 128² on, where
-    a device is known to do all or all of its own rows (`has_devices_of_its_own`). Otherwise "blockwise"
+    a device is known to do all or all of its own part (`has_devices_of_its_own`). Otherwise "blockwise"
     where it is faster than "xla" (CPU: from T·S = 128² on, by a quarter there and four times at 2048²; measured) or
     where the scores would not reasonably fit (elsewhere: above 1 GiB; not measured), else "xla", which
     is all there is for lengths that `jax.export` has symbols for.

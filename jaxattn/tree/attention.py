@@ -9,7 +9,7 @@ from jaxattn.core.call import Call, accumulation_dtype, check_call
 from jaxattn.core.checks import check_flag
 from jaxattn.core.explicit import automatic_axes, but_width, query_axes
 from jaxattn.core.pallas.choice import check_implementation, takes_pallas
-from jaxattn.core.pallas.rows import on_rows, own_rows
+from jaxattn.core.pallas.parts import on_parts, own_part
 from jaxattn.core.platform import by_platform
 from jaxattn.tree.arguments import (
     Plan,
@@ -81,7 +81,7 @@ def hierarchical_attention(
             take trees of `Tree.uniform` whose families have powers of two, up to 1,024 tokens at least, and neither
             sibling_bias nor float64. Second derivatives are then those of "xla". No compiler can partition the
             kernels: by name in programs of several devices, wrap the call in `jax.shard_map` with check_vma=False.
-            None takes them where a TPU is known to do all, or all of its rows, and they can, else "xla".
+            None takes them where a TPU is known to do all, or all of its part, and they can, else "xla".
         axis_name: an axis of a mesh over which `jax.shard_map` cuts the tokens, all devices having as many, which are
             whole subtrees of a uniform tree. Devices gather what is above the subtrees, and no tokens.
 
@@ -217,7 +217,7 @@ def _attend(
 
     def choose(platform: str) -> Plan | Fused:
         if takes_pallas(call, reason, implementation, platform):
-            return Fused(cut_tiles(tree.branching), include_self, own_rows(call))
+            return Fused(cut_tiles(tree.branching), include_self, own_part(call))
         function = attend_causal if call.is_causal else attend
         return choose_plan(function, tree, include_self, platform, axis_name)
 
@@ -231,4 +231,4 @@ def attend_chosen(how: Plan | Fused, tree: Tree, call: Call, biases: Biases) -> 
         return attend_planned(how, tree, call, biases)
     from jaxattn.tree.pallas.attention import attend_fused
 
-    return on_rows(how.rows, partial(attend_fused, how), call)
+    return jnp.moveaxis(on_parts(how.parts, partial(attend_fused, how), call), 1, 2)

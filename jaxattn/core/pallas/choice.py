@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from jaxattn.core.call import Call
 from jaxattn.core.checks import check_choice
 from jaxattn.core.mesh import is_alone
-from jaxattn.core.pallas.rows import own_rows
+from jaxattn.core.pallas.parts import own_part
 
 # Lanes of a register of a TPU: tokens are cut at multiples of it.
 LANES = 128
@@ -23,7 +23,7 @@ def takes_pallas(call: Call, reason: str | None, implementation: str | None, pla
     """Whether a platform does a call in fused kernels that there is this reason against, None for none.
 
     None is "pallas" where it can on a TPU from 128 queries on, in programs where a device is known to do all
-    (`is_alone`) or all of its own rows of the batch (`own_rows`); else "xla".
+    (`is_alone`) or all of its own rows and heads (`own_part`); else "xla".
     """
     if implementation is not None or platform != "tpu":
         return implementation == "pallas"
@@ -31,5 +31,5 @@ def takes_pallas(call: Call, reason: str | None, implementation: str | None, pla
 
 
 def has_devices_of_its_own(call: Call) -> bool:
-    """Whether a device is known to do the whole call, or all of its own rows: no compiler partitions the kernel."""
-    return is_alone(call.query) or own_rows(call) is not None
+    """Whether a device is known to do the whole call, or all of its own part: no compiler partitions the kernel."""
+    return is_alone(call.query) or own_part(call) is not None

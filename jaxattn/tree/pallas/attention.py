@@ -21,8 +21,8 @@ from jaxattn.tree.tree import Tree
 
 @partial(jax.jit, static_argnums=0)
 def attend_fused(how: Fused, call: Call) -> Array:
-    """(B, K, T, G, V), of a call in the form of `Call.with_own_sums`."""
-    return jnp.moveaxis(_attend(how, call), 1, 2)
+    """(B, T, K, G, V), of a call in the form of `Call.with_own_sums`."""
+    return _attend(how, call)
 
 
 def _kernels(how: Fused, call: Call) -> Kernels:

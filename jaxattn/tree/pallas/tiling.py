@@ -5,7 +5,7 @@ import operator
 from typing import NamedTuple
 
 from jaxattn.core.pallas.choice import LANES
-from jaxattn.core.pallas.rows import Rows
+from jaxattn.core.pallas.parts import Parts
 
 # Tokens a tile: their scores stay in VMEM.
 TILE = 1024
@@ -58,11 +58,11 @@ class Tiling(NamedTuple):
 
 
 class Fused(NamedTuple):
-    """The choice of the fused kernels, what is static about them, and how rows are cut among devices."""
+    """The choice of the fused kernels, what is static about them, and how it is cut among devices."""
 
     tiling: Tiling
     include_self: bool
-    rows: Rows | None = None
+    parts: Parts | None = None
 
 
 def cut_tiles(branching: tuple[int, ...], most: int = TILE) -> Tiling:
