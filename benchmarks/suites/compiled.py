@@ -98,7 +98,9 @@ def _measure(target: str, case: Case) -> dict[str, Any]:
             jax.eval_shape(function, *arguments)
         except ValueError as error:  # what a mechanism or an implementation refuses, such as to look ahead
             return {"status": "refused", "message": str(error)}
-        return {"status": "ok"} | measure_compiled(target, function, arguments)
+        # A state gives way to the next one, as in a loop that generates.
+        donated = (0,) if case.direction == "decode" else ()
+        return {"status": "ok"} | measure_compiled(target, function, arguments, donated)
     except Exception as error:
         return failure(error)
 
@@ -181,7 +183,7 @@ def _block(case: Case) -> Program:
     if not decodes:
         return lambda learned, x: nnx.merge(graph, learned, *rest)(x, is_causal=case.causal), (learned, x)
     state = jax.eval_shape(lambda: block.init_state(case.batch, case.length, x.dtype))
-    return lambda learned, state, x: nnx.merge(graph, learned, *rest).step(state, x), (learned, state, x)
+    return lambda state, learned, x: nnx.merge(graph, learned, *rest).step(state, x), (state, learned, x)
 
 
 def _linear(case: Case) -> Program:
@@ -199,14 +201,14 @@ def _linear(case: Case) -> Program:
 
 
 def _decode(case: Case) -> Program:
-    """One new token beside a state that has room for `case.length`."""
+    """One new token beside a state, the first argument, that has room for `case.length`."""
     graph, variables = nnx.split(ours.module(case))
 
     def init(variables: Any) -> Any:
         return nnx.merge(graph, variables).init_state(case.batch, case.length, jnp.dtype(case.dtype))
 
-    def step(variables: Any, state: Any, query: Any, key: Any, value: Any) -> Any:
+    def step(state: Any, variables: Any, query: Any, key: Any, value: Any) -> Any:
         return nnx.merge(graph, variables).step(state, query, key, value, AttentionInputs())
 
     token = inputs(dataclasses.replace(case, length=1))
-    return step, (variables, jax.eval_shape(init, variables), *token)
+    return step, (jax.eval_shape(init, variables), variables, *token)

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -10,11 +11,10 @@ from jaxattn.tree.tree import Tree
 
 
 class Token(NamedTuple):
-    """query (K, G, H), key (K, H), value (K, V) and log_weight (K,), the log of the weight as a key."""
+    """query (K, G, H), mean (K, H + V), its key and value, and log_weight (K,), the log of the weight as a key."""
 
     query: Array
-    key: Array
-    value: Array
+    mean: Array
     log_weight: Array
 
 
@@ -35,36 +35,34 @@ def step_token(
     Returns:
         (new levels, output (K, G, V)); a token that is not in the tree leaves the levels as they are.
     """
-    *tables, parent = levels
+    means, log_weights, parent = levels
+    width = token.query.shape[-1]
     slots, parents = _path(tree, position)
     in_tree = slots[0] >= 0
-    node = token.key, token.value, jnp.where(in_tree, token.log_weight, -jnp.inf)
-    logits, values, updated = [], [], []
+    mean, log_weight = token.mean, jnp.where(in_tree, token.log_weight, -jnp.inf)
+    found, updated = [], []
     for level, (slot, bias) in enumerate(zip(slots, biases, strict=True)):
         index = jnp.arange(tree.branching[level])
-        keys, mean_values, log_weights = (table[level] for table in tables)
-        # Children of another node are left over from before, and the open child also contains the new token.
-        log_weights = jnp.where(parents[level] == parent[level], log_weights, -jnp.inf)
         is_open = index == slot
-        keys = jnp.where(is_open[:, None], node[0][:, None], keys)
-        mean_values = jnp.where(is_open[:, None], node[1][:, None], mean_values)
-        log_weights = jnp.where(is_open, node[2][:, None], log_weights)
-        score = scale * jnp.einsum("kgh,kbh->kgb", token.query, keys)
+        # Children of another node are left over from before, and the open child also contains the new token.
+        weights = jnp.where(parents[level] == parent[level], log_weights[level], -jnp.inf)
+        weights = jnp.where(is_open, log_weight[:, None], weights)
+        children = jnp.where(is_open[:, None], mean[:, None], means[level])
+        score = scale * jnp.einsum("kgh,kbh->kgb", token.query, children[..., :width])
         if bias is not None:
             score += jnp.take(bias, jnp.maximum(slot, 0), axis=1)
         seen = index <= slot if level == 0 and include_self else index < slot
-        logits.append(jnp.where(seen, score + log_weights[:, None, :], -jnp.inf))
-        values.append(mean_values)
-        updated.append((keys, mean_values, log_weights))
-        log_total, mean_key, mean_value = pool(log_weights, keys, mean_values)
-        node = mean_key, mean_value, log_total
-    _, powers, total = log_sum(jnp.concatenate(logits, axis=-1))
-    out = divide(jnp.einsum("kgb,kbv->kgv", powers, jnp.concatenate(values, axis=1)), total[..., None])
-    tables = [
-        tuple(jnp.where(in_tree, after, before) for after, before in zip(new, old, strict=True))
-        for new, old in zip(zip(*updated, strict=True), tables, strict=True)
-    ]
-    return (*tables, jnp.where(in_tree, jnp.stack(parents), parent)), out
+        logits = jnp.where(seen, score + weights[:, None, :], -jnp.inf)
+        # The node above and what the queries read, in one product, so that the children are read once.
+        totals, powers, sums = log_sum(jnp.concatenate([weights[:, None], logits], axis=1))
+        read = jnp.einsum("krb,kbd->krd", divide(powers, sums[..., None]), children)
+        log_weight, mean = totals[:, 0], read[:, 0]
+        found.append((totals[:, 1:], read[:, 1:, width:]))
+        updated.append((children, weights))
+    log_totals, values = zip(*found, strict=True)
+    _, out = pool(jnp.stack(log_totals, axis=-1), jnp.stack(values, axis=-2))
+    new = (*zip(*updated, strict=True), jnp.stack(parents))
+    return jax.tree.map(lambda after, before: jnp.where(in_tree, after, before), new, tuple(levels)), out
 
 
 def _path(tree: Tree, token: Array) -> tuple[list[Array], list[Array]]:

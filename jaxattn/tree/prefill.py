@@ -70,8 +70,8 @@ def step_tokens(
     Returns:
         (new levels, outputs (T, K, G, V)).
     """
-    *tables, _ = levels
-    query, *nodes = (jnp.moveaxis(x, 0, 1) for x in tokens)
+    means, log_weights, _ = levels
+    query, mean, log_weight = (jnp.moveaxis(x, 0, 1) for x in tokens)
     length = query.shape[1]
     last = position + count - 1
     scored: list[Scored] = []
@@ -80,36 +80,19 @@ def step_tokens(
     for level, (size, bias) in enumerate(zip(tree.branching, biases, strict=True)):
         span = below * size
         first = position // below  # the first node of the level that the tokens touch
-        group = Shifted(nodes[0].shape[1], ((length - 2 + 2 * span) // span, size), first % size)
-        *before, log_before = (table[level] for table in tables)
-        log_before = jnp.where(jnp.arange(size) < group.offset, log_before, -jnp.inf)
-        key, value, log_weight = (
-            group.follow(x, old.astype(x.dtype)) for x, old in zip(nodes, (*before, log_before), strict=True)
-        )
+        group = Shifted(mean.shape[1], ((length - 2 + 2 * span) // span, size), first % size)
+        log_before = jnp.where(jnp.arange(size) < group.offset, log_weights[level], -jnp.inf)
+        mean = group.follow(mean, means[level].astype(mean.dtype))
+        log_weight = group.follow(log_weight, log_before.astype(log_weight.dtype))
         # Behind the new nodes there are none.
         after = jnp.arange(group.shape[0] * size).reshape(group.shape) >= group.offset + group.size
         log_weight = jnp.where(after, -jnp.inf, log_weight)
-        scored.append(
-            _score(
-                query,
-                key,
-                value,
-                log_weight,
-                group,
-                position,
-                below,
-                bias,
-                scale,
-                level == 0 and include_self,
-            )
-        )
+        own = level == 0 and include_self
+        scored.append(_score(query, mean, log_weight, group, position, below, bias, scale, own))
         current = last // span - position // span
-        opened.append(
-            [lax.dynamic_index_in_dim(x, current, 1, keepdims=False) for x in (key, value, log_weight)]
-        )
+        opened.append([lax.dynamic_index_in_dim(x, current, 1, keepdims=False) for x in (mean, log_weight)])
         parents.append(last // span)
-        log_weight, key, value = pool(log_weight, key, value)
-        nodes = [key, value, log_weight]
+        log_weight, mean = pool(log_weight, mean)
         below = span
     new = (*zip(*opened, strict=True), jnp.stack(parents))
     # Without a token nothing changes.
@@ -119,8 +102,7 @@ def step_tokens(
 
 def _score(
     query: Array,
-    key: Array,
-    value: Array,
+    mean: Array,
     log_weight: Array,
     group: Shifted,
     position: Array,
@@ -142,9 +124,7 @@ def _score(
     else:
         # They are below two parents at most, and score the children of both.
         tokens = Shifted(length, (1, length), 0)
-        key, value, log_weight = (
-            x.reshape(x.shape[0], 1, -1, *x.shape[3:]) for x in (key, value, log_weight)
-        )
+        mean, log_weight = (x.reshape(x.shape[0], 1, -1, *x.shape[3:]) for x in (mean, log_weight))
         slots = ((position + jnp.arange(length)) // below - position // span * size)[None, :, None, None]
         index = jnp.arange(groups * size)
         rows = slots.reshape(-1) % size
@@ -152,5 +132,6 @@ def _score(
     if bias is not None:
         bias = jnp.take(bias, rows, axis=1)[:, None]  # (K, 1, R, G, b)
         bias = jnp.tile(bias, index.size // size)
-    logits = scores(tokens.split(query), key, scale, bias) + log_weight[:, :, None, None, :]
-    return tokens, jnp.where(earlier, logits, -jnp.inf), value
+    width = query.shape[-1]
+    logits = scores(tokens.split(query), mean[..., :width], scale, bias) + log_weight[:, :, None, None, :]
+    return tokens, jnp.where(earlier, logits, -jnp.inf), mean[..., width:]

@@ -25,13 +25,12 @@ from jaxattn.tree.tree import Tree
 class HierarchicalState(NamedTuple):
     """What later tokens need: at every level, the children so far of the node that is being filled.
 
-    A level has mean keys (B, heads, b, H), mean values (B, heads, b, V) and log weights (B, heads, b), −inf at
-    children to come. parent (B, L) is the node that is being filled, −1 before the first; length (B,) counts the
-    tokens.
+    A level has mean keys and values (B, heads, b, H + V), side by side since TPUs pad narrow rows, and log weights
+    (B, heads, b), −inf at children to come. parent (B, L) is the node that is being filled, −1 before the first;
+    length (B,) counts the tokens.
     """
 
-    key: tuple[Float[Array, "B heads _ H"], ...]
-    value: tuple[Float[Array, "B heads _ V"], ...]
+    mean: tuple[Float[Array, "B heads _ HV"], ...]
     log_weight: tuple[Float[Array, "B heads _"], ...]
     parent: Int[Array, "B L"]
     length: Int[Array, " B"]
@@ -68,8 +67,8 @@ def hierarchical_attention_init_state(
     Examples:
         >>> from jaxattn import Tree
         >>> state = hierarchical_attention_init_state(1, 2, 8, Tree.uniform(4096, 16))
-        >>> [key.shape for key in state.key]
-        [(1, 2, 16, 8), (1, 2, 16, 8), (1, 2, 16, 8)]
+        >>> [mean.shape for mean in state.mean]
+        [(1, 2, 16, 16), (1, 2, 16, 16), (1, 2, 16, 16)]
     """
     value_dim = head_dim if value_dim is None else value_dim
     heads = check_sizes(
@@ -82,8 +81,7 @@ def hierarchical_attention_init_state(
         return tuple(jnp.zeros((batch, heads, size, *width), dtype) for size in tree.branching)
 
     return HierarchicalState(
-        key=zeros(head_dim),
-        value=zeros(value_dim),
+        mean=zeros(head_dim + value_dim),
         log_weight=tuple(x - jnp.inf for x in zeros()),
         parent=jnp.full((batch, tree.height), -1, jnp.int32),
         length=jnp.zeros((batch,), jnp.int32),
@@ -141,26 +139,25 @@ def hierarchical_attention_step(
     """
     call = fold_lengths(zero_padding(check_step(query, key, value, key_bias, scale, query_seq_lengths)))
     check_tree(tree, query.shape[0])
-    branching = tuple(x.shape[2] for x in state.key)
+    branching = tuple(x.shape[2] for x in state.mean)
     if branching != tree.branching:
         raise ValueError(f"state must be for a tree of branching {tree.branching}; got one of {branching}.")
-    call = with_heads_of_state(call, state.parent.shape[0], state.key[0].shape[1]).with_key_weights()
+    call = with_heads_of_state(call, state.parent.shape[0], state.mean[0].shape[1]).with_key_weights()
     biases = group_biases(sibling_bias, tree, call)
-    widths = state.key[0].shape[-1], state.value[0].shape[-1]
-    if widths != (key.shape[-1], value.shape[-1]):
-        raise ValueError(
-            f"key and value must have the state's widths (H, V) = {widths}; got {(key.shape[-1], value.shape[-1])}."
-        )
+    width, expected = state.mean[0].shape[-1], key.shape[-1] + value.shape[-1]
+    if width != expected:
+        raise ValueError(f"state must have means of width H + V = {expected}; got {width}.")
     tree = jax.tree.map(jnp.asarray, tree)
     dtype = call.key_bias.dtype
-    arrays = *(x.astype(dtype) for x in (call.query, call.key, call.value)), call.key_bias[..., 0]
+    mean = jnp.concatenate([call.key, call.value], axis=-1).astype(dtype)
+    tokens = Token(call.query.astype(dtype), mean, call.key_bias[..., 0])
     count = jnp.broadcast_to(num_new(call), state.length.shape)
     include_self = check_flag("include_self", include_self)
-    levels, out = _advance(tree, state, Token(*arrays), count, biases, call.scale, include_self)
+    levels, out = _advance(tree, state, tokens, count, biases, call.scale, include_self)
     length = state.length + count
     out = finish(call, out, length, tree.length)
-    means, values, log_weights, parent = levels
-    return HierarchicalState(means, values, log_weights, parent, length), out.astype(query.dtype)
+    means, log_weights, parent = levels
+    return HierarchicalState(means, log_weights, parent, length), out.astype(query.dtype)
 
 
 def _advance(

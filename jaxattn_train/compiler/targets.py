@@ -112,13 +112,16 @@ def named_target(name: str) -> Target:
     return dataclasses.replace(target, topology=name) if topology else target
 
 
-def measure_compiled(name: str, function: Callable[..., Any], arguments: Sequence[Any]) -> dict[str, Any]:
+def measure_compiled(
+    name: str, function: Callable[..., Any], arguments: Sequence[Any], donated: tuple[int, ...] = ()
+) -> dict[str, Any]:
     """Compiles a program for a target and counts.
 
     Args:
         name: of `TARGETS`.
         function: what to compile.
         arguments: what it is called with, arrays or their shapes.
+        donated: which of them results may take the place of.
 
     Returns:
         `bytes` read from and written to HBM, see `hbm_bytes`, None if the rounds of a loop depend on data, or if
@@ -136,7 +139,10 @@ def measure_compiled(name: str, function: Callable[..., Any], arguments: Sequenc
 
     shapes = jax.tree.map(placed, tuple(arguments))
     start = time.perf_counter()
-    traced = jax.jit(lambda *args: function(*args)).trace(*shapes)  # a new function: nothing is cached
+    fresh = jax.jit(
+        lambda *args: function(*args), donate_argnums=donated
+    )  # a new function: nothing is cached
+    traced = fresh.trace(*shapes)
     compiled = traced.lower(lowering_platforms=(target.platform,)).compile()
     seconds = time.perf_counter() - start
     plan: Any = compiled.memory_analysis()

@@ -77,7 +77,7 @@ def test_decoding_equals_the_whole(kind, heads):
         return state, jnp.moveaxis(out, 0, 1).reshape(1, -1, *out.shape[3:])
 
     start = hierarchical_attention_init_state(1, 1, WIDTH, tree, num_heads=heads)
-    assert sum(x.size for x in start.key) == heads * WIDTH * sum(tree.branching)
+    assert sum(x.size for x in start.mean) == heads * 2 * WIDTH * sum(tree.branching)
     state, out = decode(start, *arrays)
     np.testing.assert_allclose(out, whole, rtol=0, atol=1e-5)
     assert state.length.tolist() == [tree.length]
@@ -108,11 +108,11 @@ def test_tokens_at_once_are_tokens_one_by_one(branching, include_self):
     @jax.jit
     def clean(state):
         """Means of children that do not exist may be anything."""
-        there = [jnp.isfinite(x)[..., None] for x in state.log_weight]
-        key, value = (
-            [jnp.where(t, x, 0) for t, x in zip(there, xs, strict=True)] for xs in (state.key, state.value)
-        )
-        return [*key, *value, *state.log_weight, state.parent, state.length]
+        mean = [
+            jnp.where(jnp.isfinite(weight)[..., None], x, 0)
+            for weight, x in zip(state.log_weight, state.mean, strict=True)
+        ]
+        return state._replace(mean=mean)
 
     numbers = [np.asarray(x) for x in arrays]
     state, states, outs = hierarchical_attention_init_state(1, 1, WIDTH, tree, num_heads=2), [], []
