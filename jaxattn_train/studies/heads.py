@@ -126,13 +126,12 @@ def table(record: Mapping[str, Any]) -> str:
     scores["accuracy"] = "all labels right" if several else "accuracy"
     rows = [row | {"f1_at_half": row.get("at_half", {}).get("f1")} for row in record["rows"]]
     return markdown(
-        ["head", *scores.values(), "parameters trained", "seconds a step"],
+        ["head", *scores.values(), "parameters trained"],
         [
             [
                 f"`{row['variant']}`",
                 *(percent(row.get(name)) for name in scores),
                 f"{row['parameters']:,}",
-                f"{row['seconds_per_step']:.2f}",
             ]
             for row in rows
         ],
@@ -140,6 +139,6 @@ def table(record: Mapping[str, Any]) -> str:
         f"tokens), mean ± standard deviation of seeds {listed(record['seeds'])}, at the best checkpoint "
         f"by validation macro-F1 (mean over the seeds); the difference is to the first row, seed by seed. {encoder}"
         f"{frozen}, lr {optimizer['lr']:g}{head_lr}, batch {optimizer['batch_size']}, "
-        f"{' or '.join(map(str, steps))} steps; a step trains all seeds. {device['kind']}, jax "
+        f"{' or '.join(map(str, steps))} steps. {device['kind']}, jax "
         f"{record['versions']['jax']}, {record['date']}.",
     )
