@@ -1,14 +1,19 @@
 """What the decoding functions of all families share: sizes of a state, checks of a step, writing to a cache."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int
 
 from jaxattn.core.call import Call, check_call
 from jaxattn.core.checks import check_dtype, check_rank, unknown_or
+from jaxattn.core.mesh import mesh_of
 from jaxattn.core.padding import zero_padded_rows
+
+State = TypeVar("State")
 
 
 def check_sizes(*, num_kv_heads: int, num_heads: int | None, **sizes: int) -> int:
@@ -89,6 +94,40 @@ def write(cache: Array, new: Array, length: Int[Array, " B"], count: Int[Array, 
     index = jnp.where((index < jnp.reshape(count, (-1, 1))) & (position >= 0), position, cache.shape[1])
     put = jax.vmap(lambda cache, new, index: cache.at[index].set(new, mode="drop"))
     return put(cache, new.astype(cache.dtype), index)
+
+
+def step_on_parts(
+    step: Callable[..., tuple[State, Array]], axis_name: str, state: State, cut: State, **arrays: Any
+) -> tuple[State, Array]:
+    """A decoding step in a program that the compiler partitions: on every device for its part of the cache.
+
+    Args:
+        step: (state, axis_name=..., **arrays) -> (state, output).
+        axis_name: an axis of the mesh.
+        state: whole.
+        cut: the PartitionSpec of every array of the state.
+        arrays: of the new tokens, whole too.
+
+    Raises:
+        ValueError: the devices do not divide the cache.
+    """
+    mesh = mesh_of((state, arrays))
+    assert mesh is not None
+    devices = mesh.shape[axis_name]
+    for x, spec in zip(jax.tree.leaves(state), jax.tree.leaves(cut), strict=True):
+        if axis_name in spec and x.shape[1] % devices:
+            raise ValueError(
+                f"max_length must be a multiple of {devices}: the axis {axis_name!r} of the mesh cuts caches into as "
+                f"many parts; got {x.shape[1]}."
+            )
+    local = jax.shard_map(
+        lambda state, arrays: step(state, axis_name=axis_name, **arrays),
+        mesh=mesh,
+        in_specs=(cut, PartitionSpec()),
+        out_specs=(cut, PartitionSpec()),
+        axis_names={axis_name},
+    )
+    return local(state, arrays)
 
 
 def finish(call: Call, out: Array, length: Int[Array, " B"], max_length: int) -> Array:

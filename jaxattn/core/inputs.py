@@ -51,6 +51,8 @@ class AttentionInputs:
         tree: a `jaxattn.Tree` over the tokens, or a batch of them.
         is_causal: query i attends to keys j <= i.
         axis_name: the axis of a mesh over which `jax.shard_map` has cut the tokens of all arrays; None if it has not.
+        cache_axis: in a decoding step, the axis of the program's mesh over which a cache is cut by position where the
+            mechanism can; None for caches that are whole on every device.
     """
 
     inputs: Float[Array, "B S D"] | None = None
@@ -64,6 +66,7 @@ class AttentionInputs:
     tree: Any = None
     is_causal: bool = False
     axis_name: str | None = None
+    cache_axis: str | None = None
 
     def add_key_bias(self, key_bias: Array) -> "AttentionInputs":
         """The same with `key_bias` added: how a gate passes its bias to the mechanism that it gates."""

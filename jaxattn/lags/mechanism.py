@@ -6,6 +6,7 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxattn.core.decode import step_on_parts
 from jaxattn.core.inputs import AttentionInputs, LayerSizes
 from jaxattn.core.mechanism import Flops, Mechanism, MechanismModule
 from jaxattn.core.parameters import UndecayedParam, parameter
@@ -123,15 +124,18 @@ class CrossCorrelationModule(MechanismModule):
         self, state: Any, query: Array, key: Array, value: Array, given: AttentionInputs
     ) -> tuple[Any, Float[Array, "B T N V"]]:
         """Attends from the new tokens."""
-        return cross_correlation_attention_step(
-            state,
-            query,
-            key,
-            value,
-            self.lag_logits[...],
-            key_bias=given.key_bias,
-            query_seq_lengths=given.num_new_tokens(),
-        )
+        arrays: dict[str, Any] = {
+            "query": query,
+            "key": key,
+            "value": value,
+            "lag_logits": self.lag_logits[...],
+            "key_bias": given.key_bias,
+            "query_seq_lengths": given.num_new_tokens(),
+        }
+        if (axis := given.cache_axis) is None:
+            return cross_correlation_attention_step(state, **arrays)
+        cut = state.cut_by_position(axis)
+        return step_on_parts(cross_correlation_attention_step, axis, state, cut, **arrays)
 
 
 register_mechanism(

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn.core.call import repeat_heads
@@ -28,6 +29,11 @@ class CrossCorrelationState(NamedTuple):
     attention: DotProductAttentionState
     query: Float[Array, "B L N H"]
     key: Float[Array, "B L K H"]
+
+    def cut_by_position(self, axis_name: str) -> "CrossCorrelationState":
+        """A PartitionSpec for every array, as `cross_correlation_attention_step` takes them with `axis_name`."""
+        whole: Any = PartitionSpec()
+        return CrossCorrelationState(self.attention.cut_by_position(axis_name), whole, whole)
 
 
 def cross_correlation_attention_init_state(
@@ -97,6 +103,7 @@ def cross_correlation_attention_step(
     token_mask: Bool[Array, "B T"] | None = None,
     scale: float | None = None,
     query_seq_lengths: Int[Array, " B"] | None = None,
+    axis_name: str | None = None,
 ) -> tuple[CrossCorrelationState, Float[Array, "B T N V"]]:
     """Appends T new tokens and attends from them, causally; any split gives the causal whole.
 
@@ -110,6 +117,8 @@ def cross_correlation_attention_step(
         token_mask: True at real tokens among the new ones, (B, T).
         scale: factor on the scores, 1/sqrt(H) when None; the same in every step.
         query_seq_lengths: (B,) int, how many of the T tokens each sequence has; see `dot_product_attention_step`.
+        axis_name: an axis of a mesh that cuts the cache (`state.attention`) by position; see
+            `dot_product_attention_step`.
 
     Returns:
         (new state, output (B, T, N, V) in the query's dtype); NaN once more than `max_length` tokens came.
@@ -151,6 +160,7 @@ def cross_correlation_attention_step(
         key_bias=key_bias,
         scale=call.scale,
         query_seq_lengths=query_seq_lengths,
+        axis_name=axis_name,
     )
 
     def last(x: Array) -> Array:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.core.spmd import get_logical_axis_rules
 from jaxtyping import Array, Float, Int
 
 from jaxattn.core.arrays import ArrayLike
@@ -151,6 +152,7 @@ class _Static(NamedTuple):
     graph: Any
     max_length: int
     top_k: int | None
+    rules: Any  # that cut it among devices
 
 
 class _Options(NamedTuple):
@@ -225,7 +227,8 @@ def _request(
         None if end_token is None else jnp.asarray(end_token, jnp.int32),
     )
     graph, variables = nnx.split(model)
-    return _Static(graph, room, top_k), variables, (prompt, jnp.asarray(prompt_lengths, jnp.int32)), options
+    static = _Static(graph, room, top_k, tuple(map(tuple, get_logical_axis_rules())))
+    return static, variables, (prompt, jnp.asarray(prompt_lengths, jnp.int32)), options
 
 
 def _bucket(size: int) -> int:

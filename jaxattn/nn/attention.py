@@ -13,7 +13,7 @@ from jaxattn.core.parameters import UNDECAYED, Initializer, axis_names
 from jaxattn.nn.context import ProjectedContext
 from jaxattn.nn.layers import DEFAULT_INIT, check_sizes
 from jaxattn.nn.sequence import attend
-from jaxattn.nn.sharding import constrain
+from jaxattn.nn.sharding import constrain, sequence_axis
 from jaxattn.positions import Rotary
 from jaxattn.softmax.mechanism import Softmax
 from jaxattn.tree import Tree
@@ -251,17 +251,24 @@ class Attention(nnx.Module):
     ) -> tuple[dict[str, Any], Float[Array, "B T _"]]:
         """Attends causally from T new tokens to all so far: the same result as the whole pass with is_causal.
 
+        Over a mesh whose rules cut tokens among devices, every device has its part of the cache of softmax and lags,
+        by position. Other states are whole on every device; all but that of `normalization="prefix"` are small.
+
         Args:
             state: from `init_state` or an earlier step.
             x: the layer input at the new tokens.
             token_mask: True at real tokens, which come first in every row; the others leave no trace. None if all
                 are real.
+
+        Raises:
+            ValueError: the devices do not divide the cache.
         """
         x = _zero_padding(x, token_mask)
         start = state["position"]
         positions = start[:, None] + jnp.arange(x.shape[1])
         query, (key, value) = self._queries(x, positions), self._keys_and_values(x, positions)
-        given = AttentionInputs(inputs=x, token_mask=token_mask, is_causal=True)
+        _, axis = sequence_axis(query) or (None, None)
+        given = AttentionInputs(inputs=x, token_mask=token_mask, is_causal=True, cache_axis=axis)
         mechanism, out = self.mechanism.step(state["mechanism"], query, key, value, given)
         out = self.out(out + query if self.query_residual else out)
         return {"mechanism": mechanism, "position": given.advance(start, x.shape[1])}, out

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxattn.core.call import Call
@@ -29,6 +30,12 @@ class DotProductAttentionState(NamedTuple):
     value: Float[Array, "B S K V"]
     key_bias: Float[Array, "B S heads"] | None
     length: Int[Array, " B"]
+
+    def cut_by_position(self, axis_name: str) -> "DotProductAttentionState":
+        """A PartitionSpec for every array, as `dot_product_attention_step` takes them with `axis_name`."""
+        cut: Any = PartitionSpec(None, axis_name)
+        whole: Any = PartitionSpec()
+        return DotProductAttentionState(cut, cut, None if self.key_bias is None else cut, whole)
 
 
 def dot_product_attention_init_state(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxattn.core.checks import check_choice
+from jaxattn.core.decode import step_on_parts
 from jaxattn.core.inputs import AttentionInputs, LayerSizes
 from jaxattn.core.mechanism import Flops, Mechanism, MechanismModule
 from jaxattn.core.parameters import UndecayedParam, parameter
@@ -155,15 +157,19 @@ class SoftmaxModule(MechanismModule):
         self, state: Any, query: Array, key: Array, value: Array, given: AttentionInputs
     ) -> tuple[Any, Float[Array, "B T N V"]]:
         """Attends from the new tokens to the cache and to each other."""
-        return dot_product_attention_step(
-            state,
-            query,
-            key,
-            value,
-            key_bias=given.key_bias,
-            query_seq_lengths=given.num_new_tokens(),
-            **self.options(),
-        )
+        options = self.options()
+        arrays = {
+            "query": query,
+            "key": key,
+            "value": value,
+            "key_bias": given.key_bias,
+            "query_seq_lengths": given.num_new_tokens(),
+            "sinks": options.pop("sinks"),
+        }
+        step: Any = partial(dot_product_attention_step, **options)
+        if (axis := given.cache_axis) is None:
+            return step(state, **arrays)
+        return step_on_parts(step, axis, state, state.cut_by_position(axis), **arrays)
 
 
 _OPTION = re.compile(r"window=(?P<left>\d+)(,(?P<right>\d+))?|cap=(?P<cap>\d+(\.\d+)?)|(?P<sinks>sinks)")

@@ -6,10 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType
 
 import jaxattn
 from jaxattn.models import BackboneConfig, LanguageModel, generate, sample_token, stream
+from jaxattn.models.generate import _generate, _request
 from jaxattn.models.sampling import check_sampling
+from jaxattn.nn import SHARDING_RULES
 
 VOCABULARY = 11
 KEYS = jax.random.split(jax.random.key(3), 3)
@@ -39,6 +42,25 @@ def make(mechanism="softmax", positions="rotary", max_length=64):
 
 def prompts(batch=3, length=7):
     return jax.random.randint(jax.random.key(1), (batch, length), 0, VOCABULARY)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mechanism", ["softmax+gate", "lags:2"])
+def test_caches_cut_among_devices(mechanism):
+    """The same texts, also as a stream; no device has a cache that is whole."""
+    model, x, lengths = make(mechanism), prompts(), jnp.array([2, 7, 5])
+    options = {"prompt_lengths": lengths, "key": KEYS, "temperature": jnp.array([0.0, 1.0, 0.7])}
+    expected = generate(model, x, 20, **options)
+    mesh = jax.make_mesh((2,), ("sequence",), (AxisType.Auto,), devices=jax.devices()[:2])
+    with jax.set_mesh(mesh), nnx.logical_axis_rules(SHARDING_RULES):
+        found = generate(model, x, 20, **options)
+        streamed = jnp.stack(list(stream(model, x, 20, **options)), axis=1)
+        request = _request(model, x, 20, KEYS, lengths, None, 1.0, None, None)
+        program = _generate.lower(*request, 20).compile().as_text()
+    chex.assert_trees_all_equal(found, expected)
+    for b, length in enumerate(lengths.tolist()):
+        np.testing.assert_array_equal(streamed[b], expected.tokens[b, length : length + 20])
+    assert "[3,16,2," in program and "[3,32,2," not in program
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)

@@ -2,12 +2,22 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
-from jaxattn.nn import SHARDING_RULES, Attention, Hierarchical, RandomFeatures, Softmax
+from jaxattn.nn import (
+    SHARDING_RULES,
+    Alibi,
+    Attention,
+    CrossCorrelation,
+    EnergyGated,
+    Hierarchical,
+    RandomFeatures,
+    Softmax,
+)
 from jaxattn.nn.sharding import parameter_spec
 
 
@@ -46,3 +56,53 @@ def test_fused_kernels_where_rows_and_heads_are_cut(mechanism):
 
     assert traced(2) == (True, True)
     assert traced(1) == (False, False)
+
+
+def mesh_of(**sizes):
+    devices = jax.devices()[: np.prod(list(sizes.values()))]
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes), devices=devices)
+
+
+@pytest.mark.parametrize("sizes", [{"sequence": 2}, {"data": 2, "tensor": 2, "sequence": 2}])
+@pytest.mark.parametrize(
+    "mechanism",
+    [
+        EnergyGated(inner=Softmax(sinks=True)),
+        CrossCorrelation(2),
+        Softmax(),
+        Alibi(),
+        RandomFeatures(num_features=8),
+    ],
+)
+@pytest.mark.few(1)
+def test_caches_cut_by_position(mechanism, sizes):
+    """Prompts of different lengths, then a token a call: each device has half of a cache; outputs of one device."""
+    layer = Attention(2, 8, mechanism=mechanism, num_kv_heads=2, rotary=10000.0, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8))
+
+    def decode():
+        step = jax.jit(lambda state, x, mask: layer.step(state, x, token_mask=mask))
+        mask = jnp.arange(5) < jnp.array([[5], [3]])
+        outs, state = [], layer.init_state(2, 8)
+        for start, stop in ((0, 5), (5, 6), (6, 7)):
+            given = mask if start == 0 else jnp.ones((2, 1), bool)
+            state, out = step(state, x[:, start:stop], given)
+            outs.append(jnp.where(given[..., None], out, 0))
+        return jnp.concatenate(outs, axis=1), state
+
+    expected, whole = decode()
+    with jax.set_mesh(mesh_of(**sizes)), nnx.logical_axis_rules(SHARDING_RULES):
+        found, state = decode()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    for (path, a), b in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6, err_msg=str(path))
+        if a.ndim == 4 and a.shape[1] == 8:
+            assert a.addressable_shards[0].data.shape[1] == 4, "the cache is cut"
+
+
+def test_a_cache_that_does_not_divide():
+    layer = Attention(2, 8, rngs=nnx.Rngs(0))
+    message = r"max_length must be a multiple of 2: .*; got 7"
+    mesh, rules = jax.set_mesh(mesh_of(sequence=2)), nnx.logical_axis_rules(SHARDING_RULES)
+    with mesh, rules, pytest.raises(ValueError, match=message):
+        layer.step(layer.init_state(1, 7), jnp.ones((1, 1, 8)))
