@@ -17,7 +17,7 @@ from jaxattn.energy.gate import (
     energy_gate,
     is_causal_mask,
 )
-from jaxattn.energy.keys import add_bias, valid_keys
+from jaxattn.energy.keys import add_bias, ungated, valid_keys
 from jaxattn.energy.prefix import attend_to_prefixes
 from jaxattn.energy.statistics import prefix_statistics
 from jaxattn.softmax import check_window, dot_product_attention
@@ -126,7 +126,7 @@ def energy_gated_attention(
             jnp.arange(query.shape[-3])[None],
             alpha=alpha,
             tau=tau,
-            key_bias=add_bias(jnp.where(valid, 0.0, -jnp.inf), key_bias, valid),
+            key_bias=ungated(key_bias, valid),
             mask=with_batch(mask),
             bias=with_batch(bias),
             segment_ids=None if key_ids is None else (query_ids, key_ids),

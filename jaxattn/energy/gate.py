@@ -12,9 +12,11 @@ from jaxattn.energy.statistics import (
     Statistics,
     continue_from_devices,
     empty_statistics,
+    kept,
     merge,
     prefix_statistics,
     run_statistics,
+    scale_of,
     standardize,
 )
 
@@ -95,8 +97,7 @@ def energy_gate(
         check_dtype("segment_ids", segment_ids, jnp.integer, "integer")
         check_shape("segment_ids", segment_ids, energy.shape[:-1], "(B, S)")
     if energy.ndim == 2:
-        energy, valid = energy[None], valid[None]
-        segment_ids = None if segment_ids is None else segment_ids[None]
+        energy, valid, segment_ids = jax.tree.map(lambda x: x[None], (energy, valid, segment_ids))
         return _gate(energy, valid, alpha, tau, normalization, segment_ids, axis_name)[0]
     return _gate(energy, valid, alpha, tau, normalization, segment_ids, axis_name)
 
@@ -110,8 +111,8 @@ def _gate(energy, valid, alpha, tau, normalization, segment_ids, axis_name) -> F
             statistics = continue_from_devices(statistics, segment_ids, axis_name)
         if normalization == "sequence":
             statistics = run_statistics(statistics, segment_ids)
-        z = standardize(energy, statistics)
-    return jnp.where(valid, log_gate(z, alpha, tau), -jnp.inf)
+        z = standardize(energy, scale_of(statistics))
+    return kept(log_gate(z, alpha, tau), valid, -jnp.inf)
 
 
 def energy_gate_init_state(batch: int, num_heads: int) -> Statistics:
@@ -178,12 +179,12 @@ def energy_gate_step(
     valid = broadcast_mask("mask", mask, energy)
     energy = clean_energy(energy, valid)
     statistics = continue_statistics(state, energy, valid)
-    z = energy if normalization is None else standardize(energy, statistics)
-    return jax.tree.map(lambda s: s[:, -1], statistics), jnp.where(valid, log_gate(z, alpha, tau), -jnp.inf)
+    z = energy if normalization is None else standardize(energy, scale_of(statistics))
+    return jax.tree.map(lambda s: s[:, -1], statistics), kept(log_gate(z, alpha, tau), valid, -jnp.inf)
 
 
 def continue_statistics(
-    state: Statistics, energy: Float[Array, "B T N"], valid: Bool[Array, "B T N"]
+    state: Statistics, energy: Float[Array, "B T N"], valid: Bool[Array, "B T N"] | None
 ) -> Statistics:
     """Statistics (B, T, N) after each of T new tokens that follow those in `state`, (B, N)."""
     before = jax.tree.map(lambda s: s[:, None], state)
@@ -192,18 +193,27 @@ def continue_statistics(
 
 def log_gate(z: Array, alpha: Array | float, tau: Array | float) -> Array:
     """log sigmoid(alpha (z − tau)), exact also where the sigmoid underflows; heads on the last axis."""
-    return jax.nn.log_sigmoid(jnp.asarray(alpha, jnp.float32) * (z - jnp.asarray(tau, jnp.float32)))
+    return log_sigmoid(jnp.asarray(alpha, jnp.float32) * (z - jnp.asarray(tau, jnp.float32)))
 
 
-def clean_energy(energy: Array, valid: Array) -> Array:
+@jax.custom_jvp
+def log_sigmoid(x: Array) -> Array:
+    """log(1 / (1 + e^-x)), in a third of the operations of `jax.nn.log_sigmoid` with its gradient."""
+    return jnp.minimum(x, 0) - jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+log_sigmoid.defjvps(lambda tangent, out, x: tangent * jax.nn.sigmoid(-x))
+
+
+def clean_energy(energy: Array, valid: Array | None) -> Array:
     """Float32 energies, 0 where not valid, set before any arithmetic so that NaN there reaches no gradient."""
-    return jnp.where(valid, energy, 0).astype(jnp.float32)
+    return kept(energy, valid).astype(jnp.float32)
 
 
-def broadcast_mask(name: str, mask: Array | None, energy: Array) -> Array:
-    """The mask (..., S), (..., S, N) or None as bool (..., S, N)."""
+def broadcast_mask(name: str, mask: Array | None, energy: Array) -> Array | None:
+    """The mask (..., S) or (..., S, N) as bool (..., S, N); None stays None."""
     if mask is None:
-        return jnp.ones(energy.shape, bool)
+        return None
     check_dtype(name, mask, jnp.bool_, "boolean, True at the tokens that count")
     if mask.shape == energy.shape:
         return mask

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxattn.core.checks import is_known
 from jaxattn.core.padding import repeat_last
 from jaxattn.energy.gate import log_gate
-from jaxattn.energy.statistics import Statistics, standardize
+from jaxattn.energy.statistics import Statistics, scale_of, standardize
 from jaxattn.softmax import dot_product_attention
 
 
@@ -65,7 +65,7 @@ def attend_to_prefixes(
         return jnp.zeros((*query.shape[:3], value.shape[-1]), query.dtype)
     by_query = {
         "query": (query, 1),
-        "statistics": (statistics, 1),
+        "scale": (scale_of(statistics), 1),
         "positions": (positions, 1),
         "ids": (None if segment_ids is None else segment_ids[0], 1),
     }
@@ -81,15 +81,14 @@ def attend_to_prefixes(
 
     def attend(chunk: dict[str, Any]) -> Float[Array, "B C N V"]:
         chunk = chunk | fixed
-        allowed = (key_positions <= chunk["positions"][..., None])[:, None]  # (B or 1, 1, C, S)
+        mask = chunk["mask"]
         if segment_ids is not None:
-            allowed &= (chunk["ids"][:, :, None] == segment_ids[1][:, None, :])[:, None]
-        if chunk["mask"] is not None:
-            allowed &= chunk["mask"]
-        of_query = jax.tree.map(
-            lambda s: jnp.moveaxis(s, 1, 2)[..., None], chunk["statistics"]
-        )  # (B, N, C, 1)
+            same = (chunk["ids"][:, :, None] == segment_ids[1][:, None, :])[:, None]
+            mask = same if mask is None else mask & same
+        of_query = jax.tree.map(lambda s: jnp.moveaxis(s, 1, 2)[..., None], chunk["scale"])  # (B, N, C, 1)
         # A later key may be any number of sigmas away; 0 keeps its unused gate finite.
+        allowed = (key_positions <= chunk["positions"][..., None])[:, None]  # (B or 1, 1, C, S)
+        allowed = allowed if mask is None else allowed & mask
         z = jnp.where(allowed, standardize(energy, of_query), 0)
         gate = log_gate(z, _heads_first(alpha), _heads_first(tau))
         return dot_product_attention(
@@ -97,7 +96,7 @@ def attend_to_prefixes(
             key,
             value,
             key_bias=key_bias,
-            mask=allowed,
+            mask=mask,
             bias=gate if chunk["bias"] is None else gate + chunk["bias"],
             scale=scale,
             is_causal=True,

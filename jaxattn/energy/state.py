@@ -20,7 +20,7 @@ from jaxattn.energy.gate import (
     energy_gate_init_state,
     energy_gate_step,
 )
-from jaxattn.energy.keys import add_bias, valid_keys
+from jaxattn.energy.keys import add_bias, ungated, valid_keys
 from jaxattn.energy.prefix import attend_to_prefixes
 from jaxattn.energy.statistics import Statistics
 from jaxattn.softmax import (
@@ -141,7 +141,7 @@ def energy_gated_attention_step(
     call = check_step(query, key, value, None, scale, query_seq_lengths)
     check_energy(energy, query.shape[:-1], "(B, T, N)", alpha, tau)
     counted = jnp.arange(query.shape[1]) < jnp.reshape(num_new(call), (-1, 1))
-    valid = valid_keys(token_mask, key_bias, energy) & counted[..., None]
+    valid = valid_keys(token_mask, key_bias, energy, counted[..., None])
     energy = clean_energy(energy, valid)
     start = state.attention.length
     energies = write(state.energy, energy, start, num_new(call))
@@ -166,9 +166,8 @@ def energy_gated_attention_step(
         )
         cache, out = attend(key_bias=add_bias(gate, key_bias, valid))
         return EnergyGatedAttentionState(cache, energies, statistics), out
-    removal = add_bias(jnp.where(valid, 0.0, -jnp.inf), key_bias, valid)
     # For the new cache only: jit drops the ungated attention, which nothing uses.
-    cache, _ = attend(key_bias=removal)
+    cache, _ = attend(key_bias=ungated(key_bias, valid))
     statistics = continue_statistics(state.statistics, energy, valid)
     out = attend_to_prefixes(
         query,

@@ -53,10 +53,15 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
     )
 
 
+def kept(x: Array, valid: Bool[Array, "..."] | None, fill: float = 0.0) -> Array:
+    """x where `valid`, everywhere if that is None, and `fill` elsewhere."""
+    return x if valid is None else jnp.where(valid, x, fill)
+
+
 # Jitted even if the caller is not: op by op, the sums would be dozens of small programs.
 @jax.jit
 def prefix_statistics(
-    x: Float[Array, "B S N"], valid: Bool[Array, "B S N"], segment_ids: Int[Array, "B S"] | None = None
+    x: Float[Array, "B S N"], valid: Bool[Array, "B S N"] | None, segment_ids: Int[Array, "B S"] | None = None
 ) -> Statistics:
     r"""Statistics over the valid positions <= j, for every j; they restart wherever `segment_ids` changes.
 
@@ -64,23 +69,28 @@ def prefix_statistics(
 
     $$ m2_j = \sum_{k \le j} (x_k - \mu_k)^2 \frac{n_k}{\max(n_k - 1, 1)}. $$
 
-    `x` must be finite where it is not valid. Work and memory O(S N), depth O(log S).
+    All positions are valid if that is None; `x` must be finite where it is not. Work and memory O(S N), depth
+    O(log S).
 
     Reference: Welford, Note on a method for calculating corrected sums of squares and products, 1962.
     """
     if x.size == 0:
         return empty_statistics(x.shape)
-    # The gradient goes through `mean` alone (0 + x − origin): normalised values do not depend on the origin.
-    # The barrier keeps the compiler from constant-folding the argmax of a mask of ones.
-    first = jnp.argmax(lax.optimization_barrier(valid), axis=1, keepdims=True)
-    origin = lax.stop_gradient(jnp.take_along_axis(x, first, axis=1))
     run = None if segment_ids is None else jnp.cumsum(_run_starts(segment_ids), axis=1)
-    count = _prefix_sums(valid.astype(jnp.float32), run)
-    deviation = jnp.where(valid, x - origin, 0)
+    if valid is None and run is None:
+        count = 1 + lax.broadcasted_iota(jnp.float32, x.shape, 1)
+    else:
+        count = _prefix_sums(kept(jnp.ones_like(x), valid), run)
+    # The gradient goes through `mean` alone (0 + x − origin): normalised values do not depend on the origin.
+    origin = x[:, :1]
+    if valid is not None:
+        origin = jnp.take_along_axis(x, jnp.argmax(valid, axis=1, keepdims=True), axis=1)
+    origin = kept(lax.stop_gradient(jnp.broadcast_to(origin, x.shape)), None if valid is None else count > 0)
+    deviation = kept(x - origin, valid)
     mean = _prefix_sums(deviation, run) / jnp.maximum(count, 1)
-    squares = jnp.where(valid, jnp.square(deviation - mean), 0)
+    squares = kept(jnp.square(deviation - mean), valid)
     m2 = _prefix_sums(squares * (count / jnp.maximum(count - 1, 1)), run)
-    return Statistics(count, jnp.where(count > 0, origin, 0), mean, m2)
+    return Statistics(count, origin, mean, m2)
 
 
 def _prefix_sums(x: Float[Array, "B S N"], run: Int[Array, "B S"] | None) -> Float[Array, "B S N"]:
@@ -129,20 +139,34 @@ def continue_from_devices(
     return merge(jax.tree.map(lambda s: jnp.where(same, s[:, None], 0), before), prefix)
 
 
-def standardize(x: Float[Array, "*#shape"], statistics: Statistics) -> Float[Array, "..."]:
+class Scale(NamedTuple):
+    """What numbers are standardised by: origin and mean of `Statistics`; inverse, 1/sigma, or 0 where fewer than two
+    numbers were seen; moves, whether sigma is above its floor, so that the result has a gradient."""
+
+    origin: Float[Array, "*shape"]
+    mean: Float[Array, "*shape"]
+    inverse: Float[Array, "*shape"]
+    moves: Bool[Array, "*shape"]
+
+
+def scale_of(statistics: Statistics) -> Scale:
+    """1/sigma of every set, with the floor on sigma."""
+    variance = statistics.m2 / jnp.maximum(statistics.count, 1)
+    mean = lax.stop_gradient(statistics.origin + statistics.mean)
+    least = jnp.maximum(MIN_VARIANCE, jnp.square(MIN_RATIO * mean))
+    # The floor is inside the root, which has no finite gradient at 0.
+    inverse = jnp.where(statistics.count > 1, lax.rsqrt(jnp.maximum(variance, least)), 0)
+    return Scale(statistics.origin, statistics.mean, inverse, variance > least)
+
+
+def standardize(x: Float[Array, "*#shape"], scale: Scale) -> Float[Array, "..."]:
     """(x − mean)/sigma, broadcasting; 0 where fewer than two numbers were seen.
 
     The gradient is 0 there and wherever the floor on sigma applies: z is then a step function of rounding errors (two
     equal numbers, perturbed slightly, have z = ±1), and its slope of 1e6 carries no information.
     """
-    variance = statistics.m2 / jnp.maximum(statistics.count, 1)
-    mean = lax.stop_gradient(statistics.origin + statistics.mean)
-    least = jnp.maximum(MIN_VARIANCE, jnp.square(MIN_RATIO * mean))
-    # The floor is inside the root: sqrt has no finite gradient at 0.
-    sigma = jnp.sqrt(jnp.maximum(variance, least))
-    z = ((x - statistics.origin) - statistics.mean) / sigma
-    z = jnp.where(variance > least, z, lax.stop_gradient(z))
-    return jnp.where(statistics.count > 1, z, 0)
+    deviation = (x - scale.origin) - scale.mean
+    return jnp.where(scale.moves, deviation, lax.stop_gradient(deviation)) * scale.inverse
 
 
 def _run_starts(segment_ids: Int[Array, "B S"]) -> Bool[Array, "B S"]:

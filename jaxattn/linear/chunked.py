@@ -26,6 +26,7 @@ def _attend(plan: Plan, parameters: Parameters, x: Call, before: State | None) -
     return _forward(plan, parameters, x, before)[0]
 
 
+@partial(jax.jit, static_argnums=0)
 def _forward(plan: Plan, parameters: Parameters, x: Call, before: State | None) -> tuple[Array, Any]:
     def sequence(tree: tuple[Call, State | None]) -> Any:
         x, before = tree

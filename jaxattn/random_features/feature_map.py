@@ -1,6 +1,7 @@
 """A feature map: a component function on a weight matrix, with statistics of the data."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -321,6 +322,8 @@ class _Function:
     root: float
     per_key: bool
 
+    # Traced once for all calls of equal shapes, forward and recomputed in the backward pass.
+    @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, parameters: Sequence[Array], x: Array, scale: Array | None) -> tuple[Array, Array]:
         weights, component = jax.tree.unflatten(self.structure, parameters)
         make = component.query if self.role == "query" else component.key

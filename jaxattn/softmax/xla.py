@@ -7,6 +7,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxattn.core.call import Call, accumulation_dtype
+from jaxattn.core.products import computed_once
 from jaxattn.softmax.reach import in_reach
 
 
@@ -20,7 +21,7 @@ def xla_attention(call: Call) -> tuple[Float[Array, "B T K G V"], Float[Array, "
     if call.logits_soft_cap is not None:
         scores = call.logits_soft_cap * jnp.tanh(scores / call.logits_soft_cap)
     if call.key_bias is not None:
-        scores += jnp.moveaxis(_computed_once(call.key_bias.astype(dtype)), 1, 3)[:, :, :, None]
+        scores += jnp.moveaxis(computed_once(call.key_bias.astype(dtype)), 1, 3)[:, :, :, None]
     if call.bias is not None:
         scores += call.bias.astype(dtype)
     allowed = _allowed(call)
@@ -48,16 +49,6 @@ def xla_attention(call: Call) -> tuple[Float[Array, "B T K G V"], Float[Array, "
 
 def _queries_second(x: Float[Array, "B K G T"]) -> Float[Array, "B T K G"]:
     return jnp.moveaxis(x, 3, 1)
-
-
-def _computed_once(x: Array) -> Array:
-    """x itself, behind a product that compilers do not fuse.
-
-    Otherwise a bias that is a computation (log sigmoid of an energy) is fused into the loop over scores and
-    computed T times over: the CPU compiler does so, and ignores `lax.optimization_barrier` while at it.
-    """
-    pair = jnp.stack([x, jnp.zeros_like(x)], axis=-1)
-    return jnp.einsum("...p,p->...", pair, jnp.ones(2, x.dtype), precision=lax.Precision.HIGHEST)
 
 
 def _allowed(call: Call) -> Bool[Array, "#B #K #G #T #S"] | None:

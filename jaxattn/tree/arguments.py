@@ -12,6 +12,7 @@ from jaxtyping import Array
 from jaxattn.core.call import Call, accumulation_dtype
 from jaxattn.core.checks import check_broadcastable, check_dtype, check_flag
 from jaxattn.core.platform import by_platform
+from jaxattn.core.products import computed_once
 from jaxattn.core.sequence import check_axis
 from jaxattn.tree.blocks import BLOCK, Blocks, cut
 from jaxattn.tree.pooling import Biases, Leaves
@@ -127,6 +128,8 @@ def over_batch(function: Function, tree: Tree, call: Call, biases: Biases, inclu
 @partial(jax.jit, static_argnums=0)
 def attend_planned(plan: Plan, tree: Tree, call: Call, biases: Biases) -> Array:
     """The function of a plan, of each sequence of a checked call, heads first."""
+    if call.key_bias is not None:
+        call = call.replace(key_bias=computed_once(call.key_bias))
     call = call.with_key_weights()
 
     def one(tree: Tree, call: Call) -> Array:

@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from jaxattn.tree.blocks import Blocks, Cut, cut
 from jaxattn.tree.grouping import siblings
-from jaxattn.tree.pooling import Biases, Leaves, divide, log_sum, pool, scores, weighted_sum
+from jaxattn.tree.pooling import Biases, Leaves, divide, log_shares, pool, scores, weighted_sum
 from jaxattn.tree.tree import Tree
 
 
@@ -62,17 +62,20 @@ def bottom_up(
             logits = jnp.where(diagonal, own[..., None], logits)
         elif not include_self:
             logits = jnp.where(diagonal, -jnp.inf, logits)
-        log_total, powers, total = log_sum(logits)
-        weights = divide(powers, total[..., None])
+        log_total, weights = log_shares(logits)
         inside = jnp.where(diagonal, weights, 0).sum(axis=-1)
-        found.append(Sharing(weights if own is None else jnp.where(diagonal, 0, weights), inside, value))
+        if own is None:
+            # A removed query may be NaN.
+            query = jnp.where(queries[..., None, None] > 0, query, 0)
+        else:
+            weights = jnp.where(diagonal, 0, weights)
+        found.append(Sharing(weights, inside, value))
         # Children count in proportion to the number of queries below them.
         below = queries.sum(axis=-1)
         share = divide(queries, below[..., None])
-        # `where`, since a removed query may be NaN.
-        query = jnp.einsum("kfc,kfcgh->kfgh", share, jnp.where(share[..., None, None] > 0, query, 0))
+        query = jnp.einsum("kfc,kfcgh->kfgh", share, query)
         share = share[..., None]
-        own = jnp.where(share > 0, share * jnp.where(share > 0, log_total, 0), 0).sum(axis=2)
+        own = jnp.where(share > 0, share * log_total, 0).sum(axis=2)
         own = jnp.where(below[..., None] > 0, own, -jnp.inf)  # nothing below to attend to
         log_weight, key, value = pool(log_weight, key, value)
         queries = below

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxattn.tree.pooling import Biases, divide, log_sum, pool
+from jaxattn.tree.pooling import Biases, log_shares, pool
 from jaxattn.tree.tree import Tree
 
 
@@ -54,8 +54,8 @@ def step_token(
         seen = index <= slot if level == 0 and include_self else index < slot
         logits = jnp.where(seen, score + weights[:, None, :], -jnp.inf)
         # The node above and what the queries read, in one product, so that the children are read once.
-        totals, powers, sums = log_sum(jnp.concatenate([weights[:, None], logits], axis=1))
-        read = jnp.einsum("krb,kbd->krd", divide(powers, sums[..., None]), children)
+        totals, shares = log_shares(jnp.concatenate([weights[:, None], logits], axis=1))
+        read = jnp.einsum("krb,kbd->krd", shares, children)
         log_weight, mean = totals[:, 0], read[:, 0]
         found.append((totals[:, 1:], read[:, 1:, width:]))
         updated.append((children, weights))

@@ -5,10 +5,10 @@ key/value head. A removed leaf has log weight −inf; scores may have any size.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array
 
 # For every level from the leaves up, what is added to the scores between siblings: (K or 1, b, G or 1, b), or None.
@@ -31,17 +31,24 @@ class Leaves(NamedTuple):
         return Leaves(*(x.astype(self.log_weight.dtype) for x in self))
 
 
-def log_sum(x: Array) -> tuple[Array, Array, Array]:
-    """(log Σ e^x, e^(x − max), its sum) over the last axis; −inf, zeros and 0 where all are −inf.
-
-    No gradient passes through the maximum, and all gradients are finite.
-    """
-    top = lax.stop_gradient(x.max(axis=-1, keepdims=True))
+@jax.custom_jvp
+def log_shares(x: Array) -> tuple[Array, Array]:
+    """(log Σ e^x, e^x / Σ e^x) over the last axis; −inf and zeros where all are −inf. All gradients are finite."""
+    top = x.max(axis=-1, keepdims=True)
     top = jnp.where(jnp.isfinite(top), top, 0)
     powers = jnp.exp(x - top)
     total = powers.sum(axis=-1)
     positive = total > 0
-    return jnp.where(positive, jnp.log(jnp.where(positive, total, 1)) + top[..., 0], -jnp.inf), powers, total
+    total = jnp.where(positive, total, 1)
+    return jnp.where(positive, jnp.log(total) + top[..., 0], -jnp.inf), powers / total[..., None]
+
+
+@log_shares.defjvp
+def _log_shares_tangent(primals: tuple[Array], tangents: tuple[Array]) -> Any:
+    (tangent,) = tangents
+    log_total, shares = log_shares(*primals)
+    mean = (shares * tangent).sum(axis=-1)
+    return (log_total, shares), (mean, shares * (tangent - mean[..., None]))
 
 
 def divide(x: Array, by: Array) -> Array:
@@ -51,8 +58,7 @@ def divide(x: Array, by: Array) -> Array:
 
 def pool(log_weight: Array, *means: Array) -> tuple[Array, ...]:
     """The log of the summed weights (…, F) and weighted means of (…, F, b, D) over the children of each node."""
-    total, powers, sums = log_sum(log_weight)
-    share = divide(powers, sums[..., None])
+    total, share = log_shares(log_weight)
     # Matrix products, since XLA would fuse the gathers into sums of elementwise products at many times the cost.
     return total, *(jnp.einsum("...d,...dh->...h", share, x) for x in means)
 

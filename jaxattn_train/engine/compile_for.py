@@ -24,6 +24,13 @@ Config = TypeVar("Config", bound=TaskConfig)
 _GIB = 2**30
 
 
+def for_target(config: Config) -> Config:
+    """The configuration with the dtype that `auto` means on the device of --compile-for, if there is one."""
+    if config.run.compile_for is None or getattr(config.model, "dtype", None) != "auto":
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
+
+
 def choose_devices(config: Config) -> tuple[Config, Target | None, Mesh]:
     """The devices of a run: those that are here, or those of --compile-for.
 
@@ -33,18 +40,14 @@ def choose_devices(config: Config) -> tuple[Config, Target | None, Mesh]:
     Raises:
         UserError: an unknown device or topology, a compiler that is not installed, or numbers that do not divide.
     """
-    target = None
-    if config.run.compile_for is not None:
-        target = _target(config.run.compile_for)
-        if getattr(config.model, "dtype", None) == "auto":
-            config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
+    target = None if config.run.compile_for is None else _target(config.run.compile_for)
     mesh = sharding.make_mesh(
         config.run.mesh,
         batch_size=config.optimizer.batch_size,
         accumulate=config.optimizer.accumulate,
         devices=None if target is None else target.devices,
     )
-    return config, target, mesh
+    return for_target(config), target, mesh
 
 
 def _target(name: str) -> Target:

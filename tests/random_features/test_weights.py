@@ -182,7 +182,7 @@ def _sizes(jaxpr):
             yield from _sizes(inner)
 
 
-FAST = [(name, {}) for name in ("sorf", "rom", "fastfood", "fastfood_learnable", "scrf", "p_model", "ssf")]
+FAST = [(name, {}) for name in ("sorf", "rom", "fastfood", "fastfood_learnable", "scrf", "p_model")]
 FAST.append(("p_model", {"structure": "low_displacement_rank"}))
 
 

@@ -13,6 +13,7 @@ from jaxattn_train.data.text_classification import LabelledTexts, load_sst2
 from jaxattn_train.data.token_examples import token_examples
 from jaxattn_train.data.tweeteval import load_emotion_pairs, load_tweeteval
 from jaxattn_train.engine.compilation import start_process
+from jaxattn_train.engine.compile_for import for_target
 from jaxattn_train.engine.functional import Functional
 from jaxattn_train.tasks.finetune.config import FinetuneConfig, FinetuneData, parse
 from jaxattn_train.tasks.finetune.model import (
@@ -31,7 +32,7 @@ ENCODER_FOLDER = "encoder"
 
 def main(argv: Sequence[str]) -> int:
     """Parses the flags and trains; returns the exit code."""
-    config = parse(argv)
+    config = for_target(parse(argv))  # the encoder is loaded in the dtype of the computation
     start_process(config.run)  # before the encoder is on any device
     return finetune(config, load_encoder(config.model), command=resume_command("finetune", argv))
 

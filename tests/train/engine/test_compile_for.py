@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from jaxattn_train.compiler.targets import TARGETS, Chip
+from jaxattn_train.tasks.finetune import command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,3 +64,13 @@ def test_what_cannot_be_compiled_for_is_refused(cli, tiny, text_file, monkeypatc
     missing = dataclasses.replace(TARGETS["v5e"], packages=("no-such-compiler",))
     monkeypatch.setitem(TARGETS, "v5e", missing)
     assert "pip install no-such-compiler" in refusal("v5e:4x4")
+
+
+@pytest.mark.parametrize("more, dtype", [((), "auto"), (("--compile-for", "h100"), "bfloat16")])
+def test_an_encoder_is_loaded_in_the_dtype_of_the_target(more, dtype, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(command, "start_process", lambda run: None)
+    monkeypatch.setattr(command, "load_encoder", lambda model: loaded.append(model.dtype))
+    monkeypatch.setattr(command, "finetune", lambda config, encoder, command: 0)
+    assert command.main(["--encoder", "none", *more]) == 0
+    assert loaded == [dtype]
