@@ -1,11 +1,13 @@
-"""Code for the platform that is lowered for, which nobody knows while it is traced."""
+"""Code for the platform that is lowered for, which nobody knows while it is traced; and a hint to all compilers."""
 
 import functools
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 # The platforms that have code of their own somewhere; any other is an accelerator without.
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -36,3 +38,16 @@ def _switch(run: Callable[..., Any], different: tuple[tuple[str, Any], ...], oth
     return lax.platform_dependent(
         *args, default=branch(other), **{name: branch(choice) for name, choice in different}
     )
+
+
+def computed_once(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """x itself, behind a product that compilers do not fuse, as is its gradient.
+
+    Otherwise a bias that is a computation (log sigmoid of an energy) is fused into all that reads it, such as the
+    loop over scores, and computed T times over: the CPU compiler does so, and ignores `lax.optimization_barrier`
+    while at it.
+    """
+    pair = jnp.stack([x, jnp.zeros_like(x)], axis=-1)
+    return jnp.einsum("...p,pr->...r", pair, jnp.ones((2, 2), x.dtype), precision=lax.Precision.HIGHEST)[
+        ..., 0
+    ]

@@ -1,12 +1,14 @@
 """Which keys remain under a token mask and a key bias, and how that bias is added to the gate."""
 
 import functools
+import operator
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from jaxattn.core.checks import check_broadcastable, check_dtype
 from jaxattn.energy.gate import broadcast_mask
+from jaxattn.energy.statistics import kept
 
 
 def valid_keys(
@@ -18,13 +20,13 @@ def valid_keys(
         check_dtype("key_bias", key_bias, jnp.floating, "floating point")
         check_broadcastable("key_bias", key_bias, energy.shape, "(B, S, N)")
         conditions.append(key_bias != -jnp.inf)
-    conditions = [jnp.broadcast_to(x, energy.shape) for x in conditions if x is not None]
-    return functools.reduce(jnp.logical_and, conditions) if conditions else None
+    given = [jnp.broadcast_to(x, energy.shape) for x in conditions if x is not None]
+    return functools.reduce(operator.and_, given) if given else None
 
 
 def add_bias(gate: Array, key_bias: Array | None, valid: Array | None) -> Array:
     """gate + key_bias where valid; elsewhere `gate` is −inf already, whatever the bias."""
-    return gate if key_bias is None else gate + jnp.where(valid, key_bias, 0).astype(gate.dtype)
+    return gate if key_bias is None else gate + kept(key_bias, valid).astype(gate.dtype)
 
 
 def ungated(key_bias: Array | None, valid: Array | None) -> Array | None:

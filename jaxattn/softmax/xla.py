@@ -7,7 +7,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxattn.core.call import Call, accumulation_dtype
-from jaxattn.core.products import computed_once
+from jaxattn.core.platform import computed_once
 from jaxattn.softmax.reach import in_reach
 
 

@@ -11,8 +11,7 @@ from jaxtyping import Array
 
 from jaxattn.core.call import Call, accumulation_dtype
 from jaxattn.core.checks import check_broadcastable, check_dtype, check_flag
-from jaxattn.core.platform import by_platform
-from jaxattn.core.products import computed_once
+from jaxattn.core.platform import by_platform, computed_once
 from jaxattn.core.sequence import check_axis
 from jaxattn.tree.blocks import BLOCK, Blocks, cut
 from jaxattn.tree.pooling import Biases, Leaves
