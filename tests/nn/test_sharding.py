@@ -18,7 +18,7 @@ from jaxattn.nn import (
     RandomFeatures,
     Softmax,
 )
-from jaxattn.nn.sharding import parameter_spec
+from jaxattn.nn.sharding import gather_parameters, parameter_spec
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,16 @@ def test_parameters_are_cut_along_a_major_dimension(names, shape, expected):
     """Compilers do not scatter gradients along minor ones."""
     mesh = jax.sharding.AbstractMesh((1, 4, 2), ("data", "fsdp", "tensor"))
     assert parameter_spec(names, shape, mesh) == expected
+
+
+def test_gathered_parameters_have_scattered_gradients():
+    mesh = AbstractMesh((4, 2), ("fsdp", "tensor"), (AxisType.Auto,) * 2)
+    kernel = jax.ShapeDtypeStruct((64, 16), jnp.float32)
+    with jax.sharding.use_abstract_mesh(mesh), nnx.logical_axis_rules(SHARDING_RULES):
+        gradient = jax.value_and_grad(lambda x: gather_parameters(x, ("mlp", "embed")).sum())
+        program = jax.make_jaxpr(gradient)(kernel)
+    cut = [e.params["sharding"].spec for e in program.eqns if e.primitive.name == "sharding_constraint"]
+    assert cut == [P("tensor", None), P(("tensor", "fsdp"), None)]
 
 
 @pytest.mark.parametrize("mechanism", [RandomFeatures(num_features=16), Softmax(), Hierarchical((128,))])

@@ -57,8 +57,12 @@ def test_steps_equal_the_whole(counts, key_bias):
 @pytest.mark.parametrize("devices", [2, 4])
 @pytest.mark.few(1)
 def test_a_cache_cut_among_devices(devices):
-    """Prompts of different lengths, then a token a call, over every cut: outputs, states and gradients."""
-    sinks, prompt, lengths = jnp.arange(1.0 * N), 10, jnp.array([10, 3])
+    """Prompts of different lengths, then a token a call, over every cut: outputs, states and gradients.
+
+    The first head has no sink, its first query no key, and the second sequence scores whose exponentials overflow.
+    """
+    sinks, prompt, lengths = jnp.array([-jnp.inf, 1.0, 2.0, 3.0]), 10, jnp.array([10, 3])
+    key_bias = KEY_BIAS.at[:, jnp.array([0, 2])].set(-jnp.inf).at[1].add(100.0)
     mesh = jax.make_mesh((devices,), ("sequence",), axis_types=(AxisType.Auto,))
     cut = P(None, "sequence")
     states = DotProductAttentionState(cut, cut, cut, P())
@@ -88,7 +92,7 @@ def test_a_cache_cut_among_devices(devices):
             out, state = decode_all(step, empty(), arrays)
             return (jnp.cos(out) * jnp.arange(1.0 * V)).sum(), (out, state)
 
-        return jax.jit(jax.grad(loss, has_aux=True))((QUERY, KEY, VALUE, KEY_BIAS.at[:, 2].set(-jnp.inf)))
+        return jax.jit(jax.grad(loss, has_aux=True))((QUERY, KEY, VALUE, key_bias))
 
     chex.assert_trees_all_close(compared("sequence"), compared(None), rtol=1e-5, atol=1e-5)
 

@@ -5,8 +5,10 @@ import re
 import jax
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from jaxattn.core.parameters import LAYERS
 from jaxattn_train.cli.options import OptimizerOptions
 from jaxattn_train.engine import loop, sharding
 from jaxattn_train.errors import UserError
@@ -155,6 +157,30 @@ def test_layers_are_gathered_one_at_a_time():
     gathered = [shape for shape, kind in _collectives(_mesh(2, 4, 1)) if kind == "all-gather"]
     assert "16,64" in gathered or "1,16,64" in gathered
     assert not any(shape.startswith("2,16,64") or shape.startswith("16,8,") for shape in gathered)
+
+
+def _equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from _equations(inner)
+
+
+def test_gradients_of_gathered_parameters_are_scattered():
+    """Of scanned layers inside the scan, and of what is outside."""
+    model, mesh = sharding.partitioned(language_model(MODEL, 12)), _mesh(2, 4, 1)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        gradient = jax.grad(lambda params, tokens: model.apply(params, tokens).sum())
+        program = jax.make_jaxpr(gradient)(model.shapes, np.zeros((16, 8), np.int32))
+    found = {
+        (e.outvars[0].aval.shape, tuple(e.params["sharding"].spec))
+        for e in _equations(program.jaxpr)
+        if e.primitive.name == "sharding_constraint"
+    }
+    for name, (_, *spec) in sharding.param_specs(model.axes, model.shapes, mesh).items():
+        scanned = LAYERS in model.axes[name]
+        if "fsdp" in str(spec):
+            assert (model.shapes[name].shape[scanned:], tuple(spec[scanned:])) in found, name
 
 
 def test_every_matrix_is_split_where_it_divides():
