@@ -82,9 +82,16 @@ def _pieces(state: State, factors: Factors, phi_q: Array, phi_k: Array, value: A
     phi_k = phi_k.astype(value.dtype)
     weights = product("cigf,cjf->cigj", phi_q, phi_k) * factors.within[:, :, None, :]
     sums = Sums(product("cjf,cjv->cfv", kept, value), total_of(kept, 1))
-    starts = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), state.sums, sums)
-    states = jax.tree.map(lambda x: _mix("cd,d...->c...", factors.between, x), starts)
+    states = jax.tree.map(lambda x, y: _states(factors.between, x, y), state.sums, sums)
     return _Pieces(phi_q, phi_k, value, weights, states)
+
+
+def _states(between: Array, before: Array, sums: Array) -> Array:
+    """The states (n + 1, …) before every chunk and after the last, from that before the block and n sums."""
+    if len(sums) == 1:
+        # A decoding step, mostly: a product would copy the state several times.
+        return jnp.stack([before, between[1, 0] * before + between[1, 1] * sums[0]])
+    return _mix("cd,d...->c...", between, jnp.concatenate([before[None], sums]))
 
 
 def _mix(spec: str, between: Array, x: Array) -> Array:
