@@ -30,12 +30,12 @@ def section(document: Mapping[str, Any]) -> str:
             )
         lines[name] = [
             memory,
-            f"{row['compile_s']:.0f}, {row['compile_cpu_s']:.0f}",
+            f"{row['compile_cpu_s']:.0f}",
             total,
             each or status(row),
         ]
     versions = sorted({" ".join(x) for row in document["rows"] for x in row["versions"].items()})
-    columns = ["GiB a chip", "compiled in s, CPU s", "received, MiB a chip and step", "by kind: times, MiB"]
+    columns = ["GiB a chip", "compiled in CPU s", "received, MiB a chip and step", "by kind: times, MiB"]
     table = grid("job", columns, lines)
     return (
         f"{', '.join(versions)}; parameters are replicated but for `fsdp`.\n\n{table}\n\n{_scaling(document)}"

@@ -47,6 +47,7 @@ JOBS = (
     Job("v5e:8x8", PODS["v5e:8x8"], 64, 8192, FEATURES, 24, 16, 2048),
     Job("v5e:16x16", PODS["v5e:16x16"], 256, 8192, FEATURES, 24, 16, 2048),
     Job("v5e:16x16", "fsdp=256", 256, 8192, FEATURES, 24, 16, 2048),
+    *(Job("v5e:1x1", "data=1", 1, 2**16, attention) for attention in (FEATURES, TREE)),
     *(Job("v5e:4x4", "sequence=16", 1, 2**20, attention) for attention in (FEATURES, TREE)),
 )
 
