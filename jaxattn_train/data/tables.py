@@ -101,6 +101,8 @@ def read_table(
                 raise row
             columns.update(row)
             text = _string(_cell(row, text_column), "text")
+            if not text.strip() and len(wanted) > 1:  # without labels it is passed through
+                problems.append(f"{path}:{line}: the text is empty.")
             if label_columns:
                 chosen = [name for name in label_columns if _holds(row, name)]
                 label = _label(chosen, label_separator)

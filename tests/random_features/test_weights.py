@@ -12,6 +12,7 @@ import pytest
 import scipy.linalg
 
 from jaxattn.random_features.weights import WEIGHTS, Weights
+from jaxattn.random_features.weights.base import Dense
 from jaxattn.random_features.weights.hadamard import hadamard
 from jaxattn.random_features.weights.qmc import halton, sobol
 from jaxattn.random_features.weights.sgq import _grid
@@ -182,7 +183,7 @@ def _sizes(jaxpr):
             yield from _sizes(inner)
 
 
-FAST = [(name, {}) for name in ("sorf", "rom", "fastfood", "fastfood_learnable", "scrf", "p_model")]
+FAST = [(name, {}) for name, family in WEIGHTS.items() if not issubclass(family, Dense)]
 FAST.append(("p_model", {"structure": "low_displacement_rank"}))
 
 

@@ -125,6 +125,7 @@ LONG = "text,label\n" + "hi,1\n" * 5000
             "{path}:1: the label must be Unicode text; it holds a lone",
         ),
         # Texts
+        ("a.csv", "text,label\n ,pos\nw1,\n", "{path}:2: the text is empty.\n{path}:3: the label is empty."),
         ("a.jsonl", '{"text": ["a"], "label": 1}\n', "{path}:1: the text must be a string; got ['a']."),
         ("a.jsonl", '{"text": 5, "label": 1}\n', "{path}:1: the text must be a string; got 5."),
         ("a.jsonl", '{"text": null, "label": 1}\n', "{path}:1: 'text' is missing."),

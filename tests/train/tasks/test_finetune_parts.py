@@ -267,7 +267,7 @@ def test_unusable_texts_and_labels_are_named_by_line(encoder, tmp_path):
     first, second = str(raised.value).splitlines()
     assert first == f"{validation}:3 has the label 'c', which no training text has; those have 'a', 'b'."
     assert second == f"{validation}:4 has the label 'd', which no training text has."
-    with pytest.raises(UserError, match=f"{test}:3 is empty; remove it"):
+    with pytest.raises(UserError, match=f"{test}:3: the text is empty"):
         token_examples(load_files(train, train, test, **columns), encoder, max_length=8)
 
 
