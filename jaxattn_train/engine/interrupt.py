@@ -92,4 +92,6 @@ def leave(reason: str) -> None:
         f"error: process {jax.process_index()} of {jax.process_count()}: {reason}. The same command in all "
     )
     print(f"{text}processes resumes the run.", file=sys.stderr, flush=True)
+    if jax.process_index() == 0:
+        time.sleep(1)  # JAX aborts the others, without this message, as soon as process 0 is gone.
     os._exit(1)
