@@ -76,8 +76,8 @@ def linear_attention(
             partition the kernels: by name in programs of several devices, wrap the call in `jax.shard_map` with
             check_vma=False. None takes them where a TPU is known to do all, or all of its part, and they can, else
             "xla".
-            "mosaic_gpu" is a kernel for NVIDIA Hopper, causal and bfloat16 only, without segment_ids; it is
-            experimental, as it was compiled and interpreted but never run on a GPU, and only taken by name.
+            "mosaic_gpu" is a kernel for NVIDIA Hopper, causal and bfloat16 only; it is experimental, as it was
+            compiled and interpreted but never run on a GPU, and only taken by name.
         axis_name: an axis of a mesh over which `jax.shard_map` cuts the tokens, all devices having as many. Devices
             exchange their sums over keys, log2(devices) times, and no tokens. Segments must then be contiguous.
 

@@ -73,8 +73,6 @@ def mosaic_gpu_cannot(call: Call, num_features: int, chunk_size: int | None) -> 
         return f"needs sizes that are known at trace time; got {sizes}."
     if not call.is_causal:
         return "takes causal attention only: without causality two products do it in XLA."
-    if call.segment_ids is not None:
-        return "takes no segment_ids; use implementation='xla'."
     if call.query.dtype != jnp.bfloat16:
         return "takes queries, keys and values in bfloat16 only; use implementation='xla'."
     for name, width in (("features", num_features), ("value", call.value.shape[-1])):

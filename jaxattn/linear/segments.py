@@ -54,6 +54,12 @@ def in_order_of_segments(call: Call, attend: Callable[[Call], Array]) -> Array:
     return _take(out, jnp.argsort(order, axis=1))
 
 
+def number_segments(ids: Array) -> Array:
+    """(B, T) float32, the contiguous segments of each row counted from 0."""
+    changed = ids[:, 1:] != ids[:, :-1]
+    return jnp.pad(jnp.cumsum(changed, axis=1), ((0, 0), (1, 0))).astype(jnp.float32)
+
+
 def _take(x: Array, order: Array) -> Array:
     return jnp.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), axis=1)
 

@@ -16,7 +16,10 @@ from jaxattn.testing import assert_close_to_reference, assert_matches_reference
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One call. `features` is (component, weights, options, number), or None for given ones of width M."""
+    """One call. `features` is (component, weights, options, number), or None for given ones of width M.
+
+    `segments` is the number of tokens in each; 0 for a call without segments.
+    """
 
     features: Any = ("oprf", "orf", {}, 12)
     causal: bool = True
@@ -30,7 +33,7 @@ class Case:
     size: float = 1.0
     bias: float | None = 3.0
     bias_heads: int = 1
-    segments: bool = False
+    segments: int = 0
     per_head: bool = False
     stabilizer: str = "global"
     chunk: int = 8
@@ -65,7 +68,7 @@ class Case:
 
     def call(self, query, key, value, key_bias):
         """The checked call."""
-        ids = jnp.broadcast_to(jnp.arange(self.length) // 5, (self.batch, self.length))
+        ids = jnp.broadcast_to(jnp.arange(self.length) // max(self.segments, 1), (self.batch, self.length))
         return check_call(
             query,
             key,
@@ -88,7 +91,7 @@ def reference(case, features, query, key, value, key_bias, *parameters):
         position[:, None] >= key_position if case.causal else jnp.ones((case.length, key.shape[1]), bool)
     )
     if case.segments:
-        allowed &= position[:, None] // 5 == key_position // 5
+        allowed &= position[:, None] // case.segments == key_position // case.segments
     seen = jnp.where(allowed[:, :, None, None], log_weight[:, None], -jnp.inf)
     top = jax.lax.stop_gradient(seen.max(axis=2, keepdims=True))
     weights = jnp.exp(seen - jnp.where(top == -jnp.inf, 0, top))

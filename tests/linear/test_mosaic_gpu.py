@@ -42,8 +42,12 @@ CASES = {
     "no bias, whole chunks": dataclasses.replace(GIVEN, length=64, bias=None, width=64, value_width=64),
     "one token": dataclasses.replace(GIVEN, length=1, key_length=4),
     "more keys": dataclasses.replace(GIVEN, length=9, key_length=70),
+    "segments over chunk borders": dataclasses.replace(GIVEN, segments=5, length=71, batch=2),
+    "long segments, large biases": dataclasses.replace(GIVEN, segments=90, length=200, bias=10.0),
+    "removed segments": dataclasses.replace(GIVEN, segments=2, length=65, value_width=65, bias_heads=2),
     "both signs": Case(("trigrf", "orf", {}, 12), size=0.5, kv_heads=1, length=70),
     "positive": Case(("oprf", "orf", {}, 12), size=0.5, kv_heads=1, length=70),
+    "positive in segments": Case(("oprf", "orf", {}, 12), size=0.5, kv_heads=1, length=70, segments=66),
     "discrete": Case(("poisrf", "orf", {}, 12), size=0.5, kv_heads=1),
 }
 
@@ -79,13 +83,14 @@ def test_batched_and_differentiated_twice(on_gpu):
     )
 
 
+def total(phi, x, segment_ids=None):
+    options = {"is_causal": True, "segment_ids": segment_ids, "implementation": "mosaic_gpu"}
+    return jaxattn.linear_attention(phi, phi, x, **options).astype(jnp.float32).sum()
+
+
 def test_traced_in_both_precisions_and_its_products_counted():
     """Everywhere, as there is no device: forward and three more sweeps, of heads, chunks and parts."""
     x, wide = (jnp.ones((2, 130, 3, width), jnp.bfloat16) for width in (64, 128))
-
-    def total(phi, x):
-        options = {"is_causal": True, "implementation": "mosaic_gpu"}
-        return jaxattn.linear_attention(phi, phi, x, **options).astype(jnp.float32).sum()
 
     jaxpr = jax.make_jaxpr(total)(wide, x)
     tokens = 2 * 3 * 192
@@ -96,10 +101,19 @@ def test_traced_in_both_precisions_and_its_products_counted():
     assert of_phi.dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("segment_ids", [None, jnp.ones((1, 130), int)], ids=["whole", "segments"])
+def test_lowered_for_a_gpu(segment_ids):
+    """Layouts of everything in registers are found, everywhere too."""
+    x = jnp.ones((1, 130, 1, 64), jnp.bfloat16)
+    traced = jax.jit(jax.grad(total, (0, 1))).trace(x, x, segment_ids)
+    assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
 LIMITS = {
     "fine": (GIVEN, jnp.bfloat16, None, None),
     "full": (dataclasses.replace(GIVEN, causal=False), jnp.bfloat16, None, "takes causal attention only"),
-    "segments": (dataclasses.replace(GIVEN, segments=True), jnp.bfloat16, None, "takes no segment_ids"),
+    "segments": (dataclasses.replace(GIVEN, segments=5), jnp.bfloat16, None, None),
     "float32": (GIVEN, jnp.float32, None, "in bfloat16 only"),
     "chunk": (GIVEN, jnp.bfloat16, 128, "has chunks of 64 tokens; got a chunk_size of 128"),
     "features": (

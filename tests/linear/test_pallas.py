@@ -29,7 +29,7 @@ def check(case, dtype=jnp.float32, **tolerances):
 
 def test_causal_features_in_segments():
     """Segments across chunks, the last of them cut; groups whose heads weigh keys apart; removed keys."""
-    check(Case(segments=True, heads=2, kv_heads=1, bias_heads=2), rtol=1e-4, atol=1e-5)
+    check(Case(segments=5, heads=2, kv_heads=1, bias_heads=2), rtol=1e-4, atol=1e-5)
 
 
 CASES = {
@@ -42,7 +42,7 @@ CASES = {
     "learned weights a head": Case(("oprf", "fastfood_learnable", {}, 12), per_head=True, heads=4),
     "per_key": Case(stabilizer="per_key"),
     "large logits": Case(size=8.0),
-    "biases": Case(bias=30.0, segments=True),
+    "biases": Case(bias=30.0, segments=5),
     "large biases": Case(bias=1000.0),
     "one token": Case(length=1, key_length=4),
     "fewer keys": Case(length=13, key_length=9),
@@ -73,7 +73,7 @@ def test_causal(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WHOLE)
 def test_whole(name):
-    check(dataclasses.replace(CASES[name], causal=False, segments=False), rtol=1e-4, atol=1e-5)
+    check(dataclasses.replace(CASES[name], causal=False, segments=0), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -139,7 +139,7 @@ LIMITS = {
     "no multiple of the lanes": (checked(Case()), 64, "takes a chunk_size that is a multiple of 128; got 64"),
     "discrete": (checked(Case(("poisrf", "orf", {}, 8))), None, "one product with a dense matrix only"),
     "signs": (checked(Case(("oprf", "sgq", {}, 8))), None, "weights without signs"),
-    "segments": (checked(Case(segments=True, causal=False)), None, "segment_ids in causal attention only"),
+    "segments": (checked(Case(segments=5, causal=False)), None, "segment_ids in causal attention only"),
     "width": (checked(Case(width=264)), None, "takes query and key up to a width of 256; got 264"),
     "features": (
         checked(Case(("oprf", "orf", {}, 600))),

@@ -8,13 +8,14 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxattn.core.call import Call
-from jaxattn.linear.mosaic_gpu.chunk import CHUNK, SLICE, Operands
+from jaxattn.linear.mosaic_gpu.chunk import APART, CHUNK, SLICE, Operands
 from jaxattn.linear.mosaic_gpu.sweep import sweep
 from jaxattn.linear.padded import pad_tokens
 from jaxattn.linear.pallas.factors import LOWEST
 from jaxattn.linear.pallas.fused import FusedHow, Kernels
 from jaxattn.linear.plan import FeatureFunctions, Parameters
-from jaxattn.linear.sums import inverse_of
+from jaxattn.linear.segments import number_segments
+from jaxattn.linear.sums import inverse_of, segmented_cummax
 
 
 def forward(how: FusedHow, keep: bool, parameters: Parameters, call: Call) -> tuple[Array, None]:
@@ -34,15 +35,16 @@ def gradient(
     cotangents of queries, keys and values are sweeps themselves, the latter two from the last token to the first.
     """
     x, pull = jax.vjp(partial(_operands, how.features), parameters, call)
-    query, key, value, weight, reference = _narrow(x)[:5]
+    query, key, value, weight, reference, segment = _narrow(x)[:6]
     out, inverse = sweep(_narrow(x), divided=True, dtype=jnp.float32)
     grad = grad.reshape(*grad.shape[:2], -1, grad.shape[-1])
     grad = _widen(jnp.pad(grad, ((0, 0), (0, value.shape[1] - grad.shape[1]), (0, 0), (0, 0))))
     grad = (grad * jnp.moveaxis(inverse, 1, 2)[..., None]).astype(value.dtype)
     delta = -jnp.moveaxis((grad * out).sum(axis=-1), 1, 2)
-    (of_query,) = sweep(Operands(grad, value, key, weight, reference, query_term=delta))
-    (of_key,) = sweep(Operands(value, grad, query, -reference, -weight, key_term=delta), reverse=True)
-    (of_value,) = sweep(Operands(key, query, grad, -reference, -weight), reverse=True)
+    (of_query,) = sweep(Operands(grad, value, key, weight, reference, segment, delta))
+    back = -reference, -weight, None if segment is None else -segment
+    (of_key,) = sweep(Operands(value, grad, query, *back, key_term=delta), reverse=True)
+    (of_value,) = sweep(Operands(key, query, grad, *back), reverse=True)
 
     def of_group(x: Array) -> Array:
         return x.reshape(*x.shape[:2], key.shape[2], -1, x.shape[-1]).sum(axis=3, dtype=jnp.float32)
@@ -52,9 +54,12 @@ def gradient(
     # The length of a query's features changes nothing: what rounding left of a gradient along them is taken out.
     along = (x.query * of_query).sum(axis=-1) * inverse_of(jnp.square(x.query).sum(axis=-1))
     of_query = of_query - x.query * along[..., None]
-    return pull(
-        Operands(of_query, of_key, of_value.astype(value.dtype), of_weight, jnp.zeros_like(reference))
+    of_parameters, of_call = pull(
+        jax.tree.map(jnp.zeros_like, x)._replace(
+            query=of_query, key=of_key, value=of_value.astype(value.dtype), weight=of_weight
+        )
     )
+    return of_parameters, of_call.replace(segment_ids=None)
 
 
 def _operands(features: FeatureFunctions, parameters: Parameters, call: Call) -> Operands:
@@ -66,10 +71,16 @@ def _operands(features: FeatureFunctions, parameters: Parameters, call: Call) ->
     query, _ = jax.vmap(features.query, axes, 2)(parameters, call.query, None)
     key, scale = jax.vmap(features.key, axes, 2)(parameters, call.key, None)
     weight = jnp.moveaxis(scale + call.key_bias[..., 0], 1, 2)
+    if call.segment_ids is None:
+        top, segment = lax.cummax(weight, axis=2), None
+    else:
+        numbers = number_segments(call.segment_ids[1])
+        top = jax.vmap(jax.vmap(segmented_cummax, (0, None)))(weight, numbers)
+        segment = APART * numbers[:, None]
     # The largest log weight so far: it cancels in the quotient, a constant.
-    reference = lax.stop_gradient(jnp.maximum(lax.cummax(weight, axis=2), LOWEST))
+    reference = lax.stop_gradient(jnp.maximum(top, LOWEST))
     query = query.reshape(*query.shape[:2], -1, query.shape[-1])
-    return Operands(_widen(query), _widen(key), _widen(call.value), weight, reference)
+    return Operands(_widen(query), _widen(key), _widen(call.value), weight, reference, segment)
 
 
 def _narrow(x: Operands) -> Operands:

@@ -1,5 +1,6 @@
 """One chunk of a sweep inside the kernel: its pairs, what earlier chunks add, and their sums brought up to date."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from jaxattn.linear.sums import inverse_of
 
 # Tokens a chunk, and the columns of the values that one block of threads works on: the rows of a wgmma.
 CHUNK = SLICE = 64
+# Between log weights of different segments: more than float32 makes of any e^x, and exact times 2^24 segments.
+APART = 2.0**100
 # How arrays lie in registers: tiles of matrices, and vectors along their rows and along their columns.
 TILE = plgpu.Layout.WGMMA
 ROWS, COLUMNS = TILE.reduce(1), TILE.reduce(0)
@@ -28,6 +31,7 @@ class Operands(NamedTuple):
         value: (B, T, ·, E) bfloat16.
         weight: (B, ·, T) float32, log weights of the keys.
         reference: (B, ·, T) float32, subtracted from the log weights of all keys that a query sees; it is no less.
+        segment: (B, 1, T) float32, `APART` times numbers of segments that rise along the sweep; or None.
         query_term: (B, ·, T) float32, added to the products of a query with all keys; or None.
         key_term: (B, ·, T) float32, added to the products of a key with all queries; or None. Not both.
     """
@@ -37,6 +41,7 @@ class Operands(NamedTuple):
     value: Any
     weight: Any
     reference: Any
+    segment: Any = None
     query_term: Any = None
     key_term: Any = None
 
@@ -67,6 +72,24 @@ def _across(vector: Array) -> Array:
     return plgpu.layout_cast(lax.broadcast_in_dim(vector, (CHUNK, CHUNK), (1,)), TILE)
 
 
+class Level(NamedTuple):
+    """What weights are relative to: logarithms of them, and `Operands.segment` or None; scalars or arrays."""
+
+    log: Any
+    segment: Any
+
+    def map(self, function: Any) -> "Level":
+        """The function of both."""
+        return Level(function(self.log), None if self.segment is None else function(self.segment))
+
+    def over(self, other: "Level") -> Array:
+        """The factor from this level to one that is no lower; 0 from one segment to a later one."""
+        exponent = self.log - other.log
+        if self.segment is not None:  # earlier segments may be higher
+            exponent = jnp.minimum(exponent, 0.0) + (self.segment - other.segment)
+        return jnp.exp(exponent)
+
+
 def attend_chunk(
     x: Operands, pairs: Any, weighted: Any, state: Any, carry: Any, *, reverse: bool, divided: bool
 ) -> tuple[list[Array], Any]:
@@ -78,16 +101,17 @@ def attend_chunk(
         weighted: buffer for its weighted values.
         state: the total in bfloat16, which is brought up to date.
         carry: Σ_j e^(weight_j − top) k_j v_j' over earlier keys, in slices of the rows; vectors, likewise of the
-            slices of k_j if `divided`, one of term · v_j if there is a term; top.
+            slices of k_j if `divided`, one of term · v_j if there is a term; top, with the only segment summed.
         reverse: whether later keys are the earlier ones.
         divided: as in `sweep`.
     """
     totals, vectors, top = carry
     slices = [pl.ds(start, SLICE) for start in range(0, x.key.shape[1], SLICE)]
-    last = x.weight[0] if reverse else x.reference[CHUNK - 1]
-    reference = _load(x.reference, ROWS)
+    keys, queries = Level(x.weight, x.segment), Level(x.reference, x.segment)
+    last = keys.map(lambda ref: ref[0]) if reverse else queries.map(lambda ref: ref[CHUNK - 1])
+    key, query = (x.map(partial(_load, layout=ROWS)) for x in (keys, queries))
     rows, columns = (plgpu.broadcasted_iota(jnp.int32, (CHUNK, CHUNK), axis, layout=TILE) for axis in (0, 1))
-    weights = jnp.exp(_across(_load(x.weight, COLUMNS)) - _down(reference))
+    weights = keys.map(lambda ref: _across(_load(ref, COLUMNS))).over(query.map(_down))
     products = _product(x.query, x.key.transpose((1, 0)))
     if x.query_term is not None:
         products += _down(_load(x.query_term, ROWS))
@@ -95,7 +119,7 @@ def attend_chunk(
         products += _across(_load(x.key_term, COLUMNS))
     products = jnp.where((rows <= columns) if reverse else (rows >= columns), products * weights, 0.0)
     pairs[...] = products.astype(pairs.dtype)
-    before, after = jnp.exp(top - reference), jnp.exp(_load(x.weight, ROWS) - last)
+    before, after = top.over(query), key.over(last)
     added = _wide(x.value) * _down(after)
     weighted[...] = added.astype(weighted.dtype)
     plgpu.commit_smem()
@@ -106,7 +130,7 @@ def attend_chunk(
         far += _across(vectors[0])
         added *= _down(_load(x.key_term, ROWS))
     results = [near + far * _down(before)]
-    between = jnp.exp(top - last)
+    between = top.over(last)
     if divided:
         weight = products.sum(axis=1)
         for i, part in enumerate(slices):

@@ -10,7 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
-from jaxattn.linear.mosaic_gpu.chunk import CHUNK, COLUMNS, SLICE, TILE, Operands, attend_chunk
+from jaxattn.linear.mosaic_gpu.chunk import CHUNK, COLUMNS, SLICE, TILE, Level, Operands, attend_chunk
 from jaxattn.linear.pallas.factors import LOWEST
 
 
@@ -74,7 +74,8 @@ def sweep(
         vector = plgpu.layout_cast(jnp.zeros((SLICE,), jnp.float32), COLUMNS)
         slices = width // SLICE
         vectors = slices if divided else int(has_term)
-        lax.fori_loop(0, chunks, step, ([total] * slices, [vector] * vectors, jnp.float32(LOWEST)))
+        lowest = Level(jnp.float32(LOWEST), None if x.segment is None else jnp.float32(LOWEST))
+        lax.fori_loop(0, chunks, step, ([total] * slices, [vector] * vectors, lowest))
         plgpu.wait_smem_to_gmem(0)
 
     out_type = [jax.ShapeDtypeStruct((batch, length, heads, x.value.shape[3]), dtype)]

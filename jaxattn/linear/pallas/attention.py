@@ -19,6 +19,7 @@ from jaxattn.linear.pallas.whole import whole_keys, whole_queries
 from jaxattn.linear.pallas.whole_gradient import whole_gradient
 from jaxattn.linear.plan import Parameters
 from jaxattn.linear.projection import Projection
+from jaxattn.linear.segments import number_segments
 
 
 def _plan(how: FusedHow, call: Call, projection: Projection) -> Plan:
@@ -38,10 +39,7 @@ def _plan(how: FusedHow, call: Call, projection: Projection) -> Plan:
 
 
 def _tokens(call: Call) -> Tokens:
-    ids = call.segment_ids
-    if ids is not None:
-        changed = ids[1][:, 1:] != ids[1][:, :-1]
-        ids = jnp.pad(jnp.cumsum(changed, axis=1), ((0, 0), (1, 0))).astype(jnp.float32)[:, None, None]
+    ids = None if call.segment_ids is None else number_segments(call.segment_ids[1])[:, None, None]
     return Tokens(
         arrange(call.query), arrange(call.key), arrange(call.value), bias_row(call.key_bias, call.key), ids
     )
