@@ -37,7 +37,7 @@ class Job(NamedTuple):
 
 
 FEATURES, TREE = "features:oprf-orf:128", "tree:64x16x16"
-# Parameters are cut among 16 chips, and pods of more hold copies: parts of rows would be small beyond.
+# Parameters are cut among 16 chips, and pods of more hold copies.
 PODS = {"v5e:8x8": "data=4,fsdp=16", "v5e:16x16": "data=16,fsdp=16"}
 JOBS = (
     *(Job("v5e:4x4", "fsdp=16", 16, 8192, attention) for attention in ("softmax", FEATURES, TREE)),

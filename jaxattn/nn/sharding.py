@@ -14,6 +14,7 @@ from jaxattn.core.mesh import mesh_of
 from jaxattn.core.parameters import LAYERS
 
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
+Path = tuple[NamedSharding, ...]
 
 # The batch over `data` and `fsdp`, tokens over `sequence`; parameters by width over `fsdp`, by heads and by the width
 # of MLPs over `tensor`. An axis that is cut like the batch is gathered where parameters are used: fully sharded data
@@ -124,7 +125,8 @@ def constrain(x: Array, *names: str | None) -> Array:
     mesh, rules = _automatic_mesh(x), get_logical_axis_rules()
     if mesh is None or not rules:
         return x
-    return _constrained(x, mesh, partition_spec(names, x.shape, mesh, rules))
+    spec = partition_spec(names, x.shape, mesh, rules)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
 def gather_parameters(tree: Any, names: Any) -> Any:
@@ -142,7 +144,7 @@ def gather_parameters(tree: Any, names: Any) -> Any:
     def gather(x: Array, names: Sequence[str | None]) -> Array:
         stored = parameter_spec(names, x.shape, mesh, rules)
         used = partition_spec(names, x.shape, mesh, rules, gathered=True)
-        return x if stored == used else _gathered(x, mesh, stored, used)
+        return x if stored == used else _gathered(x, _path(mesh, stored, used))
 
     return jax.tree.map(gather, tree, names)
 
@@ -169,26 +171,62 @@ def _automatic_mesh(tree: Any) -> AbstractMesh | None:
     return mesh if mesh is not None and all(kind == AxisType.Auto for kind in mesh.axis_types) else None
 
 
-def _constrained(x: Array, mesh: AbstractMesh, spec: PartitionSpec) -> Array:
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+def _path(mesh: AbstractMesh, stored: PartitionSpec, used: PartitionSpec) -> Path:
+    """From how a parameter is stored to how it is used: in one step, or in two where devices are many.
+
+    The second is on a finer mesh, where the first factor of an axis has its name.
+    """
+    ends = NamedSharding(mesh, stored), NamedSharding(mesh, used)
+    kept = {axis for entry in used for axis in _axes(entry)}
+    gathered = [axis for entry in stored for axis in _axes(entry) if axis not in kept]
+    count = math.prod(mesh.shape[axis] for axis in gathered)
+    if len(stored) == 1 or count <= _devices_a_step(mesh):
+        return ends
+    sizes, room = dict(mesh.shape), math.isqrt(count)
+    for axis in gathered:
+        size = sizes[axis]
+        sizes[axis] = max(factor for factor in range(1, room + 1) if size % factor == 0)
+        sizes[f"{axis} inner"] = size // sizes[axis]
+        room = room // size or 1
+    types = (AxisType.Auto,) * len(sizes)
+    finer = AbstractMesh(tuple(sizes.values()), tuple(sizes), types, abstract_device=mesh.abstract_device)
+    return ends[0], NamedSharding(finer, stored), ends[1]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _gathered(x: Array, mesh: AbstractMesh, stored: PartitionSpec, used: PartitionSpec) -> Array:
-    return _constrained(x, mesh, used)
+def _devices_a_step(mesh: AbstractMesh) -> int:
+    """Among how many devices one step gathers and scatters.
+
+    libtpu 0.0.52 sums gradients whole on all chips of a slice of more than 32, and gathers small parts as sums.
+    """
+    on_tpu = mesh.abstract_device is not None and mesh.abstract_device.platform == "tpu"
+    return 32 if on_tpu else mesh.size
 
 
-def _gathered_forward(
-    x: Array, mesh: AbstractMesh, stored: PartitionSpec, used: PartitionSpec
-) -> tuple[Array, None]:
-    return _constrained(x, mesh, used), None
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(x: Array, path: Path) -> Array:
+    return _constrained(x, path[1:])
 
 
-def _gathered_backward(
-    mesh: AbstractMesh, stored: PartitionSpec, used: PartitionSpec, _: None, gradient: Array
-) -> tuple[Array]:
+def _gathered_forward(x: Array, path: Path) -> tuple[Array, None]:
+    return _constrained(x, path[1:]), None
+
+
+def _gathered_backward(path: Path, _: None, gradient: Array) -> tuple[Array]:
     # Partial sums on every device become sums of one part each: a reduce-scatter.
-    return (_constrained(gradient, mesh, stored),)
+    stored, shape, back = path[0], gradient.shape, path[-2::-1]
+    cut = [entry for entry in stored.spec if entry]
+    parts = math.prod(stored.mesh.shape[axis] for entry in cut for axis in _axes(entry))
+    many_columns = len(path) > 2 and len(cut) == 1 and not stored.spec[0] and parts % shape[0] == 0
+    if many_columns and math.prod(shape[:-1]) % parts == 0:
+        # Scattered as rows of a matrix; then the parts are exchanged.
+        rows = tuple(NamedSharding(step.mesh, PartitionSpec(cut[0])) for step in back)
+        gradient = _constrained(gradient.reshape(-1, shape[-1]), rows).reshape(shape)
+        back = (stored,)
+    return (_constrained(gradient, back),)
+
+
+def _constrained(x: Array, path: Path) -> Array:
+    return functools.reduce(jax.lax.with_sharding_constraint, path, x)
 
 
 _gathered.defvjp(_gathered_forward, _gathered_backward)

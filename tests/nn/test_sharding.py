@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxattn.nn import (
@@ -17,6 +17,7 @@ from jaxattn.nn import (
     Hierarchical,
     RandomFeatures,
     Softmax,
+    sharding,
 )
 from jaxattn.nn.sharding import gather_parameters, parameter_spec
 
@@ -48,6 +49,61 @@ def test_gathered_parameters_have_scattered_gradients():
         program = jax.make_jaxpr(gradient)(kernel)
     cut = [e.params["sharding"].spec for e in program.eqns if e.primitive.name == "sharding_constraint"]
     assert cut == [P("tensor", None), P(("tensor", "fsdp"), None)]
+
+
+@pytest.mark.parametrize(
+    "sizes, names, shape",
+    [
+        ({"fsdp": 8}, ("embed", "mlp"), (16, 12)),
+        ({"fsdp": 4, "tensor": 2}, ("mlp", "embed"), (8, 16)),
+        (
+            {"fsdp": 8},
+            ("heads", "head_dim", "embed"),
+            (4, 6, 16),
+        ),  # neither 4 nor 6 is a multiple of 8, but 24 is
+        ({"fsdp": 8}, ("heads", "head_dim", "embed"), (3, 3, 16)),
+        ({"fsdp": 8}, ("embed",), (16,)),
+    ],
+)
+@pytest.mark.parametrize("at_once", [2, 8])
+def test_gathered_in_one_step_or_two(sizes, names, shape, at_once, monkeypatch):
+    """Values and gradients of one device, whatever the order of devices, and the gradient cut like the parameter."""
+    monkeypatch.setattr(sharding, "_devices_a_step", lambda _: at_once)
+    axis_types = (AxisType.Auto,) * len(sizes)
+    devices = np.array(jax.devices()[::-1]).reshape(tuple(sizes.values()))
+    mesh = jax.sharding.Mesh(devices, tuple(sizes), axis_types=axis_types)
+    x = jax.random.normal(jax.random.key(0), (8, *shape))
+    kernel = jax.random.normal(jax.random.key(1), shape)
+
+    def loss(kernel, x):
+        return jnp.square((x * gather_parameters(kernel, names)).sum(range(1, x.ndim))).sum()
+
+    expected = jax.value_and_grad(loss)(kernel, x)
+    stored = NamedSharding(mesh, parameter_spec(names, shape, mesh))
+    with nnx.logical_axis_rules(SHARDING_RULES):
+        args = jax.device_put(kernel, stored), jax.device_put(x, NamedSharding(mesh, P("fsdp")))
+        step = jax.jit(jax.value_and_grad(loss))
+        found = step(*args)
+        steps = str(step.trace(*args).jaxpr).count("fsdp inner")
+    assert (steps > 0) == (at_once < sizes["fsdp"] and len(shape) > 1)
+    assert found[1].sharding.is_equivalent_to(stored, kernel.ndim)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_many_tpus_gather_and_scatter_in_two_steps():
+    """libtpu would sum gradients whole on every chip; a mesh that is no TPU's takes one step."""
+    for platform, expected in (("tpu", [("fsdp", 16), ("fsdp inner", 16)]), ("gpu", [("fsdp", 256)])):
+        device = AbstractDevice("device", num_cores=None, platform=platform)
+        mesh = AbstractMesh((256,), ("fsdp",), (AxisType.Auto,), abstract_device=device)
+        kernel = jax.ShapeDtypeStruct((2048, 64), jnp.float32)
+        with jax.sharding.use_abstract_mesh(mesh), nnx.logical_axis_rules(SHARDING_RULES):
+            gradient = jax.value_and_grad(lambda x: gather_parameters(x, ("embed", "mlp")).sum())
+            program = jax.make_jaxpr(gradient)(kernel)
+        cut = [e.params["sharding"] for e in program.eqns if e.primitive.name == "sharding_constraint"]
+        assert list(cut[0].mesh.shape.items()) == expected
+        assert len(cut) == 2 * len(expected)
+        assert cut[-1] == NamedSharding(mesh, P("fsdp", None))
 
 
 @pytest.mark.parametrize("mechanism", [RandomFeatures(num_features=16), Softmax(), Hierarchical((128,))])
