@@ -45,9 +45,11 @@ def computed_once(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
     Otherwise a bias that is a computation (log sigmoid of an energy) is fused into all that reads it, such as the
     loop over scores, and computed T times over: the CPU compiler does so, and ignores `lax.optimization_barrier`
-    while at it.
+    while at it. The product is of finite numbers alone, also once a TPU has cut them into bfloat16 parts: −inf less
+    its largest part, −inf, is NaN.
     """
-    pair = jnp.stack([x, jnp.zeros_like(x)], axis=-1)
-    return jnp.einsum("...p,pr->...r", pair, jnp.ones((2, 2), x.dtype), precision=lax.Precision.HIGHEST)[
-        ..., 0
-    ]
+    removed = x == -jnp.inf
+    finite = jnp.where(removed, 0, jnp.maximum(x, float(jnp.finfo(jnp.bfloat16).min)))
+    pair = jnp.stack([finite, removed.astype(x.dtype)], axis=-1)
+    pair = jnp.einsum("...p,pr->...r", pair, jnp.eye(2, dtype=x.dtype), precision=lax.Precision.HIGHEST)
+    return jnp.where(pair[..., 1] > 0, -jnp.inf, pair[..., 0])

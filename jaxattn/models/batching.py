@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.core.spmd import get_logical_axis_rules
 from jaxtyping import Array
 
 from jaxattn.encoders.text_encoder import TextEncoder
@@ -59,12 +60,13 @@ def in_batches(
     order = np.argsort([-len(row.ids) for row in rows], kind="stable")
     filler = model.encoder.config.pad_token_id
     graph, state = nnx.split(model)
+    static = graph, repr(get_logical_axis_rules())  # a program is for rules that cut it among devices
 
     def run(chosen: np.ndarray) -> tuple[np.ndarray, Array]:
         height, width = bucket(len(chosen), 1, batch_size), bucket(len(rows[chosen[0]].ids), 8, limit)
         filled = [rows[row] for row in np.pad(chosen, (0, height - len(chosen)), mode="edge")]
         types = pad([row.types for row in filled], width, 0)[0] if token_types else None
-        return chosen, _apply(graph, state, *pad([row.ids for row in filled], width, filler), types)
+        return chosen, _apply(static, state, *pad([row.ids for row in filled], width, filler), types)
 
     done, batches = 0, (order[start : start + batch_size] for start in range(0, len(order), batch_size))
     for chosen, found in _one_ahead(map(run, batches)):
@@ -75,9 +77,9 @@ def in_batches(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _apply(graph: Any, state: Any, input_ids: Array, mask: Array, types: Array | None) -> Array:
+def _apply(static: tuple[Any, str], state: Any, input_ids: Array, mask: Array, types: Array | None) -> Array:
     more = {} if types is None else {"token_type_ids": types}
-    return nnx.merge(graph, state)(input_ids, mask, deterministic=True, **more).astype(jnp.float32)
+    return nnx.merge(static[0], state)(input_ids, mask, deterministic=True, **more).astype(jnp.float32)
 
 
 def bucket(size: int, least: int, most: int) -> int:

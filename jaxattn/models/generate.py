@@ -152,7 +152,7 @@ class _Static(NamedTuple):
     graph: Any
     max_length: int
     top_k: int | None
-    rules: Any  # that cut it among devices
+    rules: str  # that cut it among devices
 
 
 class _Options(NamedTuple):
@@ -227,7 +227,7 @@ def _request(
         None if end_token is None else jnp.asarray(end_token, jnp.int32),
     )
     graph, variables = nnx.split(model)
-    static = _Static(graph, room, top_k, tuple(map(tuple, get_logical_axis_rules())))
+    static = _Static(graph, room, top_k, repr(get_logical_axis_rules()))
     return static, variables, (prompt, jnp.asarray(prompt_lengths, jnp.int32)), options
 
 

@@ -39,7 +39,7 @@ def step_token(
     width = token.query.shape[-1]
     slots, parents = _path(tree, position)
     in_tree = slots[0] >= 0
-    mean, log_weight = token.mean, jnp.where(in_tree, token.log_weight, -jnp.inf)
+    mean, log_weight = token.mean, token.log_weight
     found, updated = [], []
     for level, (slot, bias) in enumerate(zip(slots, biases, strict=True)):
         index = jnp.arange(tree.branching[level])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxattn
-from jaxattn.core.platform import OTHER, PLATFORMS, by_platform
+from jaxattn.core.platform import OTHER, PLATFORMS, by_platform, computed_once
 
 NUMBERS = {"cpu": 2.0, "cuda": 3.0, "tpu": 3.0, OTHER: 5.0}
 
@@ -67,3 +67,16 @@ def test_linear_attention_loops_over_heads_on_a_cpu_alone():
     assert "platform_index" not in str(jax.make_jaxpr(lambda x: jaxattn.linear_attention(x, x, x))(few))
     texts = {p: lowered(lambda x: jaxattn.linear_attention(x, x, x), p, x) for p in ("cpu", "tpu")}
     assert texts["cpu"].count("stablehlo.while") > texts["tpu"].count("stablehlo.while")
+
+
+def test_removed_keys_where_products_are_of_bfloat16_parts(monkeypatch):
+    """As on a TPU: −inf less its largest part would be NaN."""
+    einsum = jnp.einsum
+
+    def in_parts(spec, x, y, precision):
+        large = x.astype(jnp.bfloat16).astype(x.dtype)
+        return einsum(spec, large, y) + einsum(spec, x - large, y)
+
+    monkeypatch.setattr(jnp, "einsum", in_parts)
+    x = jnp.array([-jnp.inf, jnp.finfo(jnp.float32).min, -1.5, 0.0])
+    np.testing.assert_allclose(computed_once(x), x, rtol=1e-2)

@@ -180,6 +180,15 @@ def test_a_row_without_keys_is_zero(normalization):
     assert all(np.isfinite(g).all() and not g[0].any() for g in gradients)
 
 
+def test_a_first_key_to_come_reaches_no_row():
+    """Not even where its energy is NaN."""
+    q, k, v, energy = qkve()
+    energy, mask = energy.at[:, -1].set(jnp.nan), jnp.broadcast_to(jnp.arange(T) == T - 1, (B, T))
+    options = {"normalization": "prefix", "token_mask": mask, "is_causal": True}
+    out = energy_gated_attention(q, k, v, energy, alpha=ALPHA, tau=TAU, **options)
+    np.testing.assert_array_equal(out[:, :-1], 0)
+
+
 def test_the_gate_adds_to_the_callers_key_bias():
     q, k, v, energy = qkve()
     key_bias = normal(8, B, T, N)

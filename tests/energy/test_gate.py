@@ -87,8 +87,10 @@ def test_first_position_and_constant_energies_have_finite_gradients():
         np.testing.assert_array_equal(jax.grad(total)(energy), 0)
     # Equal tokens leave a layer with energies that differ by several roundings: z is not their sign.
     noise = np.random.default_rng(0).integers(-8, 9, (1, 40, 1)) * np.finfo(np.float32).eps
-    gate = energy_gate(jnp.float32(3 + 3 * noise), alpha=2.0, tau=0.0)
+    noisy = jnp.float32(3 + 3 * noise)
+    gate = energy_gate(noisy, alpha=2.0, tau=0.0)
     np.testing.assert_allclose(jnp.exp(gate), 0.5, atol=0.15)
+    np.testing.assert_array_equal(jax.grad(total)(noisy), 0)
     single = jax.value_and_grad(lambda e: energy_gate(e, alpha=2.0, tau=0.0).sum())(jnp.ones((1, 1, 1)))
     assert np.isfinite(single[0]) and single[1] == 0
 

@@ -63,6 +63,18 @@ def test_caches_cut_among_devices(mechanism):
     assert "[3,16,2," in program and "[3,32,2," not in program
 
 
+def test_programs_are_for_the_rules_in_force():
+    """Which may be lists, as configuration files give them."""
+    model = make()
+
+    def static():
+        return _request(model, prompts(), 3, KEYS, None, None, 1.0, None, None)[0]
+
+    with nnx.logical_axis_rules([["batch", ["data", "fsdp"]]]):
+        cut = static()
+    assert len({cut, static(), static()}) == 2
+
+
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.few(2)
 def test_a_ragged_batch_is_each_prompt_alone(mechanism):

@@ -1,10 +1,15 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from flax.core.spmd import get_logical_axis_rules
 
+from jaxattn.encoders.tokenizer import Tokens
 from jaxattn.models import TextClassifier
+from jaxattn.models.batching import in_batches
 from jaxattn.nn import Encoder, InceptiveHead, PoolingHead
 
 D = 8
@@ -68,3 +73,19 @@ def test_relevance_is_that_of_the_head_on_the_hidden_states():
     np.testing.assert_array_equal(other, model.head.relevance(hidden, mask, classes=jnp.array([2, 2])))
     plain = TextClassifier(model.encoder, PoolingHead(D, 2, rngs=nnx.Rngs(0)))
     np.testing.assert_allclose(plain.relevance(IDS)[:, 0], 1, atol=1e-6)
+
+
+def test_programs_are_for_the_rules_in_force():
+    seen = []
+
+    class Model(nnx.Module):
+        encoder = SimpleNamespace(config=SimpleNamespace(pad_token_id=0))
+
+        def __call__(self, input_ids, mask, deterministic):
+            seen.append(get_logical_axis_rules())
+            return input_ids
+
+    for rules in ((), [("batch", "data")], [("batch", "data")]):
+        with nnx.logical_axis_rules(rules):
+            list(in_batches(Model(), [Tokens(*[np.array([1, 2])] * 4)], 8, 1))
+    assert len(seen) == 2

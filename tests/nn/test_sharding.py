@@ -112,16 +112,17 @@ def test_fused_kernels_where_rows_and_heads_are_cut(mechanism):
     """Each on its own part: inside of `jax.shard_map`. Not where devices would share a key head."""
     mesh = AbstractMesh((2, 2), ("data", "tensor"), (AxisType.Auto,) * 2)
 
-    def traced(num_kv_heads):
+    def traced(num_kv_heads, rules=SHARDING_RULES):
         layer = Attention(2, 8, mechanism=mechanism, num_kv_heads=num_kv_heads, rngs=nnx.Rngs(0))
         graph, state = nnx.split(layer)
         x = jax.ShapeDtypeStruct((2, 256, 8), jnp.float32)
-        with jax.sharding.use_abstract_mesh(mesh), nnx.logical_axis_rules(SHARDING_RULES):
+        with jax.sharding.use_abstract_mesh(mesh), nnx.logical_axis_rules(rules):
             program = jax.make_jaxpr(lambda state, x: nnx.merge(graph, state)(x, is_causal=True))(state, x)
         return "shard_map" in str(program), "pallas_call" in str(program)
 
     assert traced(2) == (True, True)
     assert traced(1) == (False, False)
+    assert traced(2, [*SHARDING_RULES, ("kv_heads", None)]) == (False, False)
 
 
 def mesh_of(**sizes):
@@ -163,7 +164,8 @@ def test_caches_cut_by_position(mechanism, sizes):
     for (path, a), b in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6, err_msg=str(path))
         if a.ndim == 4 and a.shape[1] == 8:
-            assert a.addressable_shards[0].data.shape[1] == 4, "the cache is cut"
+            cut = [sizes.get(axis, 1) for axis in ("data", "sequence", "tensor", "")]
+            assert a.addressable_shards[0].data.shape == tuple(np.array(a.shape) // cut)
 
 
 def test_a_cache_that_does_not_divide():
@@ -172,3 +174,14 @@ def test_a_cache_that_does_not_divide():
     mesh, rules = jax.set_mesh(mesh_of(sequence=2)), nnx.logical_axis_rules(SHARDING_RULES)
     with mesh, rules, pytest.raises(ValueError, match=message):
         layer.step(layer.init_state(1, 7), jnp.ones((1, 1, 8)))
+
+
+def test_tokens_cut_over_two_axes():
+    layer, rules = Attention(2, 8, rngs=nnx.Rngs(0)), [("sequence", ("data", "tensor"))]
+    mesh, message = (
+        AbstractMesh((2, 2), ("data", "tensor"), (AxisType.Auto,) * 2),
+        r"one axis .* got \('data'",
+    )
+    within = jax.sharding.use_abstract_mesh(mesh), nnx.logical_axis_rules(rules)
+    with within[0], within[1], pytest.raises(ValueError, match=message):
+        jax.eval_shape(layer, jnp.ones((1, 4, 8)))

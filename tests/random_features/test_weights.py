@@ -281,6 +281,7 @@ def test_ssf_points_lie_on_the_sphere_and_apart():
     gram = w @ w.T / 8
     np.testing.assert_allclose(np.diag(gram), 1, atol=1e-5)
     assert (gram - np.eye(32)).max() < 0.75
+    np.testing.assert_allclose(np.diag(gram, 16), 0, atol=1e-5)  # a quarter turn in every plane
     np.testing.assert_allclose(w.T @ w / 32, np.eye(8), atol=1e-4)
 
 

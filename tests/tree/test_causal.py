@@ -84,6 +84,11 @@ def test_decoding_equals_the_whole(kind, heads):
     # In pieces of several tokens.
     _, out = decode(start, *(x[:, :100] for x in arrays), count=20)
     np.testing.assert_allclose(out, whole[:, :100], rtol=0, atol=1e-5)
+    # A row without a token stays as it is.
+    *qkv, key_bias = (x[:, :1] for x in arrays)
+    none = {"key_bias": key_bias, "query_seq_lengths": jnp.array([0])}
+    idle, _ = jax.jit(lambda state: hierarchical_attention_step(state, *qkv, tree, **none))(state)
+    chex.assert_trees_all_equal(idle, state)
 
 
 @pytest.mark.parametrize(
