@@ -64,8 +64,8 @@ def random_feature_attention(
         chunk_size: tokens a chunk of the causal form; None for 256 in fused kernels, 64 on a CPU, 128 elsewhere.
         implementation: None, "xla", "pallas" or "mosaic_gpu", as in `linear_attention`. "pallas" makes the
             features on the chip, of the components posrf, gerf, oprf, sderf, aderf, saderf and trigrf on every weight
-            matrix but sgq and ssr, whose dense form it takes. "mosaic_gpu" takes all features, which XLA makes and
-            stores in bfloat16.
+            matrix but sgq and ssr, whose dense form it takes. "mosaic_gpu" takes all features and stores
+            them in bfloat16.
         axis_name: an axis of a mesh over which the tokens are cut, as in `linear_attention`.
 
     Returns:

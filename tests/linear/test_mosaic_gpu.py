@@ -47,6 +47,9 @@ CASES = {
     "removed segments": dataclasses.replace(GIVEN, segments=2, length=65, value_width=65, bias_heads=2),
     "both signs": Case(("trigrf", "orf", {}, 12), size=0.5, kv_heads=1, length=70),
     "positive": Case(("oprf", "orf", {}, 12), size=0.5, kv_heads=1, length=70),
+    "positive, a matrix a head": Case(("posrf", "orf", {}, 70), heads=4, width=65, per_head=True),
+    "positive, per key": Case(("gerf", "orf", {}, 12), stabilizer="per_key", batch=2, bias_heads=2),
+    "positive, with a norm": Case(("saderf", "orf", {}, 12), size=0.5),
     "positive in segments": Case(("oprf", "orf", {}, 12), size=0.5, kv_heads=1, length=70, segments=66),
     "discrete": Case(("poisrf", "orf", {}, 12), size=0.5, kv_heads=1),
 }

@@ -8,7 +8,8 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxattn.core.call import Call
-from jaxattn.linear.mosaic_gpu.chunk import APART, CHUNK, SLICE, Operands
+from jaxattn.linear.mosaic_gpu.chunk import APART, CHUNK, Operands, widen
+from jaxattn.linear.mosaic_gpu.features import make_features
 from jaxattn.linear.mosaic_gpu.sweep import sweep
 from jaxattn.linear.padded import pad_tokens
 from jaxattn.linear.pallas.factors import LOWEST
@@ -38,7 +39,7 @@ def gradient(
     query, key, value, weight, reference, segment = _narrow(x)[:6]
     out, inverse = sweep(_narrow(x), divided=True, dtype=jnp.float32)
     grad = grad.reshape(*grad.shape[:2], -1, grad.shape[-1])
-    grad = _widen(jnp.pad(grad, ((0, 0), (0, value.shape[1] - grad.shape[1]), (0, 0), (0, 0))))
+    grad = widen(jnp.pad(grad, ((0, 0), (0, value.shape[1] - grad.shape[1]), (0, 0), (0, 0))))
     grad = (grad * jnp.moveaxis(inverse, 1, 2)[..., None]).astype(value.dtype)
     delta = -jnp.moveaxis((grad * out).sum(axis=-1), 1, 2)
     (of_query,) = sweep(Operands(grad, value, key, weight, reference, segment, delta))
@@ -52,25 +53,27 @@ def gradient(
     of_key, of_value = of_group(of_key), of_group(of_value)
     of_weight = jnp.moveaxis((of_key * key).sum(axis=-1), 1, 2)
     # The length of a query's features changes nothing: what rounding left of a gradient along them is taken out.
-    along = (x.query * of_query).sum(axis=-1) * inverse_of(jnp.square(x.query).sum(axis=-1))
-    of_query = of_query - x.query * along[..., None]
+    wide = x.query.astype(jnp.float32)
+    along = (wide * of_query).sum(axis=-1) * inverse_of(jnp.square(wide).sum(axis=-1))
+    of_query = of_query - wide * along[..., None]
     of_parameters, of_call = pull(
         jax.tree.map(jnp.zeros_like, x)._replace(
-            query=of_query, key=of_key, value=of_value.astype(value.dtype), weight=of_weight
+            query=of_query.astype(x.query.dtype),
+            key=of_key.astype(x.key.dtype),
+            value=of_value.astype(value.dtype),
+            weight=of_weight,
         )
     )
     return of_parameters, of_call.replace(segment_ids=None)
 
 
 def _operands(features: FeatureFunctions, parameters: Parameters, call: Call) -> Operands:
-    """Of the sweep that gives the output, its features in float32: query heads apart, widths and length padded."""
+    """Of the sweep that gives the output, its features not rounded: query heads apart, widths and length padded."""
     call = call.with_key_weights()
     length = -(-call.query.shape[1] // CHUNK) * CHUNK
     call = pad_tokens(call, length, length)
-    axes = features.axes(), 2, None
-    query, _ = jax.vmap(features.query, axes, 2)(parameters, call.query, None)
-    key, scale = jax.vmap(features.key, axes, 2)(parameters, call.key, None)
-    weight = jnp.moveaxis(scale + call.key_bias[..., 0], 1, 2)
+    query, key, scale = make_features(features, parameters, call)
+    weight = scale + jnp.moveaxis(call.key_bias[..., 0], 1, 2)
     if call.segment_ids is None:
         top, segment = lax.cummax(weight, axis=2), None
     else:
@@ -79,17 +82,11 @@ def _operands(features: FeatureFunctions, parameters: Parameters, call: Call) ->
         segment = APART * numbers[:, None]
     # The largest log weight so far: it cancels in the quotient, a constant.
     reference = lax.stop_gradient(jnp.maximum(top, LOWEST))
-    query = query.reshape(*query.shape[:2], -1, query.shape[-1])
-    return Operands(_widen(query), _widen(key), _widen(call.value), weight, reference, segment)
+    return Operands(query, key, widen(call.value), weight, reference, segment)
 
 
 def _narrow(x: Operands) -> Operands:
     return x._replace(query=x.query.astype(jnp.bfloat16), key=x.key.astype(jnp.bfloat16))
-
-
-def _widen(x: Array) -> Array:
-    """Zeros behind the last axis, up to a multiple of `SLICE`."""
-    return jnp.pad(x, [*[(0, 0)] * (x.ndim - 1), (0, -x.shape[-1] % SLICE)])
 
 
 KERNELS = Kernels(forward, gradient)

@@ -1,5 +1,6 @@
 """One chunk of a sweep inside the kernel: its pairs, what earlier chunks add, and their sums brought up to date."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -46,12 +47,26 @@ class Operands(NamedTuple):
     key_term: Any = None
 
 
-def _load(ref: Any, layout: Any) -> Array:
+def matrix_buffer(shape: Sequence[int], dtype: Any = jnp.bfloat16) -> Any:
+    """A buffer of matrices that lie as wgmma reads them, by rows of 128 bytes."""
+    columns = 128 // jnp.dtype(dtype).itemsize
+    return plgpu.SMEM(
+        shape, dtype, transforms=(plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(128))
+    )
+
+
+def widen(x: Array) -> Array:
+    """Zeros behind the last axis, up to a multiple of `SLICE`."""
+    return jnp.pad(x, [*[(0, 0)] * (x.ndim - 1), (0, -x.shape[-1] % SLICE)])
+
+
+def load(ref: Any, layout: Any) -> Array:
+    """A vector or matrix in shared memory as registers hold it."""
     return plgpu.layout_cast(ref[...], layout)
 
 
 def _wide(ref: Any) -> Array:
-    return _load(ref, TILE).astype(jnp.float32)
+    return load(ref, TILE).astype(jnp.float32)
 
 
 def _product(a: Any, b: Any) -> Array:
@@ -62,12 +77,12 @@ def _product(a: Any, b: Any) -> Array:
     return pl.run_scoped(multiply, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
 
 
-def _down(vector: Array) -> Array:
+def down(vector: Array) -> Array:
     """A vector along the rows as every column of a matrix."""
     return plgpu.layout_cast(lax.broadcast_in_dim(vector, (CHUNK, CHUNK), (0,)), TILE)
 
 
-def _across(vector: Array) -> Array:
+def across(vector: Array) -> Array:
     """A vector along the columns as every row of a matrix."""
     return plgpu.layout_cast(lax.broadcast_in_dim(vector, (CHUNK, CHUNK), (1,)), TILE)
 
@@ -109,36 +124,36 @@ def attend_chunk(
     slices = [pl.ds(start, SLICE) for start in range(0, x.key.shape[1], SLICE)]
     keys, queries = Level(x.weight, x.segment), Level(x.reference, x.segment)
     last = keys.map(lambda ref: ref[0]) if reverse else queries.map(lambda ref: ref[CHUNK - 1])
-    key, query = (x.map(partial(_load, layout=ROWS)) for x in (keys, queries))
+    key, query = (x.map(partial(load, layout=ROWS)) for x in (keys, queries))
     rows, columns = (plgpu.broadcasted_iota(jnp.int32, (CHUNK, CHUNK), axis, layout=TILE) for axis in (0, 1))
-    weights = keys.map(lambda ref: _across(_load(ref, COLUMNS))).over(query.map(_down))
+    weights = keys.map(lambda ref: across(load(ref, COLUMNS))).over(query.map(down))
     products = _product(x.query, x.key.transpose((1, 0)))
     if x.query_term is not None:
-        products += _down(_load(x.query_term, ROWS))
+        products += down(load(x.query_term, ROWS))
     if x.key_term is not None:
-        products += _across(_load(x.key_term, COLUMNS))
+        products += across(load(x.key_term, COLUMNS))
     products = jnp.where((rows <= columns) if reverse else (rows >= columns), products * weights, 0.0)
     pairs[...] = products.astype(pairs.dtype)
     before, after = top.over(query), key.over(last)
-    added = _wide(x.value) * _down(after)
+    added = _wide(x.value) * down(after)
     weighted[...] = added.astype(weighted.dtype)
     plgpu.commit_smem()
     near, far = _product(pairs, x.value), _product(x.query, state)
     if x.query_term is not None:
-        far += _across(vectors[0]) * _down(_load(x.query_term, ROWS))
+        far += across(vectors[0]) * down(load(x.query_term, ROWS))
     if x.key_term is not None:
-        far += _across(vectors[0])
-        added *= _down(_load(x.key_term, ROWS))
-    results = [near + far * _down(before)]
+        far += across(vectors[0])
+        added *= down(load(x.key_term, ROWS))
+    results = [near + far * down(before)]
     between = top.over(last)
     if divided:
         weight = products.sum(axis=1)
         for i, part in enumerate(slices):
-            weight += (_wide(x.query.at[:, part]) * _across(vectors[i])).sum(axis=1) * before
-            added = _wide(x.key.at[:, part]) * _down(after)
+            weight += (_wide(x.query.at[:, part]) * across(vectors[i])).sum(axis=1) * before
+            added = _wide(x.key.at[:, part]) * down(after)
             vectors[i] = vectors[i] * between + added.sum(axis=0)
         inverse = inverse_of(weight)
-        results = [results[0] * _down(inverse), inverse]
+        results = [results[0] * down(inverse), inverse]
     elif vectors:
         vectors = [vectors[0] * between + added.sum(axis=0)]
     for i, part in enumerate(slices):

@@ -1,6 +1,5 @@
 """One causal sweep over the tokens as a kernel: chunks by wgmma, with the state before a chunk on the chip."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,7 +9,16 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
-from jaxattn.linear.mosaic_gpu.chunk import CHUNK, COLUMNS, SLICE, TILE, Level, Operands, attend_chunk
+from jaxattn.linear.mosaic_gpu.chunk import (
+    CHUNK,
+    COLUMNS,
+    SLICE,
+    TILE,
+    Level,
+    Operands,
+    attend_chunk,
+    matrix_buffer,
+)
 from jaxattn.linear.pallas.factors import LOWEST
 
 
@@ -79,7 +87,7 @@ def sweep(
         plgpu.wait_smem_to_gmem(0)
 
     out_type = [jax.ShapeDtypeStruct((batch, length, heads, x.value.shape[3]), dtype)]
-    results = [_matrix((CHUNK, SLICE), dtype)]
+    results = [matrix_buffer((CHUNK, SLICE), dtype)]
     if divided:
         out_type.append(jax.ShapeDtypeStruct((batch, heads, length), jnp.float32))
         results.append(plgpu.SMEM((CHUNK,), jnp.float32))
@@ -88,9 +96,9 @@ def sweep(
         out_type=out_type,
         scratch_types={
             "buffers": _buffers(x),
-            "pairs": _matrix((CHUNK, CHUNK)),
-            "weighted": _matrix((CHUNK, SLICE)),
-            "state": _matrix((width, SLICE)),
+            "pairs": matrix_buffer((CHUNK, CHUNK)),
+            "weighted": matrix_buffer((CHUNK, SLICE)),
+            "state": matrix_buffer((width, SLICE)),
             "results": results,
             "ready": plgpu.Barrier(num_arrivals=len(leaves), num_barriers=2),
         },
@@ -109,15 +117,7 @@ def _place(ref: Any, heads: int, b: Any, h: Any, tokens: Any) -> tuple[Any, ...]
     return (b, tokens, head) if of_tokens else (b, head, tokens)
 
 
-def _matrix(shape: Sequence[int], dtype: Any = jnp.bfloat16) -> Any:
-    """A buffer of matrices that lie as wgmma reads them, by rows of 128 bytes."""
-    columns = 128 // jnp.dtype(dtype).itemsize
-    return plgpu.SMEM(
-        shape, dtype, transforms=(plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(128))
-    )
-
-
 def _buffers(x: Operands) -> Operands:
-    matrices = [_matrix((2, CHUNK, width)) for width in (x.query.shape[3], x.key.shape[3], SLICE)]
+    matrices = [matrix_buffer((2, CHUNK, width)) for width in (x.query.shape[3], x.key.shape[3], SLICE)]
     vectors = [None if array is None else plgpu.SMEM((2, CHUNK), jnp.float32) for array in x[3:]]
     return Operands(*matrices, *vectors)
