@@ -28,7 +28,7 @@ demo: $(STAMP)  ## train a small language model on real text, plot its loss, wri
 test: $(STAMP)  ## run the tests but for the slow ones (about 8 minutes on 2 cores, less where it ran before)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(PYTEST_ARGS)
 
-test-all: $(STAMP)  ## run every test: also notebooks, killed and resumed runs, sweeps, fine-tuning
+test-all: $(STAMP)  ## run every test: also notebooks, killed and resumed runs, sweeps, fine-tuning (about half an hour)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 $(TPU_VENV)/.installed: pyproject.toml constraints.txt

@@ -103,7 +103,7 @@ def attend_to_prefixes(
             local_window_size=local_window_size,
             logits_soft_cap=logits_soft_cap,
             sinks=sinks,
-            query_offset=chunk["positions"][:, 0] if len(positions) > 1 else chunk["positions"][0, 0],
+            query_offset=chunk["positions"][0, 0] if positions.shape[0] == 1 else chunk["positions"][:, 0],
             implementation=implementation,
         )
 

@@ -88,7 +88,7 @@ def _pieces(state: State, factors: Factors, phi_q: Array, phi_k: Array, value: A
 
 def _states(between: Array, before: Array, sums: Array) -> Array:
     """The states (n + 1, …) before every chunk and after the last, from that before the block and n sums."""
-    if len(sums) == 1:
+    if sums.shape[0] == 1:  # len() would refuse the symbol of an exported length
         # A decoding step, mostly: a product would copy the state several times.
         return jnp.stack([before, between[1, 0] * before + between[1, 1] * sums[0]])
     return _mix("cd,d...->c...", between, jnp.concatenate([before[None], sums]))
