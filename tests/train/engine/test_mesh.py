@@ -135,6 +135,18 @@ def test_mechanisms_on_meshes(attention, scan):
             np.testing.assert_allclose(value, state.params[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
+def test_parameters_gathered_in_two_steps(monkeypatch):
+    """As on many TPUs. Parameters after the steps too, which hold every gradient."""
+    one, losses, *_ = _train(_mesh(1))
+    monkeypatch.setattr("jaxattn.nn.sharding._devices_a_step", lambda _: 2)
+    for sizes in ((1, 8), (2, 4)):
+        state, others, *_ = _train(_mesh(*sizes))
+        np.testing.assert_allclose(losses, others, rtol=1e-4)
+        for name, value in one.params.items():
+            np.testing.assert_allclose(value, state.params[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
 def _collectives(mesh):
     """Of the gradient of a model: (kind, elements of the result) of every instruction."""
     model = sharding.partitioned(language_model(MODEL, 11))
