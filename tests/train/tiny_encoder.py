@@ -2,7 +2,10 @@
 
 import json
 
+import numpy as np
+
 WORDS = [f"w{n}" for n in range(20)] + ["awful", "fine", "great", "##s", "-"]
+KINDS = {"awful": "bad", "fine": "fair", "great": "good"}
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -66,3 +69,17 @@ def _tokenizer():
             "vocab": vocabulary,
         },
     }
+
+
+def write_texts(path, count, seed, label=lambda found: KINDS[found[0]]):
+    """Texts of which some words tell the label, in quotes."""
+    rng = np.random.default_rng(seed)
+    lines = ["text,label"]
+    for i in range(count):
+        found = sorted({list(KINDS)[i % 3], *rng.choice(list(KINDS), rng.integers(0, 2))})
+        if label.__name__ == "<lambda>":
+            found = [list(KINDS)[i % 3]]
+        words = [f"w{n}" for n in rng.integers(0, 20, rng.integers(2, 7))] + found * 3
+        lines.append(f'{" ".join(rng.permutation(words))},"{label(found)}"')
+    path.write_text("\n".join(lines))
+    return path

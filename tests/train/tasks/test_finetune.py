@@ -16,7 +16,7 @@ from jaxattn_train.cli.commands import main
 from jaxattn_train.data.lines import read_texts
 from jaxattn_train.engine.checkpoints import Checkpoints
 from jaxattn_train.tasks.predict import load
-from tests.train.tiny_encoder import save_tiny_encoder
+from tests.train.tiny_encoder import KINDS, write_texts
 
 TINY = shlex.split(
     "--dataset files --batch-size 16 --max-length 16 --epochs 6 --warmup 2 --lr 3e-3 --head-lr 1e-2 --log-every 3 "
@@ -26,32 +26,6 @@ HEAD = shlex.split("--kernels 2 3 --filters 4 --head-heads 4 --hidden-features 1
 EVERYTHING = shlex.split(
     "--seeds 2 --normalization batch --pooling attention --layerwise-decay 0.9 --class-weights balanced"
 )
-KINDS = {"awful": "bad", "fine": "fair", "great": "good"}
-
-
-def _texts(path, count, seed, label=lambda found: KINDS[found[0]]):
-    """Texts of which some words tell the label, in quotes."""
-    rng = np.random.default_rng(seed)
-    lines = ["text,label"]
-    for i in range(count):
-        found = sorted({list(KINDS)[i % 3], *rng.choice(list(KINDS), rng.integers(0, 2))})
-        if label.__name__ == "<lambda>":
-            found = [list(KINDS)[i % 3]]
-        words = [f"w{n}" for n in rng.integers(0, 20, rng.integers(2, 7))] + found * 3
-        lines.append(f'{" ".join(rng.permutation(words))},"{label(found)}"')
-    path.write_text("\n".join(lines))
-    return path
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The encoder, and texts of one label."""
-    folder = tmp_path_factory.mktemp("finetune")
-    (folder / "tiny").mkdir()
-    save_tiny_encoder(folder / "tiny")
-    _texts(folder / "train.csv", 120, 0)
-    _texts(folder / "test.csv", 37, 1)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +289,7 @@ def test_a_frozen_encoder_stays_and_only_the_head_is_optimised(folder, tmp_path,
     def labels(found):
         return ";".join(KINDS[word] for word in found)
 
-    train = _texts(tmp_path / "train.csv", 100, 2, labels)
+    train = write_texts(tmp_path / "train.csv", 100, 2, labels)
     words = ["finetune", "--encoder", folder / "tiny", *TINY, "--head", "mean", "--freeze-encoder"]
     words += ["--attention", "softmax+gate", "--attention-layers", -1, "--loss", "multilabel"]
     words += ["--label-separator", ";", "--class-weights", "balanced", "--train-file", train]
@@ -352,73 +326,3 @@ def _leaves(tree):
     import jax
 
     return jax.tree.leaves_with_path(tree)
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ("--head cls --filters 8", "--filters is for --head inceptive; got it with --head cls"),
-        ("--no-convolution --kernels 2 3", "--kernels is for heads with convolutions"),
-        ("--attention-layers 1", "--attention-layers is for --attention"),
-        ("--steps 10 --epochs 2", "--steps and --epochs say the same thing"),
-        ("--layerwise-decay 1.5", "--layerwise-decay must be above 0 and at most 1"),
-        ("--freeze-encoder --layerwise-decay 0.9", "--layerwise-decay is for encoders that are trained"),
-        ("--label-separator ;", "--label-separator is for --loss multilabel"),
-        ("--patience 0", "--patience must be at least 1"),
-        ("--attention tree", "--attention must say the sizes of a tree"),
-        ("--head-attention nonsense", "'nonsense' is not known"),
-        ("--dataset irony --train-file a.csv", "--train-file is for --dataset files"),
-        ("--dataset files", "--dataset files needs --train-file"),
-        ("--preset other", "--preset must be one of irony, emotion, emotion-pairs, sst2"),
-        ("--encoder /nowhere/at/all", "--encoder /nowhere/at/all: name_or_path must be a folder"),
-    ],
-)
-def test_flags_that_make_no_sense_are_named(flags, message, cli):
-    code, _, err = cli("finetune", *shlex.split(flags))
-    assert code == 2
-    assert message in err
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ("--kernels 2 --filters 5", "num_heads must divide the width of the head"),
-        (
-            "--attention lags:2 --attention-layers 7",
-            "layers must be numbers of the model's 2 attention layers",
-        ),
-        ("--max-length 65", "--max-length must be at most the encoder's limit of 64 tokens; got 65"),
-        ("--text-column tweet", "--text-column must be a column of"),
-        ("--loss binary", "must have exactly 2 labels for --loss binary; they have 'bad', 'fair', 'good'"),
-        ("--warmup 500", "--warmup must be less than --steps = 24"),
-    ],
-)
-def test_what_does_not_fit_the_data_or_the_encoder_is_named(flags, message, folder, tmp_path, cli):
-    words = ["--encoder", folder / "tiny", "--dataset", "files", "--train-file", folder / "train.csv"]
-    words += ["--batch-size", 32, "--epochs", 6, "--warmup", 1, "--max-length", 16]
-    code, _, err = cli("finetune", *words, *shlex.split(flags), "--out", tmp_path / "run")
-    assert code == 2
-    assert message in err
-    assert not (tmp_path / "run").exists(), "complaints come before anything is written"
-
-
-def test_unusable_encoders_are_named(folder, tmp_path, cli):
-    words = ["finetune", "--dataset", "files", "--train-file", folder / "train.csv", "--max-length", 16]
-    words += ["--encoder"]
-    for change, message in (
-        (lambda to: (to / "model.safetensors").write_bytes(b"\0" * 100), "cannot be read"),
-        (
-            lambda to: (to / "model.safetensors").rename(to / "pytorch_model.bin"),
-            "which can run code when read",
-        ),
-        (lambda to: (to / "config.json").unlink(), "must hold a config.json"),
-        (lambda to: (to / "tokenizer.json").unlink(), "tokenize needs the tokenizer.json"),
-    ):
-        to = tmp_path / message.replace(" ", "-")
-        to.mkdir()
-        for file in (folder / "tiny").iterdir():
-            (to / file.name).write_bytes(file.read_bytes())
-        change(to)
-        code, _, err = cli(*words, to)
-        assert code == 2
-        assert message in err
