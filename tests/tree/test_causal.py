@@ -126,8 +126,9 @@ def test_tokens_at_once_are_tokens_one_by_one(branching, include_self):
         state, out = step(state, None, *(x[:, t : t + 1] for x in numbers))
         outs.append(np.asarray(out)[0, 0])
     states.append(state)
+    outs = np.stack(outs)
     for start in range(length):
-        real = min(count, length - start, 3 + start % 9)
+        real = min(count, length - start, start % 12)
         part = (np.pad(x[:, start : start + real], [(0, 0), (0, count - real), *[(0, 0)] * (x.ndim - 2)])
                 for x in numbers)  # fmt: skip
         state, out = step(states[start], np.array([real]), *part)
