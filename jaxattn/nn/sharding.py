@@ -182,12 +182,16 @@ def _path(mesh: AbstractMesh, stored: PartitionSpec, used: PartitionSpec) -> Pat
     count = math.prod(mesh.shape[axis] for axis in gathered)
     if len(stored) == 1 or count <= _devices_a_step(mesh):
         return ends
-    sizes, room = dict(mesh.shape), math.isqrt(count)
+    first, room = dict(mesh.shape), math.isqrt(count)
     for axis in gathered:
-        size = sizes[axis]
-        sizes[axis] = max(factor for factor in range(1, room + 1) if size % factor == 0)
-        sizes[f"{axis} inner"] = size // sizes[axis]
+        size = first[axis]
+        first[axis] = max(factor for factor in range(1, room + 1) if size % factor == 0)
         room = room // size or 1
+    sizes = {}
+    for axis, size in mesh.shape.items():
+        sizes[axis] = first[axis]
+        if axis in gathered:  # the rest of it comes next, so that no device moves along another axis
+            sizes[f"{axis} inner"] = size // first[axis]
     types = (AxisType.Auto,) * len(sizes)
     finer = AbstractMesh(tuple(sizes.values()), tuple(sizes), types, abstract_device=mesh.abstract_device)
     return ends[0], NamedSharding(finer, stored), ends[1]

@@ -91,6 +91,35 @@ def test_gathered_in_one_step_or_two(sizes, names, shape, at_once, monkeypatch):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "sizes, stored, used",
+    [
+        ({"fsdp": 16}, "fsdp", ()),
+        ({"fsdp": 7}, "fsdp", ()),
+        ({"data": 2, "fsdp": 8, "tensor": 3}, ("tensor", "fsdp"), "tensor"),
+        ({"data": 2, "fsdp": 8, "sequence": 1}, ("data", "fsdp"), ()),
+        ({"data": 8, "fsdp": 9, "tensor": 2}, ("tensor", "fsdp", "data"), "tensor"),
+    ],
+)
+def test_each_step_of_a_gather_keeps_what_devices_have(sizes, stored, used, monkeypatch):
+    """Else parameters and gradients are exchanged between devices, and compilers find shardings not of the mesh."""
+    monkeypatch.setattr(sharding, "_devices_a_step", lambda _: 2)
+    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes))
+
+    def held(step):
+        """Where the part of every device begins and ends."""
+        sizes, part, count = step.mesh.shape, 0, 1
+        places = dict(zip(sizes, np.indices(tuple(sizes.values())), strict=True))
+        for axis in sharding._axes(step.spec[0]):
+            part, count = part * sizes[axis] + places[axis], count * sizes[axis]
+        part = np.broadcast_to(part, tuple(sizes.values())).ravel()
+        return part * (mesh.size // count), (part + 1) * (mesh.size // count)
+
+    first, second, third = map(held, sharding._path(mesh, P(stored, None), P(used, None)))
+    for (start, stop), (new_start, new_stop) in ((first, second), (second, third)):
+        assert (new_start <= start).all() and (stop <= new_stop).all()
+
+
 def test_many_tpus_gather_and_scatter_in_two_steps():
     """libtpu would sum gradients whole on every chip; a mesh that is no TPU's takes one step."""
     for platform, expected in (("tpu", [("fsdp", 16), ("fsdp inner", 16)]), ("gpu", [("fsdp", 256)])):
