@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## train a small language model on real text, plot its loss, write sentences (about 3 minutes)
 	$(BIN)/python -m train charlm --preset demo $(DEMO_ARGS)
 
-test: $(STAMP)  ## run the tests but for the slow ones (about 8 minutes on 2 cores, less where it ran before)
+test: $(STAMP)  ## run the tests but for the slow ones (about 10 minutes on 2 cores, less where it ran before)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(PYTEST_ARGS)
 
 test-all: $(STAMP)  ## run every test: also notebooks, killed and resumed runs, sweeps, fine-tuning (about half an hour)

@@ -11,7 +11,7 @@ from jaxattn.core.inputs import AttentionInputs, LayerSizes
 from jaxattn.core.mechanism import Mechanism
 from jaxattn.core.parameters import UNDECAYED, Initializer, axis_names
 from jaxattn.nn.context import ProjectedContext
-from jaxattn.nn.layers import DEFAULT_INIT, check_sizes
+from jaxattn.nn.layers import DEFAULT_INIT, check_sizes, product_of_matrices
 from jaxattn.nn.sequence import attend
 from jaxattn.nn.sharding import constrain, sequence_axis
 from jaxattn.positions import Rotary
@@ -108,6 +108,7 @@ class Attention(nnx.Module):
                 bias_metadata=axis_names(name, "head_dim") | UNDECAYED,
                 dtype=dtype,
                 param_dtype=param_dtype,
+                dot_general=product_of_matrices,
                 rngs=rngs,
             )
 
@@ -124,6 +125,7 @@ class Attention(nnx.Module):
             bias_metadata=axis_names("embed"),
             dtype=dtype,
             param_dtype=param_dtype,
+            dot_general=product_of_matrices,
             rngs=rngs,
         )
 

@@ -375,7 +375,7 @@ def test_export(row):
     chex.assert_trees_all_close(found, output_and_gradients(row), rtol=1e-4, atol=1e-5)
 
 
-@first_tier([row for row in KERNELS if row.any_length], "softmax-xla", "energy-running", "linear-decay")
+@first_tier([row for row in KERNELS if row.any_length], "softmax-xla", "energy-running", "linear")
 @pytest.mark.usefixtures("no_typecheck")
 def test_export_for_any_length(row):
     call = functools.partial(row.call, mask=None, segment_ids=None, is_causal=True)

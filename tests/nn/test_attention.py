@@ -35,6 +35,15 @@ def test_softmax_equals_flax():
     np.testing.assert_allclose(ours(x, is_causal=True), theirs(x, is_causal=True), atol=1e-5)
 
 
+def test_projections_are_products_of_matrices():
+    """Heads of 64 numbers fill half of a TPU's registers, a matrix of all heads fills them."""
+    attention = Attention(4, 24, head_dim=5, use_bias=False, rngs=nnx.Rngs(0))
+    text = nnx.jit(lambda module, x: module(x)).lower(attention, inputs(features=24)).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert sum("tensor<24x20xf32>" in line for line in products) == 3
+    assert sum("tensor<20x24xf32>" in line for line in products) == 1
+
+
 @pytest.mark.parametrize("mechanism", MECHANISMS, ids=repr)
 @pytest.mark.few(3)
 def test_steps_equal_the_whole(mechanism):
