@@ -71,11 +71,11 @@ def linear_attention(
         chunk_size: C, tokens a chunk of the causal form; None for 256 in fused kernels for TPUs, 64
             in that for GPUs and on a CPU, 128 elsewhere.
         implementation: "xla" runs everywhere. "pallas" is fused kernels for TPUs, which read and write every array
-            once forward; they take neither segment_ids without is_causal, nor log_decay and normalize=False, nor
-            float64. Second derivatives are then those of "xla", and raise inside a `jax.lax.scan`. No compiler can
-            partition the kernels: by name in programs of several devices, wrap the call in `jax.shard_map` with
-            check_vma=False. None takes them where a TPU is known to do all, or all of its part, and they can, else
-            "xla".
+            once forward, keys and values twice where there are segment_ids without is_causal; they take neither
+            log_decay and normalize=False nor float64. Second derivatives are then those of "xla", and raise inside a
+            `jax.lax.scan`. No compiler can partition the kernels: by name in programs of several devices, wrap the
+            call in `jax.shard_map` with check_vma=False. None takes them where a TPU is known to do all, or all of
+            its part, and they can, else "xla".
             "mosaic_gpu" is a kernel for NVIDIA Hopper, causal and bfloat16 only; it is experimental, as it was
             compiled and interpreted but never run on a GPU, and only taken by name.
         axis_name: an axis of a mesh over which `jax.shard_map` cuts the tokens, all devices having as many. Devices

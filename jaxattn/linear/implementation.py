@@ -51,8 +51,6 @@ def pallas_cannot(
             "makes features of one product with a dense matrix only: those of posrf, gerf, oprf, sderf, aderf, "
             "saderf and trigrf on weights without signs (all but sgq and ssr); use implementation='xla'."
         )
-    if call.segment_ids is not None and not call.is_causal:
-        return "takes segment_ids in causal attention only; use implementation='xla'."
     if accumulation_dtype(call.query, call.key, call.value) == jnp.float64:
         return "takes no float64; use implementation='xla'."
     widths = call.query.shape[-1], call.value.shape[-1], num_features

@@ -38,11 +38,18 @@ def attend_segments(
     """(B, T, K, G, V) weighted means inside segments, whose ids may come in any order on a single device."""
 
     def attend(call: Call) -> Array:
-        if call.is_causal:
-            return attend_padded(call, features, parameters, tiling, axis_name=axis_name)
-        return _attend_both_ways(_with_features(call, features, parameters), tiling, axis_name)
+        return attend_contiguous(call, features, parameters, tiling, axis_name=axis_name)
 
     return in_order_of_segments(call, attend) if axis_name is None else attend(call)
+
+
+def attend_contiguous(
+    call: Call, features: FeatureFunctions, parameters: Parameters, tiling: Tiling, **options: Any
+) -> Array:
+    """(B, T, K, G, V) weighted means inside contiguous segments, if any; for the options see `attend_padded`."""
+    if call.is_causal or call.segment_ids is None:
+        return attend_padded(call, features, parameters, tiling, **options)
+    return _attend_both_ways(_with_features(call, features, parameters), tiling, **options)
 
 
 def in_order_of_segments(call: Call, attend: Callable[[Call], Array]) -> Array:
@@ -72,11 +79,11 @@ def _with_features(call: Call, features: FeatureFunctions, parameters: Parameter
     return call.replace(query=phi_q, key=phi_k, key_bias=call.key_bias + scale[..., None])
 
 
-def _attend_both_ways(call: Call, tiling: Tiling, axis_name: str | None) -> Array:
+def _attend_both_ways(call: Call, tiling: Tiling, axis_name: str | None = None, **options: Any) -> Array:
     """Keys up to each query plus keys after it, inside (contiguous) segments; features are made already."""
     forward = call.replace(is_causal=True)
     backward = jax.tree.map(lambda x: jnp.flip(x, axis=1), forward)
-    options: dict[str, Any] = {"divided": False, "axis_name": axis_name}
+    options |= {"divided": False, "axis_name": axis_name}
     so_far = attend_padded(forward, IDENTITY, [], tiling, **options)
     to_come = attend_padded(backward, IDENTITY, [], tiling, strict=True, reverse=True, **options)
     # The two sums are relative to the largest key bias on their side of the query.

@@ -29,6 +29,13 @@ def features(x, key, key_bias, feature_map, sinks):
     )
 
 
+def segments(x, key, key_bias, feature_map, sinks):
+    ids = jnp.arange(16) // jnp.arange(3, 3 + x.shape[0])[:, None]
+    return jaxattn.random_feature_attention(
+        x, key, key, feature_map, key_bias=key_bias, segment_ids=ids, implementation="pallas"
+    )
+
+
 def tree(x, key, key_bias, feature_map, sinks):
     return jaxattn.hierarchical_attention(
         x, key, key, TREE, key_bias=key_bias, is_causal=True, implementation="pallas"
@@ -66,6 +73,7 @@ def arguments(feature_map, batch=4, heads=4, key_heads=2):
         (features, FEATURES, {"data": 2, "fsdp": 1, "tensor": 2}),
         (features, SHARED_FEATURES, {"data": 2, "fsdp": 2, "tensor": 1}),
         (features, SHARED_FEATURES, {"data": 1, "fsdp": 1, "tensor": 2}),
+        (segments, FEATURES, {"data": 2, "fsdp": 1, "tensor": 2}),
         (softmax, FEATURES, {"data": 2, "fsdp": 1, "tensor": 2}),
         (softmax, FEATURES, {"data": 2, "fsdp": 2, "tensor": 2}),
         (tree, FEATURES, {"data": 2, "fsdp": 2, "tensor": 1}),

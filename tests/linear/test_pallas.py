@@ -27,9 +27,10 @@ def check(case, dtype=jnp.float32, **tolerances):
     assert not interpreter.races.races_found
 
 
-def test_causal_features_in_segments():
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+def test_features_in_segments(causal):
     """Segments across chunks, the last of them cut; groups whose heads weigh keys apart; removed keys."""
-    check(Case(segments=5, heads=2, kv_heads=1, bias_heads=2), rtol=1e-4, atol=1e-5)
+    check(Case(causal=causal, segments=5, heads=2, kv_heads=1, bias_heads=2), rtol=1e-4, atol=1e-5)
 
 
 CASES = {
@@ -76,16 +77,45 @@ def test_whole(name):
     check(dataclasses.replace(CASES[name], causal=False, segments=0), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
-def test_bfloat16(causal):
-    check(Case(causal=causal, size=0.5), jnp.bfloat16, max_error=2e-2)
+# Tokens in each segment, of chunks of 8.
+SEGMENTS = {
+    **{name: (name, 5) for name in CASES if not name.endswith("keys")},
+    "over chunks": ("rotated", 17),
+    "as long as chunks": ("whole chunks", 8),
+    "the last of chunks": ("trigonometric", 4),
+    "no key": ("balanced", 2),
+    "one token": ("given", 1),
+    "one segment": ("learned weights a head", 13),
+    "one segment, large biases": ("large biases", 13),
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
-def test_nan_in_removed_keys_reaches_nothing(causal):
-    case = Case(causal=causal)
+@pytest.mark.parametrize("name", SEGMENTS)
+def test_whole_segments(name):
+    of, segments = SEGMENTS[name]
+    changes = {"causal": False, "segments": segments, "key_length": None}
+    if segments == 17:
+        changes["length"] = 45
+    rtol = 1e-3 if name == "large logits" else 1e-4
+    check(dataclasses.replace(CASES[of], **changes), rtol=rtol, atol=1e-5)
+
+
+KINDS = pytest.mark.parametrize(
+    "causal, segments", [(True, 0), (False, 0), (False, 5)], ids=["causal", "full", "segments"]
+)
+
+
+@pytest.mark.slow
+@KINDS
+def test_bfloat16(causal, segments):
+    check(Case(causal=causal, segments=segments, size=0.5), jnp.bfloat16, max_error=2e-2)
+
+
+@pytest.mark.slow
+@KINDS
+def test_nan_in_removed_keys_reaches_nothing(causal, segments):
+    case = Case(causal=causal, segments=segments)
     (query, key, value, bias), features, parameters = case.arrays()
 
     @jax.jit
@@ -103,14 +133,19 @@ def test_nan_in_removed_keys_reaches_nothing(causal):
 
 
 @pytest.mark.slow
-def test_transformations(monkeypatch):
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "segments"])
+def test_transformations(causal, monkeypatch):
+    """Without causality in segments whose ids come in any order, each of them in all chunks."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((2, 3, 150, 2, 8)) / 3, jnp.float32)
     feature_map = jaxattn.FeatureMap.create(jax.random.key(0), 8, 16)
+    options = {"is_causal": True}
+    if not causal:
+        options = {"segment_ids": jnp.asarray(rng.integers(0, 3, (3, 150)))}
 
     def attend(x, implementation):
         return jaxattn.random_feature_attention(
-            x, x, x, feature_map, is_causal=True, implementation=implementation
+            x, x, x, feature_map, implementation=implementation, chunk_size=128, **options
         )
 
     assert_transforms(attend, x, monkeypatch)
@@ -139,7 +174,7 @@ LIMITS = {
     "no multiple of the lanes": (checked(Case()), 64, "takes a chunk_size that is a multiple of 128; got 64"),
     "discrete": (checked(Case(("poisrf", "orf", {}, 8))), None, "one product with a dense matrix only"),
     "signs": (checked(Case(("oprf", "sgq", {}, 8))), None, "weights without signs"),
-    "segments": (checked(Case(segments=5, causal=False)), None, "segment_ids in causal attention only"),
+    "segments": (checked(Case(segments=5, causal=False)), None, None),
     "width": (checked(Case(width=264)), None, "takes query and key up to a width of 256; got 264"),
     "features": (
         checked(Case(("oprf", "orf", {}, 600))),

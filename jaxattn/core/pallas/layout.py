@@ -84,10 +84,10 @@ class Blocks(NamedTuple):
 
         return pl.BlockSpec((None, None, *extra, *block), index)
 
-    def row(self, per_head: bool = True) -> pl.BlockSpec:
-        """One chunk of (B, K, 1, T), or of (B, 1, 1, T) that heads share: (1, C)."""
+    def row(self, per_head: bool = True, count: int = 1) -> pl.BlockSpec:
+        """One chunk of (B, K, count, T), or of (B, 1, count, T) that heads share: (count, C)."""
         return pl.BlockSpec(
-            (None, None, 1, self.chunk), lambda b, k, n: (b, k if per_head else 0, 0, self.place(n))
+            (None, None, count, self.chunk), lambda b, k, n: (b, k if per_head else 0, 0, self.place(n))
         )
 
     def state(self, *shape: int) -> pl.BlockSpec:

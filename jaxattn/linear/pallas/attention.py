@@ -10,11 +10,11 @@ from jaxtyping import Array
 from jaxattn.core.call import Call
 from jaxattn.core.pallas.choice import LANES
 from jaxattn.core.pallas.layout import arrange, bias_gradient, bias_row, restore
-from jaxattn.linear.pallas.causal import causal_forward
-from jaxattn.linear.pallas.causal_gradient import causal_gradient
 from jaxattn.linear.pallas.fused import FusedHow, Kernels
 from jaxattn.linear.pallas.plan import Plan, Tokens
 from jaxattn.linear.pallas.projected import sum_over_sequences
+from jaxattn.linear.pallas.sweep import causal_forward, segments_forward
+from jaxattn.linear.pallas.sweep_gradient import causal_gradient, segments_gradient
 from jaxattn.linear.pallas.whole import whole_keys, whole_queries
 from jaxattn.linear.pallas.whole_gradient import whole_gradient
 from jaxattn.linear.plan import Parameters
@@ -55,9 +55,10 @@ def forward(how: FusedHow, keep: bool, parameters: Parameters, call: Call) -> tu
     """The output and, to keep for the gradient, sums over keys."""
     projection = _project(how, parameters)
     plan, tokens = _plan(how, call, projection), _tokens(call)
-    if call.is_causal:
-        out, sums = causal_forward(plan, tokens, projection, keep)
-        return restore(out, plan.value_width), sums
+    if call.is_causal or call.segment_ids is not None:
+        sweep: Any = causal_forward if call.is_causal else segments_forward
+        out, kept = sweep(plan, tokens, projection, keep)
+        return restore(out, plan.value_width), kept
     whole = whole_keys(plan, tokens, projection)
     out = whole_queries(plan, tokens.query, projection, whole, tokens.value.dtype)
     return restore(out, plan.value_width), whole if keep else None
@@ -69,7 +70,9 @@ def gradient(
     """Cotangents of the parameters and the call from that of the output."""
     projection, pull = jax.vjp(partial(_project, how), parameters)
     plan = _plan(how, call, projection)
-    pull_back = causal_gradient if call.is_causal else whole_gradient
+    pull_back: Any = whole_gradient if call.segment_ids is None else segments_gradient
+    if call.is_causal:
+        pull_back = causal_gradient
     of, of_projection = pull_back(plan, _tokens(call), projection, kept, arrange(grad), learned)
     if learned:
         (of_parameters,) = pull(sum_over_sequences(of_projection, projection))

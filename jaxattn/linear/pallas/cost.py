@@ -13,19 +13,19 @@ from jaxattn.linear.projection import Projection
 def cost_estimate(
     plan: Plan, grid: tuple[int, int, int], projection: Projection, arrays: Any, keys: int, queries: int
 ) -> pl.CostEstimate:
-    """Every array is moved once, but for a projection with heads, which comes again for every sequence.
+    """Every array is moved once, but for what serves several heads or sequences, which comes again for each.
 
     Args:
         plan: of the call.
         grid: batch, key heads and chunks.
         projection: of the features.
-        arrays: the other operands, and the results.
+        arrays: the other operands, and the results, (B, K or 1, …).
         keys: multiply-adds a key, see `products`.
         queries: likewise a query.
     """
     tokens = math.prod(grid) * plan.chunk
     count = keys + plan.groups * queries
-    moved = sum(_size(x) for x in jax.tree.leaves(arrays))
+    moved = sum(_size(x) * (grid[1] // x.shape[1]) for x in jax.tree.leaves(arrays))
     moved += sum(_size(x) * (grid[0] if x.shape[0] > 1 else 1) for x in jax.tree.leaves(projection))
     exponentials = plan.num_features * (bool(keys) + plan.groups * bool(queries))
     return pl.CostEstimate(

@@ -11,8 +11,9 @@ from jaxtyping import Array
 
 from jaxattn.core.call import Call
 from jaxattn.linear.chunked import any_perturbed, differentiable_attention, plain
-from jaxattn.linear.padded import attend_padded, keys_like_queries
+from jaxattn.linear.padded import keys_like_queries
 from jaxattn.linear.plan import FeatureFunctions, Parameters, choose_tiling
+from jaxattn.linear.segments import attend_contiguous
 
 
 class Kernels(NamedTuple):
@@ -61,7 +62,7 @@ def _gradient(
 
 def _in_xla(how: FusedHow, parameters: Parameters, call: Call, **options: Any) -> Array:
     tiling = choose_tiling(None, call, "other")
-    return attend_padded(call.with_key_weights(), how.features, parameters, tiling, **options)
+    return attend_contiguous(call.with_key_weights(), how.features, parameters, tiling, **options)
 
 
 @_forward.defjvp

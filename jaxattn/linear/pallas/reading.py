@@ -46,6 +46,14 @@ def read_keys(plan: Plan, tokens: Tokens, projection: Projection, n: Any, learne
     return Keys(phi, pull, scale if kept is None else jnp.where(kept, scale, -jnp.inf), value)
 
 
+def read_ids(plan: Plan, tokens: Tokens, n: Any) -> Array | None:
+    """(1, C) numbers of segments, padding being the last one; None without segments."""
+    if tokens.ids is None:
+        return None
+    ids, valid = tokens.ids[...], valid_tokens(plan, n, plan.length)
+    return ids if valid is None else jnp.where(valid, ids, plan.length)
+
+
 def read_query(
     plan: Plan, tokens: Tokens, projection: Projection, n: Any, g: int, learned: bool
 ) -> tuple[Array, Pull]:

@@ -79,22 +79,24 @@ def test_a_kernel_in_a_program():
 def test_linear_attention_moves_every_array_once():
     feature_map = jaxattn.FeatureMap.create(jax.random.key(0), 64, 32)
 
-    def attend(is_causal, query, key, value):
+    def attend(options, query, key, value):
         return jaxattn.random_feature_attention(
-            query, key, value, feature_map, is_causal=is_causal, implementation="pallas"
+            query, key, value, feature_map, implementation="pallas", **options
         ).sum()
 
-    for is_causal in (False, True):
-        gradient = jax.grad(functools.partial(attend, is_causal), (0, 1, 2))
+    segments = {"segment_ids": jnp.arange(1000)[None].repeat(2, 0) // 300}
+    for options, number in (({}, 4), ({"is_causal": True}, 2), (segments, 4)):
+        gradient = jax.grad(functools.partial(attend, options), (0, 1, 2))
         shapes = (jax.ShapeDtypeStruct((2, 1000, heads, 64), "float32") for heads in (4, 2, 2))
         jaxpr = jax.make_jaxpr(gradient)(*shapes)
         found = kernel_moves(jaxpr)
-        assert len(found) == (2 if is_causal else 4)
-        assert all(times == 1 for kernel in found.values() for times in kernel), found
-        for equation in kernels(jaxpr.jaxpr):
+        assert len(found) == number
+        for equation, moved in zip(kernels(jaxpr.jaxpr), found.values(), strict=True):
             arrays = [x.aval for x in (*equation.invars, *equation.outvars)]
+            # Segments are numbered once for both heads.
+            assert moved == tuple(2 if x.shape[:3] == (2, 1, 1) else 1 for x in arrays), found
             assert equation.params["cost_estimate"].bytes_accessed == sum(
-                x.size * x.dtype.itemsize for x in arrays
+                times * x.size * x.dtype.itemsize for x, times in zip(arrays, moved, strict=True)
             )
 
 
