@@ -1,6 +1,5 @@
 """Linear attention: weights that are dot products of features, so that keys can be summed before queries come."""
 
-from functools import partial
 from typing import NamedTuple
 
 from jaxtyping import Array, Float, Int
@@ -14,10 +13,9 @@ from jaxattn.core.platform import by_platform
 from jaxattn.core.sequence import check_axis
 from jaxattn.linear.decay import attend_decayed, check_decay
 from jaxattn.linear.implementation import IMPLEMENTATIONS, Fused, choose_implementation, refusals
-from jaxattn.linear.padded import attend_padded
 from jaxattn.linear.pallas.fused import FusedHow, attend_fused
 from jaxattn.linear.plan import IDENTITY, FeatureFunctions, Parameters, Tiling, choose_tiling
-from jaxattn.linear.segments import attend_segments, check_segments, in_order_of_segments
+from jaxattn.linear.segments import attend_segments, check_segments
 
 
 @automatic_axes(but_width)
@@ -163,15 +161,13 @@ def attend_tiled(how: How, parameters: Parameters, call: Call) -> Float[Array, "
     """Linear attention of a call in the form of `Call.with_own_sums`, in a kernel or cut as a platform likes it."""
     features, tiling, axis_name = how
     if isinstance(tiling, Tiling):
-        attend_call = attend_padded if call.segment_ids is None else attend_segments
-        return attend_call(call.with_key_weights(), features, parameters, tiling, axis_name=axis_name)
+        return attend_segments(call.with_key_weights(), features, parameters, tiling, axis_name)
     if tiling.name == "pallas":
         from jaxattn.linear.pallas.attention import KERNELS
     else:
         from jaxattn.linear.mosaic_gpu.attention import KERNELS
 
     def attend(call: Call, *parameters: Array) -> Array:
-        fused = partial(attend_fused, FusedHow(KERNELS, features, tiling.chunk), parameters)
-        return fused(call) if call.segment_ids is None else in_order_of_segments(call, fused)
+        return attend_fused(FusedHow(KERNELS, features, tiling.chunk), parameters, call)
 
     return on_parts(tiling.parts, attend, call, parameters, features.by_head)

@@ -1,7 +1,7 @@
 """Linear attention of packed sequences: tokens are sorted by segment, and sums restart with each."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,31 +34,73 @@ def attend_segments(
     parameters: Parameters,
     tiling: Tiling,
     axis_name: str | None = None,
+    **options: Any,
 ) -> Array:
-    """(B, T, K, G, V) weighted means inside segments, whose ids may come in any order on a single device."""
+    """(B, T, K, G, V) weighted means inside segments, if any, whose ids may come in any order on a single device.
+
+    For the options see `attend_padded`.
+    """
 
     def attend(call: Call) -> Array:
-        return attend_contiguous(call, features, parameters, tiling, axis_name=axis_name)
+        if call.is_causal or call.segment_ids is None:
+            return attend_padded(call, features, parameters, tiling, axis_name=axis_name, **options)
+        return _attend_both_ways(_with_features(call, features, parameters), tiling, axis_name, **options)
 
-    return in_order_of_segments(call, attend) if axis_name is None else attend(call)
-
-
-def attend_contiguous(
-    call: Call, features: FeatureFunctions, parameters: Parameters, tiling: Tiling, **options: Any
-) -> Array:
-    """(B, T, K, G, V) weighted means inside contiguous segments, if any; for the options see `attend_padded`."""
-    if call.is_causal or call.segment_ids is None:
-        return attend_padded(call, features, parameters, tiling, **options)
-    return _attend_both_ways(_with_features(call, features, parameters), tiling, **options)
+    if call.segment_ids is None or axis_name is not None:
+        return attend(call)
+    return in_order_of_segments(call, attend)
 
 
 def in_order_of_segments(call: Call, attend: Callable[[Call], Array]) -> Array:
     """What `attend` computes of contiguous segments, for a call whose ids may come in any order."""
+    order, inverse = _sort(call.segment_ids[1])
+    return _take(attend(_take(call, order)), inverse)
+
+
+class Order(NamedTuple):
+    """order (B, T): of tokens so that segments are contiguous; inverse (B, T); is_there (): whether they are so."""
+
+    order: Array
+    inverse: Array
+    is_there: Array
+
+
+def order_of_segments(ids: Array) -> Order:
+    """Of ids (B, T); nothing is sorted where they are contiguous."""
+    is_there = _are_contiguous(ids)
+
+    def stay(ids: Array) -> tuple[Array, Array]:
+        order = lax.broadcasted_iota(jnp.int32, ids.shape, 1)
+        return order, order
+
+    order, inverse = lax.cond(is_there, stay, _sort, ids)
+    return Order(order, inverse, is_there)
+
+
+def with_order(order: Order, run: Callable[[Any], tuple[Any, Any]], arrays: Any) -> tuple[Any, Any]:
+    """`run(arrays)`, arrays of tokens (B, T, …) and others, with arrays (B, T, …) in this order, of tokens put back.
+
+    Nothing is moved where they come so. Not to be differentiated: what is kept for one way would be for both.
+    """
+
+    def moved(arrays: Any) -> tuple[Any, Any]:
+        of_tokens, others = run(_take(arrays, order.order))
+        return _take(of_tokens, order.inverse), others
+
+    return lax.cond(order.is_there, run, moved, arrays)
+
+
+def _sort(ids: Array) -> tuple[Array, Array]:
     # Equal ids become neighbours; a stable sort keeps the order inside each segment, which is all that
     # causality means there.
-    order = jnp.argsort(call.segment_ids[1], axis=1, stable=True)
-    out = attend(jax.tree.map(lambda x: _take(x, order), call))
-    return _take(out, jnp.argsort(order, axis=1))
+    order = jnp.argsort(ids, axis=1, stable=True).astype(jnp.int32)
+    return order, jnp.argsort(order, axis=1).astype(jnp.int32)
+
+
+def _are_contiguous(ids: Array) -> Array:
+    """Whether ids (B, T) do not fall, or fall once, to ids below all others: padding 0 after segments 1, 2, 3."""
+    falls = (ids[:, 1:] < ids[:, :-1]).sum(axis=1)
+    return ((falls == 0) | ((falls == 1) & (ids[:, -1] < ids[:, 0]))).all()
 
 
 def number_segments(ids: Array) -> Array:
@@ -67,8 +109,11 @@ def number_segments(ids: Array) -> Array:
     return jnp.pad(jnp.cumsum(changed, axis=1), ((0, 0), (1, 0))).astype(jnp.float32)
 
 
-def _take(x: Array, order: Array) -> Array:
-    return jnp.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), axis=1)
+def _take(arrays: Any, order: Array) -> Any:
+    def take(x: Array) -> Array:
+        return jnp.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+    return jax.tree.map(take, arrays)
 
 
 def _with_features(call: Call, features: FeatureFunctions, parameters: Parameters) -> Call:
@@ -79,7 +124,7 @@ def _with_features(call: Call, features: FeatureFunctions, parameters: Parameter
     return call.replace(query=phi_q, key=phi_k, key_bias=call.key_bias + scale[..., None])
 
 
-def _attend_both_ways(call: Call, tiling: Tiling, axis_name: str | None = None, **options: Any) -> Array:
+def _attend_both_ways(call: Call, tiling: Tiling, axis_name: str | None, **options: Any) -> Array:
     """Keys up to each query plus keys after it, inside (contiguous) segments; features are made already."""
     forward = call.replace(is_causal=True)
     backward = jax.tree.map(lambda x: jnp.flip(x, axis=1), forward)
