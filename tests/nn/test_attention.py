@@ -7,7 +7,7 @@ from flax import nnx
 from jaxattn.nn import Attention, CrossCorrelation, EnergyGated, Softmax, logical_axes
 
 MECHANISMS = [
-    Softmax(),
+    Softmax(sinks=True),
     Softmax(implementation="blockwise"),
     EnergyGated(),
     EnergyGated(normalization="prefix"),
