@@ -15,7 +15,7 @@ IMPLEMENTATIONS = (None, "xla", "pallas", "mosaic_gpu")
 _CHUNK = 256
 # What fits into VMEM beside the state, by compiling.
 _WIDEST = {"query and key": 256, "value": 256, "features": 512}
-_MOST_GROUPS = 16
+_MOST_GROUPS = {2: 16, 4: 8}  # by the bytes of a number
 # Tokens a chunk on NVIDIA GPUs, and the widths that fit into their shared memory.
 _GPU_CHUNK = 64
 _GPU_WIDEST = 256
@@ -57,8 +57,10 @@ def pallas_cannot(
     for (name, most), width in zip(_WIDEST.items(), widths, strict=True):
         if width > most:
             return f"takes {name} up to a width of {most}; got {width}. Use implementation='xla'."
-    if call.query.shape[3] > _MOST_GROUPS:
-        return f"takes up to {_MOST_GROUPS} query heads a key head; got {call.query.shape[3]}."
+    dtype = jnp.result_type(call.query, call.key, call.value)
+    groups = call.query.shape[3]
+    if groups > (most := _MOST_GROUPS[dtype.itemsize]):
+        return f"takes up to {most} query heads a key head in {dtype}; got {groups}. Use implementation='xla'."
     if chunk_size is not None and chunk_size % LANES:
         return f"takes a chunk_size that is a multiple of {LANES}; got {chunk_size}."
     return None

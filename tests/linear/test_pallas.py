@@ -176,6 +176,12 @@ LIMITS = {
     "signs": (checked(Case(("oprf", "sgq", {}, 8))), None, "weights without signs"),
     "segments": (checked(Case(segments=5, causal=False)), None, None),
     "width": (checked(Case(width=264)), None, "takes query and key up to a width of 256; got 264"),
+    "groups": (checked(Case(heads=16, kv_heads=1), jnp.bfloat16), None, None),
+    "groups in float32": (
+        checked(Case(heads=16, kv_heads=1)),
+        None,
+        "takes up to 8 query heads a key head in float32; got 16",
+    ),
     "features": (
         checked(Case(("oprf", "orf", {}, 600))),
         None,
