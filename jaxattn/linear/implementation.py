@@ -60,7 +60,9 @@ def pallas_cannot(
     dtype = jnp.result_type(call.query, call.key, call.value)
     groups = call.query.shape[3]
     if groups > (most := _MOST_GROUPS[dtype.itemsize]):
-        return f"takes up to {most} query heads a key head in {dtype}; got {groups}. Use implementation='xla'."
+        return (
+            f"takes up to {most} query heads a key head in {dtype}; got {groups}. Use implementation='xla'."
+        )
     if chunk_size is not None and chunk_size % LANES:
         return f"takes a chunk_size that is a multiple of {LANES}; got {chunk_size}."
     return None
