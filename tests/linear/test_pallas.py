@@ -151,17 +151,21 @@ def test_transformations(causal, monkeypatch):
     assert_transforms(attend, x, monkeypatch)
 
 
-@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
-def test_float32_is_traced_under_x64(causal):
+@KINDS
+@pytest.mark.parametrize("given", [True, False], ids=["given", "made"])
+def test_float32_is_traced_under_x64(given, causal, segments):
     """Where a number without a dtype, and a feature map made there, is float64."""
     with jax.enable_x64(True):
         x, feature_map = (
             jnp.ones((1, 3, 1, 8), jnp.float32),
             jaxattn.FeatureMap.create(jax.random.key(0), 8, 8),
         )
+        ids = jnp.ones((1, 3), int) if segments else None
 
         def total(x, feature_map):
-            options = {"is_causal": causal, "implementation": "pallas"}
+            options = {"is_causal": causal, "segment_ids": ids, "implementation": "pallas"}
+            if given:
+                return jaxattn.linear_attention(x, x, x, **options).sum()
             return jaxattn.random_feature_attention(x, x, x, feature_map, **options).sum()
 
         of_x, _ = jax.eval_shape(jax.grad(total, (0, 1), allow_int=True), x, feature_map)

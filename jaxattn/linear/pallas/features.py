@@ -84,7 +84,8 @@ def _given(x: Array) -> tuple[Array, Array, Pull]:
     wide = x.astype(jnp.float32)
     top = jnp.abs(wide).max(axis=0, keepdims=True)
     # The exponent's field in a float32: top lies in [2^(field − 127), 2^(field − 126)).
-    field = jnp.maximum(lax.shift_right_logical(lax.bitcast_convert_type(top, jnp.int32), 23), 1)
-    inverse = lax.bitcast_convert_type(lax.shift_left(jnp.maximum(253 - field, 1), 23), jnp.float32)
+    bits = jnp.int32(23)  # of the mantissa
+    field = jnp.maximum(lax.shift_right_logical(lax.bitcast_convert_type(top, jnp.int32), bits), 1)
+    inverse = lax.bitcast_convert_type(lax.shift_left(jnp.maximum(253 - field, 1), bits), jnp.float32)
     scale = (field - 126).astype(jnp.float32) * math.log(2)
     return wide * inverse, scale, lambda grad, _: Gradient(grad * inverse)
