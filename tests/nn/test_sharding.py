@@ -214,3 +214,18 @@ def test_tokens_cut_over_two_axes():
     within = jax.sharding.use_abstract_mesh(mesh), nnx.logical_axis_rules(rules)
     with within[0], within[1], pytest.raises(ValueError, match=message):
         jax.eval_shape(layer, jnp.ones((1, 4, 8)))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_heads_cut_along_their_width_stay_cut(kind):
+    mesh = jax.make_mesh((8,), ("tensor",), axis_types=(kind,))
+    project, x = Attention(2, 16, head_dim=8, rngs=nnx.Rngs(0)).query, jnp.ones((1, 3, 16))
+    expected = project(x)
+    whole, cut = (NamedSharding(mesh, spec) for spec in (P(), P(None, None, "tensor")))
+    project.kernel.set_value(jax.device_put(project.kernel[...], cut))
+    project.bias.set_value(jax.device_put(project.bias[...], NamedSharding(mesh, P(None, "tensor"))))
+    with jax.set_mesh(mesh), nnx.logical_axis_rules([("head_dim", "tensor")]):
+        program = nnx.jit(lambda project, x: project(x)).lower(project, jax.device_put(x, whole)).compile()
+        out = nnx.jit(lambda project, x: project(x))(project, jax.device_put(x, whole))
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+    assert "all-gather" not in program.as_text()
